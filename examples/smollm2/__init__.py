@@ -1,0 +1,1 @@
+"""SmolLM2-135M-Instruct on NumPy, its linear layers on quantplan."""

@@ -1,0 +1,193 @@
+"""The recipes: one class each for how the matrices of a site are stored and multiplied.
+
+A recipe knows plans, not arithmetic. At load it describes its operations, takes a family of plans for each description,
+which covers every number of rows up to MAX_ROWS, and binds the weights. At each step it hands over the activations. A
+new recipe is one more class here, listed in RECIPES.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+import quantplan as qp
+
+from .calibrate import Maxima
+from .model import MAX_ROWS
+from .smoothing import smooth_layer, static_scale
+from .weights import Array, LayerWeights
+
+Matrices = Mapping[str, Array]
+
+# The numbers of rows for which a kernel is chosen: one for decoding, the others for prompts of up to that length.
+BUCKETS = (1, 8, 64, MAX_ROWS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Use:
+    """One operation of a site, for the table: what it makes, from how many channels to how many, with which plans."""
+
+    what: str
+    shape: str
+    family: qp.PlanFamily[Any, Any] | None  # None: NumPy, no plan
+
+
+class Runtime:
+    """What all layers share: the target, one family of plans per description, one workspace, and the buffers."""
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+        self.stream = None  # the reference device and the emulated ones compute at once, without a stream
+        self.workspace = qp.Workspace.allocate(0, target)  # refuses at once a target on which nothing runs
+        self._families: dict[Hashable, qp.PlanFamily[Any, Any]] = {}
+        self._buffers: dict[Hashable, npt.NDArray[Any]] = {}
+
+    def family(self, descriptor: Any) -> qp.PlanFamily[Any, Any]:  # noqa: ANN401 - each op has a descriptor of its own
+        """Return the plans for a description; layers of one shape share them."""
+        if descriptor not in self._families:
+            self._families[descriptor] = qp.PlanFamily.select(self.target, descriptor, ms=BUCKETS)
+        return self._families[descriptor]
+
+    def allocate(self) -> None:
+        """Allocate the workspace, when all families are known. Layers run in turn, so the largest need is enough."""
+        need = max((family.workspace_size for family in self._families.values()), default=0)
+        self.workspace = qp.Workspace.allocate(need, self.target)
+
+    def buffer(self, name: str, *shape: int, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
+        """Return the memory of that name and shape. Layers share it, for they run one after the other."""
+        key = (name, shape, np.dtype(dtype))
+        if key not in self._buffers:
+            self._buffers[key] = np.empty(shape, dtype)
+        return self._buffers[key]
+
+
+class Recipe(ABC):
+    """The matrices of one site, which share their input, under one recipe."""
+
+    name: ClassVar[str]
+    needs_calibration: ClassVar[bool] = False
+
+    def __init__(self, runtime: Runtime, site: str, matrices: Matrices, maxima: Maxima) -> None:
+        self.runtime = runtime
+        self.k = next(iter(matrices.values())).shape[1]
+        self.uses: list[Use] = []
+        self.weight_bytes = 0
+        self.outputs = [runtime.buffer(name, MAX_ROWS, len(matrix)) for name, matrix in matrices.items()]
+        self.load(site, matrices, maxima)
+
+    @classmethod
+    def prepare(cls, weights: LayerWeights, maxima: Maxima) -> tuple[LayerWeights, Maxima]:
+        """Rewrite a layer before its sites are built; return it with the maxima that its activations then have."""
+        return weights, maxima
+
+    @abstractmethod
+    def load(self, site: str, matrices: Matrices, maxima: Maxima) -> None:
+        """Select the plans and bind the weights."""
+
+    @abstractmethod
+    def __call__(self, x: Array) -> tuple[Array, ...]:
+        """Multiply the rows of x with every matrix of the site."""
+
+    def plans(self, what: str, descriptor: Any) -> qp.PlanFamily[Any, Any]:  # noqa: ANN401 - each op has a descriptor of its own
+        """Return the plans for a description, and note for the table what they are used for."""
+        family = self.runtime.family(descriptor)
+        n = getattr(descriptor, "n", None)
+        self.uses.append(Use(what=what, shape=f"{self.k} → {n}" if n else f"{self.k}", family=family))
+        return family
+
+    def quantized(self, matrix: Array) -> tuple[npt.NDArray[np.int8], Array]:
+        """Round a matrix to s8 with a scale per output channel, through a plan too, and count its bytes."""
+        rows, k = matrix.shape
+        descriptor = qp.DynamicRangeQuantizeDescriptor(m=rows, k=k, scope=qp.Scope.channel(0))
+        plan = qp.DynamicRangeQuantizePlan.select(self.runtime.target, descriptor)
+        weight_q, weight_scale = np.empty(matrix.shape, np.int8), np.empty(rows, np.float32)
+        plan.run(
+            self.runtime.stream,
+            qp.Workspace.allocate(plan.workspace_size, self.runtime.target),
+            qp.DynamicRangeQuantizeArgs(x=matrix, q=weight_q, scale=weight_scale),
+        )
+        self.weight_bytes += weight_q.nbytes + weight_scale.nbytes
+        return weight_q, weight_scale
+
+
+class Fp32(Recipe):
+    """Float32 and NumPy's matmul: what the others are compared with."""
+
+    name = "fp32"
+
+    def load(self, site: str, matrices: Matrices, maxima: Maxima) -> None:  # noqa: ARG002 - it needs no calibration
+        """Keep the matrices as they are."""
+        self.matrices = tuple(matrices.values())
+        self.weight_bytes = sum(matrix.nbytes for matrix in self.matrices)
+        self.uses = [Use(what=name, shape=f"{self.k} → {len(w)}", family=None) for name, w in matrices.items()]
+
+    def __call__(self, x: Array) -> tuple[Array, ...]:
+        """Multiply."""
+        pairs = zip(self.matrices, self.outputs, strict=True)
+        return tuple(np.matmul(x, matrix.T, out=output[: len(x)]) for matrix, output in pairs)
+
+
+class W8A8Dynamic(Recipe):
+    """Int8 weights with a scale per output channel; activations rounded to int8 on the fly, with a scale per token."""
+
+    name = "w8a8-dynamic"
+
+    def load(self, site: str, matrices: Matrices, maxima: Maxima) -> None:  # noqa: ARG002 - it needs no calibration
+        """Round the weights and bind them."""
+        self.act_q = self.runtime.buffer(f"{site}.q", MAX_ROWS, self.k, dtype=np.int8)
+        self.act_scale = self.runtime.buffer(f"{site}.scale", MAX_ROWS)
+        self.quantize = self.plans(site, qp.DynamicRangeQuantizeDescriptor(m=MAX_ROWS, k=self.k)).bind()
+        self.products = []
+        for name, matrix in matrices.items():
+            weight_q, weight_scale = self.quantized(matrix)
+            family = self.plans(name, qp.QuantizedLinearDescriptor(m=MAX_ROWS, n=len(matrix), k=self.k))
+            self.products.append(family.bind(weight_q=weight_q, weight_scale=weight_scale))
+
+    def __call__(self, x: Array) -> tuple[Array, ...]:
+        """Round the activations once, then multiply them with each matrix."""
+        stream, workspace, m = self.runtime.stream, self.runtime.workspace, len(x)
+        act_q, act_scale = self.act_q[:m], self.act_scale[:m]
+        outputs = tuple(output[:m] for output in self.outputs)
+        self.quantize.run(stream, workspace, x=x, q=act_q, scale=act_scale)
+        for product, output in zip(self.products, outputs, strict=True):
+            product.run(stream, workspace, act_q=act_q, act_scale=act_scale, output=output)
+        return outputs
+
+
+class W8A8SmoothQuant(Recipe):
+    """Int8 weights; int8 activations with a static scale per site, after their outliers were moved into the weights."""
+
+    name = "w8a8-smoothquant"
+    needs_calibration = True
+
+    @classmethod
+    def prepare(cls, weights: LayerWeights, maxima: Maxima) -> tuple[LayerWeights, Maxima]:
+        """Smooth the layer."""
+        return smooth_layer(weights, maxima)
+
+    def load(self, site: str, matrices: Matrices, maxima: Maxima) -> None:
+        """Round the weights and bind them with the scale that calibration found for this site's activations."""
+        act_scale = static_scale(maxima[site])
+        self.act_q = self.runtime.buffer(f"{site}.q", MAX_ROWS, self.k, dtype=np.int8)
+        self.quantize = self.plans(site, qp.QuantizeDescriptor(m=MAX_ROWS, k=self.k)).bind(scale=act_scale)
+        self.products = []
+        for name, matrix in matrices.items():
+            weight_q, weight_scale = self.quantized(matrix)
+            family = self.plans(name, qp.SmoothQuantLinearDescriptor(m=MAX_ROWS, n=len(matrix), k=self.k))
+            self.products.append(family.bind(weight_q=weight_q, weight_scale=weight_scale, act_scale=act_scale))
+
+    def __call__(self, x: Array) -> tuple[Array, ...]:
+        """Round the activations once, then multiply them with each matrix."""
+        stream, workspace, m = self.runtime.stream, self.runtime.workspace, len(x)
+        act_q = self.act_q[:m]
+        outputs = tuple(output[:m] for output in self.outputs)
+        self.quantize.run(stream, workspace, x=x, q=act_q)
+        for product, output in zip(self.products, outputs, strict=True):
+            product.run(stream, workspace, act_q=act_q, output=output)
+        return outputs
+
+
+RECIPES: dict[str, type[Recipe]] = {recipe.name: recipe for recipe in (Fp32, W8A8SmoothQuant, W8A8Dynamic)}

@@ -1,0 +1,118 @@
+"""What was selected, as a table; what was measured, as a table, as JSON and as a picture."""
+
+import datetime as dt
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+import quantplan as qp
+
+from .build import Built
+from .evaluate import Score
+from .linear import Use
+
+SCHEMA = 1
+MB = 1e6
+NOT_QUANTIZED = "NumPy float32, not quantized"
+
+
+def plans_table(built: Built) -> Table:
+    """Return the chosen kernels with what they promise; what is equal in several layers or sites shares a row."""
+    layers: dict[tuple[str, str, str], list[int]] = defaultdict(list)
+    for index, uses in enumerate(built.uses):
+        for use in uses:
+            layers[chosen(use), use.shape, use.what].append(index)
+    rows: dict[tuple[str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for (kernel, shape, what), indices in layers.items():
+        rows[ranges(indices), kernel][shape].append(what)
+    vocabulary, hidden = built.model.weights.embedding.shape
+    rows["", NOT_QUANTIZED][f"{hidden} → {vocabulary}"] = ["embedding, logits"]
+    table = Table(title="Selected once, before the first token", box=SIMPLE_HEAD, show_lines=True)
+    for heading in ("layers", "of", "channels"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("kernel and guarantee", overflow="fold")
+    for (where, kernel), shapes in rows.items():
+        table.add_row(where, "\n".join(map(", ".join, shapes.values())), "\n".join(shapes), kernel)
+    return table
+
+
+def chosen(use: Use) -> str:
+    """Return the kernels of an operation, each with its numbers of rows if they are several, and what they promise."""
+    if use.family is None:
+        return NOT_QUANTIZED
+    kernels: dict[str, str] = {}
+    for m, plan in zip(use.family.buckets, use.family.plans, strict=True):
+        kernels[f"{plan.sku.name}\n{promises(plan.precision_guarantee, use.family)}"] = f"M ≤ {m}: "
+    return "\n".join(rows * (len(kernels) > 1) + kernel for kernel, rows in kernels.items())
+
+
+def promises(guarantee: qp.PrecisionGuarantee, family: qp.PlanFamily[Any, Any]) -> str:
+    """Say in words what holds for the numbers of a plan in its family."""
+    words = ["bit-identical" if guarantee.bit_identical_to_reference else guarantee.error_bound.formula]
+    words += ["deterministic"] * guarantee.deterministic
+    words += ["batch-invariant"] * family.batch_invariant
+    return ", ".join(words)
+
+
+def ranges(indices: Sequence[int]) -> str:
+    """Write ascending indices compactly: 0-3, 5."""
+    starts = [i for i in indices if i - 1 not in indices]
+    ends = [i for i in indices if i + 1 not in indices]
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
+
+
+def scores_table(scores: Sequence[Score]) -> Table:
+    """Return one row per recipe."""
+    table = Table(title="Recipes on held-out text")
+    table.add_column("recipe", no_wrap=True)
+    for heading in ("perplexity", "top-1 as fp32", "weights", "prompt token/s", "answer token/s"):
+        table.add_column(heading, justify="right")
+    table.add_column("answer")
+    for score in scores:
+        table.add_row(
+            score.recipe,
+            f"{score.perplexity:.2f}",
+            f"{score.top1_agreement:.1%}",
+            f"{score.weight_bytes / MB:.1f} MB",
+            f"{score.prompt_tokens_per_second:.0f}",
+            f"{score.tokens_per_second:.1f}",
+            score.answer.partition("\n")[0],
+        )
+    return table
+
+
+def write_json(folder: Path, scores: Sequence[Score], setting: dict[str, Any]) -> Path:
+    """Write ``recipes-DATE.json``, from which ``python -m quantplan.bench.readme`` makes the README's table."""
+    date = dt.datetime.now(tz=dt.UTC).date().isoformat()
+    path = folder / f"recipes-{date}.json"
+    document = {"schema": SCHEMA, "date": date, **setting, "rows": [vars(score) for score in scores]}
+    path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+def draw(folder: Path, scores: Sequence[Score], title: str) -> Path:
+    """Draw ``recipes.png``: quality against size, and how often a recipe would have gone on like float32."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure.suptitle(title)
+    size, choice = figure.subplots(1, 2)
+    for score in scores:
+        point = (score.weight_bytes / MB, score.perplexity)
+        size.scatter(*point, s=60, zorder=3)
+        size.annotate(score.recipe, point, (8, 6), textcoords="offset points")
+    size.set(xlabel="linear weights, MB", ylabel="perplexity (lower is better)")
+    size.set_xlim(0, 1.4 * max(score.weight_bytes for score in scores) / MB)
+    size.margins(y=0.25)
+    size.grid(alpha=0.3)
+    bars = choice.barh([score.recipe for score in scores], [100 * score.top1_agreement for score in scores])
+    choice.bar_label(bars, fmt="%.1f %%", padding=3)
+    choice.invert_yaxis()
+    choice.set(xlabel="positions whose likeliest next token is that of fp32, %", xlim=(0, 118))
+    path = folder / "recipes.png"
+    figure.savefig(path, dpi=150)
+    return path

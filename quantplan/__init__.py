@@ -1,0 +1,138 @@
+"""Quantized inference on NVIDIA GPUs: describe an op, select a plan, run it, and ask what it guarantees."""
+
+from __future__ import annotations
+
+import logging
+
+from quantplan.devices.stream import Stream
+from quantplan.devices.target import Target
+from quantplan.doctor import doctor
+from quantplan.elements import ElementKind
+from quantplan.errors import (
+    CaptureError,
+    DeviceMismatch,
+    DriverError,
+    DriverNotFound,
+    InvalidProblem,
+    KernelBuildError,
+    MisalignedOperand,
+    QuantPlanError,
+    Unsupported,
+    WorkspaceTooSmall,
+)
+from quantplan.family import BoundFamily, PlanFamily
+from quantplan.ops.dequantize import DequantizeArgs, DequantizeDescriptor, DequantizePlan
+from quantplan.ops.dynamic_range_quantize import (
+    DynamicRangeQuantizeArgs,
+    DynamicRangeQuantizeDescriptor,
+    DynamicRangeQuantizePlan,
+)
+from quantplan.ops.quantize import QuantizeArgs, QuantizeDescriptor, QuantizePlan
+from quantplan.ops.quantized_linear import QuantizedLinearArgs, QuantizedLinearDescriptor, QuantizedLinearPlan
+from quantplan.ops.smoothquant_linear import SmoothQuantLinearArgs, SmoothQuantLinearDescriptor, SmoothQuantLinearPlan
+from quantplan.plan import BoundPlan, Plan
+from quantplan.queries import devices, explain, plans
+from quantplan.record import Record
+from quantplan.tensor import Location, TensorView, typed
+from quantplan.types import (
+    Accumulation,
+    ArchSku,
+    BackendKind,
+    EpilogueKind,
+    ErrorBound,
+    KernelSku,
+    LayoutSku,
+    MathPrecision,
+    OpCategory,
+    PlanPreference,
+    PrecisionGuarantee,
+    QuantizeKind,
+    QuantizeMode,
+    Scope,
+    ScopeKind,
+)
+from quantplan.variant import VariantReport
+from quantplan.workspace import Workspace
+
+__version__ = "0.1.0"
+
+F64, F32, F16, BF16 = ElementKind.F64, ElementKind.F32, ElementKind.F16, ElementKind.BF16
+S8, U8, S4, U4, S32 = ElementKind.S8, ElementKind.U8, ElementKind.S4, ElementKind.U4, ElementKind.S32
+FP8_E4M3, FP8_E5M2 = ElementKind.FP8_E4M3, ElementKind.FP8_E5M2
+FP4_E2M1, E8M0 = ElementKind.FP4_E2M1, ElementKind.E8M0
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
+
+__all__ = [
+    "BF16",
+    "E8M0",
+    "F16",
+    "F32",
+    "F64",
+    "FP4_E2M1",
+    "FP8_E4M3",
+    "FP8_E5M2",
+    "S4",
+    "S8",
+    "S32",
+    "U4",
+    "U8",
+    "Accumulation",
+    "ArchSku",
+    "BackendKind",
+    "BoundFamily",
+    "BoundPlan",
+    "CaptureError",
+    "DequantizeArgs",
+    "DequantizeDescriptor",
+    "DequantizePlan",
+    "DeviceMismatch",
+    "DriverError",
+    "DriverNotFound",
+    "DynamicRangeQuantizeArgs",
+    "DynamicRangeQuantizeDescriptor",
+    "DynamicRangeQuantizePlan",
+    "ElementKind",
+    "EpilogueKind",
+    "ErrorBound",
+    "InvalidProblem",
+    "KernelBuildError",
+    "KernelSku",
+    "LayoutSku",
+    "Location",
+    "MathPrecision",
+    "MisalignedOperand",
+    "OpCategory",
+    "Plan",
+    "PlanFamily",
+    "PlanPreference",
+    "PrecisionGuarantee",
+    "QuantPlanError",
+    "QuantizeArgs",
+    "QuantizeDescriptor",
+    "QuantizeKind",
+    "QuantizeMode",
+    "QuantizePlan",
+    "QuantizedLinearArgs",
+    "QuantizedLinearDescriptor",
+    "QuantizedLinearPlan",
+    "Record",
+    "Scope",
+    "ScopeKind",
+    "SmoothQuantLinearArgs",
+    "SmoothQuantLinearDescriptor",
+    "SmoothQuantLinearPlan",
+    "Stream",
+    "Target",
+    "TensorView",
+    "Unsupported",
+    "VariantReport",
+    "Workspace",
+    "WorkspaceTooSmall",
+    "__version__",
+    "devices",
+    "doctor",
+    "explain",
+    "plans",
+    "typed",
+]

@@ -1,0 +1,1 @@
+"""Benchmarks, and the tables made from what they measured."""

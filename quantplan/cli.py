@@ -1,0 +1,224 @@
+"""The command line: doctor, plans, explain, verify. Every command prints tables, or JSON with ``--json``.
+
+Exit codes: 0 all is well; 1 a check failed (verify: a guarantee was broken); 2 the request makes no sense or an
+optional package is missing; 3 the op is sound but unsupported on the target.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import attrs
+
+import quantplan
+from quantplan.doctor import doctor
+from quantplan.errors import QuantPlanError
+from quantplan.ops import PLANS
+from quantplan.queries import explain, plans
+from quantplan.record import SCHEMA
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from quantplan.plan import Plan
+    from quantplan.types import PrecisionGuarantee
+
+OK, FAILED, USAGE, UNSUPPORTED = 0, 1, 2, 3
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; errors of quantplan are one line on standard error.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments; by default those of the process.
+
+    Returns
+    -------
+    int
+        The exit code.
+    """
+    args = _parser().parse_args(argv)
+    try:
+        code: int = args.command(args)
+    except QuantPlanError as error:
+        print(f"quantplan: {error}", file=sys.stderr)
+        return USAGE
+    except ModuleNotFoundError as error:
+        print(f"quantplan: {error.name} is missing: pip install 'quantplan[cli]', or use --json", file=sys.stderr)
+        return USAGE
+    except BrokenPipeError:  # the reader went away, as `quantplan plans | head` does
+        sys.stderr.close()
+    else:
+        return code
+    return OK
+
+
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line, and which takes no abbreviated flags."""
+
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - forwarded as they are
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE, f"{self.prog}: {message}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="quantplan", description=quantplan.__doc__)
+    parser.add_argument("--version", action="version", version=quantplan.__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function: Any, text: str) -> argparse.ArgumentParser:  # noqa: ANN401 - a handler
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.add_argument("--json", action="store_true", help="print JSON")
+        sub.set_defaults(command=function)
+        return sub
+
+    command("doctor", _doctor, "What this machine has, and how to get what is missing.")
+    sub = command("plans", _plans, "Every SKU with its guarantee, and whether a target runs it.")
+    sub.add_argument("--target", default="cpu", help="cpu, cuda:0, sm_90a, emulated:sm_90a")
+    sub.add_argument("--op", choices=PLANS, help="only this op")
+    sub = command("verify", _verify, "Hold every plan to its guarantee under attacking inputs.")
+    sub.add_argument("--target", default="cpu", help="cpu, cuda:0, emulated:sm_90a")
+    sub.add_argument("--op", choices=PLANS, help="only this op")
+    sub = command("explain", _explain, "Which variant would run an op on a target, and why each other one would not.")
+    ops = sub.add_subparsers(required=True, metavar="OP")
+    for name, kind in PLANS.items():
+        _add_descriptor_flags(
+            ops.add_parser(name, help=f"flags are the fields of {kind.descriptor_type.__name__}"), kind
+        )
+    return parser
+
+
+# ---- commands
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    findings = doctor()
+    if args.json:
+        return _print_json({"findings": [_data(f) for f in findings]})
+    rows = [("yes" if f.found else "no", f.name, f.detail, f.remedy) for f in findings]
+    return _print_table("quantplan doctor", ("", "what", "detail", "remedy"), rows)
+
+
+def _plans(args: argparse.Namespace) -> int:
+    rows = plans(args.target, args.op)
+    if args.json:
+        return _print_json({"target": args.target, "plans": [_data(row) for row in rows]})
+    cells = [
+        (row.sku.name, "yes" if row.supported else row.reason, guarantee_text(row.sku.precision_guarantee))
+        for row in rows
+    ]
+    return _print_table(f"{len(rows)} SKUs, target {args.target}", ("SKU", "supported", "guarantee"), cells)
+
+
+def _explain(args: argparse.Namespace) -> int:
+    kind: type[Plan[Any, Any]] = args.kind
+    fields = {a.name: getattr(args, a.name) for a in attrs.fields(kind.descriptor_type) if hasattr(args, a.name)}
+    found = explain(kind.descriptor_type(**fields), args.target)
+    if args.json:
+        _print_json(_data(found))
+    else:
+        print(f"{found.op} on {found.target}: {found.sku.name if found.sku else 'unsupported'}")
+        rows = [(v.name, "yes" if v.supported else "no", v.reason) for v in found.variants]
+        _print_table("variants, in order of preference", ("variant", "supported", "reason"), rows)
+        if found.sku:
+            print(guarantee_text(found.sku.precision_guarantee))
+    return OK if found.sku else UNSUPPORTED
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from quantplan.verify import verify  # noqa: PLC0415 - exact arithmetic is needed by nothing else
+
+    report = verify(target=args.target, op=args.op)
+    if args.json:
+        _print_json(
+            {
+                "target": report.target,
+                "ok": report.ok,
+                "problems": list(report.problems),
+                "plans": [attrs.asdict(plan) for plan in report.plans],
+            }
+        )
+    else:
+        rows = [
+            (
+                p.sku,
+                p.backend,
+                str(p.cases),
+                str(p.mismatches),
+                "" if p.worst_fraction is None else f"{p.worst_fraction:.3f}",
+            )
+            for p in report.plans
+        ]
+        _print_table(f"verify on {report.target}", ("SKU", "backend", "cases", "mismatches", "worst fraction"), rows)
+        for problem in report.problems:
+            print(problem)
+        print("every guarantee holds" if report.ok else f"{len(report.problems)} problems")
+    return OK if report.ok else FAILED
+
+
+# ---- descriptor flags
+
+
+def _add_descriptor_flags(parser: argparse.ArgumentParser, kind: type[Plan[Any, Any]]) -> None:
+    """Give an op's parser a flag per field: ``--output`` for output_element, a plain switch for booleans."""
+    parser.set_defaults(kind=kind)
+    parser.add_argument("--target", default="cpu", help="cpu, cuda:0, sm_90a, emulated:sm_90a")
+    parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
+    for field in attrs.fields(kind.descriptor_type):
+        options: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS}
+        if isinstance(field.default, bool):
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options |= {"type": _number_or_text, "required": field.default is attrs.NOTHING, "metavar": "VALUE"}
+        names = [field.name, field.name.removesuffix("_element")]
+        parser.add_argument(*dict.fromkeys(f"--{name.replace('_', '-')}" for name in names), **options)
+
+
+def _number_or_text(text: str) -> int | float | str:
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return text
+
+
+# ---- printing
+
+
+def guarantee_text(guarantee: PrecisionGuarantee) -> str:
+    """Return a guarantee in a few words."""
+    words = ["bit-identical" if guarantee.bit_identical_to_reference else "bounded error"]
+    words += ["deterministic"] if guarantee.deterministic else []
+    words += ["batch-invariant"] if guarantee.batch_invariant else []
+    return f"{', '.join(words)}; accumulates in {guarantee.accumulator.value}"
+
+
+def _data(value: Any) -> dict[str, Any]:  # noqa: ANN401 - any record
+    return {name: item for name, item in value.to_dict().items() if name != "schema"}
+
+
+def _print_json(data: dict[str, Any]) -> int:
+    print(json.dumps({"schema": SCHEMA, **data}, indent=2))
+    return OK
+
+
+def _print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> int:
+    from rich.console import Console  # noqa: PLC0415 - JSON output does without
+    from rich.markup import escape  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    console = Console()
+    # not a terminal: as wide as the text, so that nothing is cut off in a file or pipe
+    console.print(table, width=None if console.is_terminal else console.measure(table).maximum)
+    return OK

@@ -1,0 +1,1 @@
+"""Where plans run: targets, streams and the devices behind them."""

@@ -1,0 +1,51 @@
+"""CUDA devices: what can be asked of the driver. Everything CUDA is imported when it is first needed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quantplan.errors import DriverNotFound, InvalidProblem
+
+
+def driver() -> Any:  # noqa: ANN401 - cuda.core has no stub that holds on every version
+    """Return the module ``cuda.core``, after making sure that a driver is there.
+
+    Raises
+    ------
+    DriverNotFound
+        cuda-python is not installed, or the driver's library is not found.
+    """
+    try:
+        from cuda import core, pathfinder  # noqa: PLC0415 - importing quantplan touches no CUDA
+    except ImportError as error:
+        hint = "pip install 'quantplan[cuda13]'; the target 'cpu' needs no GPU"
+        raise DriverNotFound("cuda-python is not installed", op="cuda", hint=hint) from error
+    try:
+        pathfinder.load_nvidia_dynamic_lib("cuda")
+    except pathfinder.DynamicLibNotFoundError as error:
+        hint = "install the NVIDIA driver; 'cpu' runs and a bare architecture such as 'sm_90a' selects without it"
+        raise DriverNotFound("no CUDA driver on this machine", op="cuda", hint=hint) from error
+    return core
+
+
+def device_count() -> int:
+    """Return the number of GPUs that the driver shows."""
+    return int(driver().system.get_num_devices())
+
+
+def compute_capability(index: int) -> tuple[int, int]:
+    """Return (major, minor) of a GPU.
+
+    Raises
+    ------
+    DriverNotFound
+        There is no driver.
+    InvalidProblem
+        There is no such GPU.
+    """
+    core = driver()
+    count = device_count()
+    if not 0 <= index < count:
+        raise InvalidProblem(op="cuda", field="device", expected=f"an index below {count}", got=index)
+    major, minor = core.Device(index).compute_capability
+    return int(major), int(minor)

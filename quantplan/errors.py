@@ -1,0 +1,158 @@
+"""Errors of quantplan: each one says which op and field, what was expected, what came instead, and what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class QuantPlanError(Exception):
+    """Base of every error that quantplan raises on purpose.
+
+    Parameters
+    ----------
+    message : str, optional
+        What is wrong, when ``expected`` and ``got`` do not say it all.
+    op, field : str, optional
+        The operation and the descriptor field, operand or option at fault.
+    expected, got : object, optional
+        What the rule asks for, and what was given.
+    hint : str, optional
+        What the caller can do about it.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        op: str | None = None,
+        field: str | None = None,
+        expected: object = None,
+        got: object = None,
+        hint: str | None = None,
+    ) -> None:
+        self.message = message
+        self.op = op
+        self.field = field
+        self.expected = expected
+        self.got = got
+        self.hint = hint
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        """``op: field: message: expected …, got … (hint)``, with only the parts that are known."""
+        what = self.message
+        if self.expected is not None:
+            versus = f"expected {self.expected}"
+            if self.got is not None:
+                versus += f", got {self.got}"
+            what = f"{what}: {versus}" if what else versus
+        parts = [part for part in (self.op, self.field, what) if part]
+        text = ": ".join(parts)
+        return f"{text} ({self.hint})" if self.hint else text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by attributes: keyword-only exceptions do not pickle by themselves."""
+        return _rebuild, (type(self), self.message, dict(self.__dict__))
+
+
+def _rebuild(kind: type[QuantPlanError], message: str, state: dict[str, Any]) -> QuantPlanError:
+    error = kind.__new__(kind, message)
+    Exception.__init__(error, message)
+    error.__dict__.update(state)
+    return error
+
+
+class InvalidProblem(QuantPlanError, ValueError):
+    """The description or the operands contradict themselves or each other; no device could run this."""
+
+
+class Unsupported(QuantPlanError, NotImplementedError):
+    """A sound problem that no variant can run on this target under these preferences.
+
+    Attributes
+    ----------
+    variants : tuple[VariantReport, ...]
+        Each variant of the op, with the reason why it was not chosen.
+    """
+
+    def __init__(self, message: str = "", *, variants: tuple[Any, ...] = (), **parts: Any) -> None:  # noqa: ANN401 - forwarded as they are
+        super().__init__(message, **parts)
+        self.variants = variants
+
+    def __str__(self) -> str:
+        """Return the one-line message, then the table of variants."""
+        lines = [super().__str__()]
+        width = max((len(report.name) for report in self.variants), default=0)
+        lines += [f"  {report.name:<{width}}  {report.reason}" for report in self.variants]
+        return "\n".join(lines)
+
+
+class WorkspaceTooSmall(QuantPlanError):
+    """The workspace holds fewer bytes than the plan's ``workspace_size``.
+
+    Attributes
+    ----------
+    needed, available : int
+        Bytes the plan needs, and bytes the workspace has.
+    """
+
+    def __init__(self, *, op: str, needed: int, available: int) -> None:
+        super().__init__(
+            op=op,
+            field="workspace",
+            expected=f"at least {needed} bytes",
+            got=f"{available}",
+            hint="allocate plan.workspace_size bytes",
+        )
+        self.needed = needed
+        self.available = available
+
+
+class MisalignedOperand(QuantPlanError, ValueError):
+    """A pointer or stride does not have the alignment that the operand needs."""
+
+
+class DeviceMismatch(QuantPlanError, ValueError):
+    """An operand, workspace or stream lives on another device than the plan."""
+
+
+class DriverError(QuantPlanError, RuntimeError):
+    """The CUDA driver refused a call.
+
+    Attributes
+    ----------
+    code : int
+        The driver's result code.
+    name : str
+        Its symbolic name, e.g. ``CUDA_ERROR_OUT_OF_MEMORY``.
+    """
+
+    def __init__(self, message: str = "", *, code: int, name: str, **parts: Any) -> None:  # noqa: ANN401 - forwarded as they are
+        super().__init__(message or f"{name} ({code})", **parts)
+        self.code = code
+        self.name = name
+
+
+class KernelBuildError(QuantPlanError, RuntimeError):
+    """A kernel did not compile.
+
+    Attributes
+    ----------
+    options : tuple[str, ...]
+        The options the compiler was called with.
+    log : str
+        What the compiler said.
+    """
+
+    def __init__(self, message: str = "", *, options: tuple[str, ...], log: str, **parts: Any) -> None:  # noqa: ANN401 - forwarded as they are
+        super().__init__(message or log.strip(), **parts)
+        self.options = options
+        self.log = log
+
+
+class DriverNotFound(QuantPlanError, RuntimeError):
+    """A CUDA device was asked for on a machine without a CUDA driver."""
+
+
+class CaptureError(QuantPlanError, RuntimeError):
+    """A call that cannot be recorded in a CUDA graph was made while the stream captures."""

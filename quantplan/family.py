@@ -1,0 +1,197 @@
+"""PlanFamily: one op for every M of a serving loop. One plan per bucket of M, picked at each launch."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import TYPE_CHECKING, Any, Generic
+
+import attrs
+
+from quantplan.errors import InvalidProblem, Unsupported
+from quantplan.operands import check_overlap, check_presence
+from quantplan.plan import A, D, Plan, plan_type
+from quantplan.tensor import TensorView
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from quantplan.types import KernelSku, PlanPreference
+    from quantplan.workspace import Workspace
+
+
+@attrs.frozen(eq=False, repr=False)
+class PlanFamily(Generic[D, A]):
+    """Plans of one op that differ in M only. A launch of M rows uses the smallest bucket ≥ M.
+
+    Parameters
+    ----------
+    buckets : tuple[int, ...]
+        Largest M of each member, ascending.
+    plans : tuple[Plan, ...]
+        The members, in the same order.
+    """
+
+    buckets: tuple[int, ...]
+    plans: tuple[Plan[D, A], ...]
+
+    @classmethod
+    def select(
+        cls,
+        target: object,
+        desc: D,
+        ms: Iterable[int],
+        pref: PlanPreference | None = None,
+        plan: type[Plan[D, A]] | None = None,
+    ) -> PlanFamily[D, A]:
+        """Select one plan per bucket.
+
+        Parameters
+        ----------
+        target : str, Target or stream
+            As in `Plan.select`.
+        desc : descriptor
+            The problem; its ``m`` is replaced by each bucket.
+        ms : iterable of int
+            The buckets: a launch may have any 0 ≤ M ≤ max(ms).
+        pref : PlanPreference, optional
+            What the caller insists on. ``require_batch_invariant`` is asked of the family as a whole.
+        plan : type[Plan], optional
+            The op; by default the one that the descriptor describes.
+
+        Raises
+        ------
+        InvalidProblem
+            No buckets, or an M that the op refuses.
+        Unsupported
+            A bucket that no variant runs, or members whose rows may differ where batch invariance is required.
+        """
+        op = plan or plan_type(desc)
+        op.check(desc)
+        buckets = tuple(sorted(set(ms)))
+        if not buckets:
+            raise InvalidProblem(op=op.op.value, field="ms", expected="at least one M", got="none")
+        members = tuple(op._select(target, desc.replace(m=m), pref, flexible_m=True) for m in buckets)  # noqa: SLF001 - a family is made of plans
+        family = cls(buckets, members)
+        if pref and pref.require_batch_invariant and not family.batch_invariant:
+            hint = "see family.plans[i].sku.precision_guarantee.reduction_id"
+            raise Unsupported("the members of the family do not share a reduction", op=op.op.value, hint=hint)
+        return family
+
+    @property
+    def workspace_size(self) -> int:
+        """Bytes of scratch memory that serve every member."""
+        return max(plan.workspace_size for plan in self.plans)
+
+    @property
+    def batch_invariant(self) -> bool:
+        """Whether a row's bits depend on neither M nor other rows, whichever member computes it."""
+        promises = [plan.precision_guarantee for plan in self.plans]
+        alike = all(p.bit_identical_to_reference for p in promises) or len({p.reduction_id for p in promises}) == 1
+        return alike and all(p.batch_invariant for p in promises)
+
+    def plan_for(self, m: int) -> Plan[D, A]:
+        """Return the member that launches ``m`` rows.
+
+        Raises
+        ------
+        InvalidProblem
+            ``m`` is larger than every bucket.
+        """
+        i = bisect_left(self.buckets, m)
+        if i == len(self.buckets):
+            first = self.plans[0]
+            raise InvalidProblem(
+                op=first.op.value,
+                field=first.rows_operand,
+                expected=f"M ≤ {self.buckets[-1]}, the largest bucket",
+                got=f"M={m}",
+                hint="select the family with a larger bucket, or cut the batch",
+            )
+        return self.plans[i]
+
+    def sku_for(self, m: int) -> KernelSku:
+        """Return the SKU of the member that launches ``m`` rows."""
+        return self.plan_for(m).sku
+
+    def run(self, stream: object, workspace: Workspace | None, args: A) -> None:
+        """Check and launch with the member for the arguments' M; see `Plan.run`."""
+        first = self.plans[0]
+        rows = getattr(args, first.rows_operand, None)
+        m = rows.shape[0] if rows is not None and rows.shape else 0
+        self.plan_for(m).run(stream, workspace, args)
+
+    def bind(self, **operands: object) -> BoundFamily[D, A]:
+        """Check the operands that stay the same from step to step, once for all buckets.
+
+        Parameters
+        ----------
+        **operands
+            Args fields that do not depend on M, usually the weight with its scale and bias.
+
+        Raises
+        ------
+        QuantPlanError
+            Whatever `Plan.can_implement` would refuse; an operand whose shape depends on M.
+        """
+        plan = self.plans[-1]
+        fixed = {name: TensorView.of(obj) for name, obj in operands.items() if obj is not None}
+        largest, smallest = plan.problem(self.buckets[-1]), plan.problem(0)
+        stated = {operand.name: operand for operand in largest.operands}
+        constant = {o.name for o in smallest.operands if not o.output and o.shape == stated[o.name].shape}
+        for name in fixed:
+            if name not in constant or name == plan.rows_operand:
+                raise InvalidProblem(
+                    op=plan.op.value,
+                    field=name,
+                    expected=f"an operand that does not depend on M: {', '.join(sorted(constant))}",
+                    got=name,
+                    hint="pass it to run",
+                )
+        plan.check_operands([stated[name] for name in fixed], fixed)
+        return BoundFamily(self, fixed)
+
+    def __repr__(self) -> str:
+        """Show the op and its buckets."""
+        return f"PlanFamily({type(self.plans[0]).__name__} on {self.plans[0].target}, ms={self.buckets})"
+
+
+@attrs.frozen(eq=False, repr=False)
+class BoundFamily(Generic[D, A]):
+    """A family with its fixed operands, such as one layer of a model. It keeps them alive."""
+
+    family: PlanFamily[D, A]
+    fixed: dict[str, TensorView]
+
+    def run(self, stream: object, workspace: Workspace | None, **operands: object) -> None:
+        """Check the operands of this step and launch with the member for their M.
+
+        Parameters
+        ----------
+        stream, workspace
+            As in `Plan.run`.
+        **operands
+            The remaining Args fields.
+        """
+        rest = {name: TensorView.of(obj) for name, obj in operands.items() if obj is not None}
+        first = self.family.plans[0]
+        rows = rest.get(first.rows_operand)
+        m = rows.shape[0] if rows is not None and rows.shape else 0
+        plan = self.family.plan_for(m)
+        problem, op = plan.problem(m), plan.op.value
+        for name in rest:
+            if name in self.fixed:
+                raise InvalidProblem(op=op, field=name, expected="nothing: it is bound", got="a second operand")
+        names = [a.name for a in attrs.fields(plan.args_type)]
+        given: dict[str, Any] = dict.fromkeys(names) | self.fixed | rest
+        if len(given) > len(names):
+            field = next(name for name in given if name not in names)
+            raise InvalidProblem(op=op, field=field, expected=f"one of {', '.join(names)}", got=field)
+        check_presence(op, problem.operands, given)
+        plan.check_operands([o for o in problem.operands if o.name not in self.fixed], given)
+        check_overlap(op, problem.operands, given)
+        plan.check_workspace(workspace)
+        plan.launch(problem, plan.args_type(**given), workspace, stream)
+
+    def __repr__(self) -> str:
+        """Show the family and what is bound."""
+        return f"BoundFamily({self.family!r}, {', '.join(self.fixed)})"

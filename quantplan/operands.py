@@ -1,0 +1,172 @@
+"""Operand: the statement of what one argument must look like, and the only place where arguments are checked.
+
+Each op lists its operands once; ``can_implement``, ``bind``, error messages and docs all come from that list.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from quantplan.errors import DeviceMismatch, InvalidProblem, MisalignedOperand
+from quantplan.tensor import Location, TensorView, dense_strides, overlap
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from quantplan.elements import ElementKind
+
+
+@attrs.frozen
+class Operand:
+    """What an argument must look like for one problem.
+
+    The memory rule is the same for every operand on every device: the last axis is contiguous, rows of a matrix may lie
+    any distance ≥ their length apart, and the pointer has the element's natural alignment.
+
+    Parameters
+    ----------
+    name : str
+        Field of the op's Args.
+    element : ElementKind
+        Element it must hold.
+    dims : tuple[tuple[str, int], ...]
+        Label and extent of each axis, e.g. ``(("M", 16), ("K", 4096))``.
+    output : bool
+        Whether the op writes it.
+    hint : str
+        What to do when it has another shape.
+    """
+
+    name: str
+    element: ElementKind
+    dims: tuple[tuple[str, int], ...]
+    output: bool = False
+    hint: str | None = None
+    shape: tuple[int, ...] = attrs.field(init=False, eq=False, repr=False)
+    storage: tuple[int, ...] = attrs.field(init=False, eq=False, repr=False)
+    strides: tuple[int, ...] = attrs.field(init=False, eq=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        """Derive what each check compares with."""
+        shape = tuple(extent for _, extent in self.dims)
+        storage = (*shape[:-1], self.element.storage_columns(shape[-1]))
+        for name, value in (("shape", shape), ("storage", storage), ("strides", dense_strides(storage))):
+            object.__setattr__(self, name, value)
+
+    @property
+    def empty(self) -> bool:
+        """Whether it has no elements."""
+        return 0 in self.shape
+
+    def check(self, op: str, view: TensorView, location: Location) -> None:
+        """Hold one argument to this statement.
+
+        Raises
+        ------
+        InvalidProblem, MisalignedOperand, DeviceMismatch
+            The first rule it breaks.
+        """
+        if view.element is not self.element:
+            raise InvalidProblem(
+                op=op,
+                field=self.name,
+                expected=f"element {self.element.value}",
+                got=view.element.value,
+                hint=_element_hint(self.element, view.element),
+            )
+        if view.storage_shape != self.storage:
+            raise InvalidProblem(
+                op=op, field=self.name, expected=f"shape {self._text()}", got=view.shape, hint=self._shape_hint(view)
+            )
+        if view.strides != self.strides:
+            self._check_strides(op, view)
+        if view.pointer % self.element.itemsize:
+            raise MisalignedOperand(
+                op=op,
+                field=self.name,
+                expected=f"a pointer aligned to {self.element.itemsize} bytes",
+                got=f"{view.pointer:#x}",
+                hint="copy the operand",
+            )
+        if view.location != location:
+            raise DeviceMismatch(op=op, field=self.name, expected=location, got=view.location)
+        if self.output and view.readonly:
+            raise InvalidProblem(op=op, field=self.name, expected="writable memory", got="a read-only array")
+
+    def _check_strides(self, op: str, view: TensorView) -> None:
+        columns = self.storage[-1]
+        contiguous = view.strides[-1] == 1 or columns <= 1
+        apart = len(self.storage) == 1 or self.storage[0] <= 1 or view.strides[0] >= columns
+        if not self.empty and not (contiguous and apart):
+            raise InvalidProblem(
+                op=op,
+                field=self.name,
+                expected="a contiguous last axis and rows that do not overlap",
+                got=f"strides {view.strides} for shape {view.shape}",
+                hint="copy the operand into row-major order",
+            )
+
+    def _text(self) -> str:
+        inner = ", ".join(f"{label}={extent}" for label, extent in self.dims)
+        return f"({inner},)" if len(self.dims) == 1 else f"({inner})"
+
+    def _shape_hint(self, view: TensorView) -> str | None:
+        square = self.shape[0] == self.shape[-1]
+        if len(self.shape) == 2 and view.shape == self.shape[::-1] and not square:  # noqa: PLR2004 - a matrix
+            return "it is transposed: pass a contiguous copy of its transpose"
+        return self.hint
+
+
+def check_presence(op: str, operands: Iterable[Operand], given: dict[str, TensorView | None]) -> None:
+    """Refuse missing operands, and operands that the descriptor has no use for."""
+    wanted = {operand.name: operand for operand in operands}
+    for name, view in given.items():
+        if view is None and name in wanted:
+            raise InvalidProblem(
+                op=op,
+                field=name,
+                expected=f"a tensor of shape {wanted[name].shape}",
+                got="None",
+                hint=wanted[name].hint,
+            )
+        if view is not None and name not in wanted:
+            raise InvalidProblem(
+                op=op,
+                field=name,
+                expected="no operand: the descriptor asks for none",
+                got=view,
+                hint="drop it, or describe an op that uses it",
+            )
+
+
+def check_overlap(op: str, operands: Iterable[Operand], given: dict[str, Any]) -> None:
+    """Refuse outputs that share memory with another operand."""
+    views = [(operand, given[operand.name]) for operand in operands]
+    for i, (written, output) in enumerate(views):
+        if not written.output:
+            continue
+        for j, (other, view) in enumerate(views):
+            if i != j and (j > i or not other.output) and overlap(output, view):
+                raise InvalidProblem(
+                    op=op,
+                    field=written.name,
+                    expected=f"memory of its own, apart from {other.name}",
+                    got="overlapping memory",
+                    hint="no op works in place: its elements change size",
+                )
+
+
+def tensor_field(*, optional: bool = False) -> Any:  # noqa: ANN401 - attrs.field's own type
+    """Make an Args field that takes any library's tensor and holds a `TensorView`."""
+    if optional:
+        return attrs.field(default=None, converter=attrs.converters.optional(TensorView.of))
+    return attrs.field(converter=TensorView.of)
+
+
+def _element_hint(expected: ElementKind, got: ElementKind) -> str | None:
+    carries = got.is_integer and not got.packed and got.itemsize == expected.itemsize
+    if carries and (expected.packed or not expected.is_integer):
+        return f"wrap the codes in quantplan.typed(array, quantplan.{expected.name})"
+    return None

@@ -1,0 +1,231 @@
+"""What the quantize family shares: its descriptors' fields and rules, and the operands that every scope brings."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import numpy as np
+
+from quantplan.elements import ElementKind, to_element
+from quantplan.errors import InvalidProblem
+from quantplan.operands import Operand
+from quantplan.record import to_dimension
+from quantplan.types import QuantizeMode, Scope
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+REAL = (ElementKind.F64, ElementKind.F32, ElementKind.F16, ElementKind.BF16)
+INTEGER = (ElementKind.S8, ElementKind.U8, ElementKind.S4, ElementKind.U4)
+FP8 = (ElementKind.FP8_E4M3, ElementKind.FP8_E5M2)
+QUANTIZED = (*INTEGER, *FP8, ElementKind.FP4_E2M1)
+
+NVFP4_SCOPE = Scope.group(16)
+MX_SCOPE = Scope.group(32)
+
+
+# ---- fields
+
+
+def dimension() -> Any:  # noqa: ANN401 - attrs.field's own type
+    """Make the field of a dimension of a descriptor."""
+    return attrs.field(converter=to_dimension)
+
+
+def element(default: ElementKind) -> Any:  # noqa: ANN401 - attrs.field's own type
+    """Make the field of an element of a descriptor."""
+    return attrs.field(default=default, converter=to_element)
+
+
+def scope(default: Scope) -> Any:  # noqa: ANN401 - attrs.field's own type
+    """Make the field of the scales' scope, given as a Scope or its text form."""
+    return attrs.field(default=default, converter=Scope.parse)
+
+
+def mode() -> Any:  # noqa: ANN401 - attrs.field's own type
+    """Make the field of the mode, symmetric by default."""
+    return attrs.field(default=QuantizeMode.SYMMETRIC, converter=QuantizeMode)
+
+
+def derived(rule: Any, converter: Any = None) -> Any:  # noqa: ANN401 - attrs.field's own type
+    """Make a field whose default follows from the fields before it."""
+    optional = attrs.converters.optional(converter) if converter else None
+    return attrs.field(default=attrs.Factory(rule, takes_self=True), converter=optional)
+
+
+def default_scale_element(real: ElementKind, quantized: ElementKind) -> ElementKind:
+    """E4M3 for FP4 (NVFP4), else F32, and F64 where the real values are F64."""
+    if quantized is ElementKind.FP4_E2M1:
+        return ElementKind.FP8_E4M3
+    return ElementKind.F64 if real is ElementKind.F64 else ElementKind.F32
+
+
+def default_range(quantized: ElementKind, mode: QuantizeMode) -> tuple[int | None, int | None]:
+    """Return (q_min, q_max): the whole format, but symmetric signed formats leave their smallest value out."""
+    if not quantized.is_integer:
+        return None, None
+    low, high = quantized.integer_range
+    return (-high if low < 0 and mode is QuantizeMode.SYMMETRIC else low), high
+
+
+# ---- rules
+
+
+def require(op: str, field: str, expected: str, got: object, hint: str | None = None) -> None:
+    """Raise the InvalidProblem of a descriptor's field."""
+    shown = getattr(got, "value", got)
+    raise InvalidProblem(op=op, field=field, expected=expected, got=shown, hint=hint)
+
+
+def check_elements(op: str, real: tuple[str, ElementKind], quantized: tuple[str, ElementKind]) -> None:
+    """Refuse elements that are no real values, or no quantized ones."""
+    for (field, kind), allowed in ((real, REAL), (quantized, QUANTIZED)):
+        if kind not in allowed:
+            require(op, field, "one of " + ", ".join(k.value for k in allowed), kind)
+
+
+def check_scales(op: str, desc: Any, quantized: ElementKind, wide: tuple[ElementKind, ...]) -> None:  # noqa: ANN401 - three types
+    """Refuse scale elements, scopes and modes that the quantized element does not go with."""
+    allowed = wide
+    if quantized is ElementKind.FP4_E2M1:
+        allowed = (ElementKind.FP8_E4M3,)
+        if desc.scope != NVFP4_SCOPE:
+            require(op, "scope", f"{NVFP4_SCOPE} (NVFP4)", desc.scope)
+    elif quantized in FP8:
+        allowed = (*wide, ElementKind.E8M0)
+    if desc.scale_element not in allowed:
+        expected = f"{' or '.join(k.value for k in allowed)} for {quantized.value}"
+        require(op, "scale_element", expected, desc.scale_element)
+    if desc.mode is QuantizeMode.ASYMMETRIC and quantized not in INTEGER:
+        require(op, "mode", f"symmetric for {quantized.value}", desc.mode)
+
+
+def check_range(op: str, desc: Any) -> None:  # noqa: ANN401 - two types
+    """Refuse ranges that the output cannot hold, that leave zero out, or that a floating-point format cannot use."""
+    low, high, kind = desc.q_min, desc.q_max, desc.output_element
+    if kind not in INTEGER:
+        if (low, high) != (None, None):
+            require(op, "q_min, q_max", f"None for {kind.value}", (low, high))
+        if not desc.saturate and kind not in FP8:
+            require(op, "saturate", f"True for {kind.value}", got=False)
+        return
+    if not desc.saturate:
+        require(op, "saturate", f"True for {kind.value}", got=False)
+    for field, value in (("q_min", low), ("q_max", high)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            require(op, field, "an integer", value)
+    first, last = kind.integer_range
+    if not first <= low <= 0 <= high <= last or low == high:
+        require(op, "q_min, q_max", f"{first} ≤ q_min ≤ 0 ≤ q_max ≤ {last} with q_min < q_max", (low, high))
+    if desc.mode is QuantizeMode.SYMMETRIC and high == 0:
+        require(op, "q_max", "more than 0 for symmetric", high)
+
+
+def check_host_values(op: str, desc: Any, low: int | None, high: int | None) -> None:  # noqa: ANN401 - two types
+    """Refuse a host scale or zero point that is no number for the whole tensor."""
+    if desc.scale is not None:
+        hint = "pass scales of other scopes as an operand"
+        if desc.scope != Scope.tensor():
+            require(op, "scale", "None unless the scope is tensor", desc.scale, hint)
+        if desc.scale_element not in (ElementKind.F32, ElementKind.F64):
+            require(op, "scale", f"None for {desc.scale_element.value} scales", desc.scale, hint)
+        check_scale_value(op, "scale", desc.scale, desc.scale_element)
+    zero_point = desc.zero_point
+    if zero_point is None:
+        return
+    if desc.mode is QuantizeMode.SYMMETRIC or desc.scope != Scope.tensor():
+        require(op, "zero_point", "None unless asymmetric with tensor scope", zero_point)
+    if isinstance(zero_point, bool) or not isinstance(zero_point, int) or not (low or 0) <= zero_point <= (high or 0):
+        require(op, "zero_point", f"an integer in [{low}, {high}]", zero_point)
+
+
+def check_scale_value(op: str, field: str, value: object, kind: ElementKind) -> None:
+    """Refuse a host scale that is not a finite number above zero in its element."""
+    ok = isinstance(value, (int, float)) and not isinstance(value, bool)
+    with np.errstate(over="ignore"):
+        ok = ok and 0 < float(kind.dtype.type(value)) < math.inf
+    if not ok:
+        require(op, field, f"a finite {kind.value} above 0", repr(value))
+
+
+# ---- operands
+
+
+def scale_operands(desc: Any, *, host: bool, output: bool) -> Iterator[Operand]:  # noqa: ANN401 - three types
+    """Yield the operands ``scale``, ``zero_point`` and ``global_scale`` that a descriptor brings.
+
+    Parameters
+    ----------
+    desc : descriptor
+        Its scope, mode, scale element and, with ``host``, its host values.
+    host : bool
+        Whether the descriptor may carry host values instead.
+    output : bool
+        Whether the op writes them.
+    """
+    shape = desc.scope.scale_shape(desc.m, desc.k)
+    labels = {1: ("scales",), 2: ("rows", "columns")}[len(shape)]
+    dims = tuple(zip(labels, shape, strict=True))
+    if not (host and desc.scale is not None):
+        hint = "or give the descriptor a host value: scale=…" if host else None
+        yield Operand("scale", desc.scale_element, dims, output, hint)
+    if desc.mode is QuantizeMode.ASYMMETRIC and not (host and desc.zero_point is not None):
+        yield Operand("zero_point", ElementKind.S32, dims, output)
+    if desc.scale_element is ElementKind.FP8_E4M3:
+        yield Operand("global_scale", ElementKind.F32, (("scales", 1),), output)
+
+
+def scale_array(desc: Any, args: Any) -> NDArray[Any]:  # noqa: ANN401 - two types
+    """Return a static op's scales: the host value rounded to the scale's element, or the operand."""
+    if desc.scale is None:
+        array: NDArray[Any] = args.scale.numpy()
+        return array
+    return np.array([desc.scale], desc.scale_element.dtype)
+
+
+def zero_point_array(desc: Any, args: Any) -> NDArray[Any] | None:  # noqa: ANN401 - two types
+    """Return a static op's zero points, or None when symmetric."""
+    if desc.zero_point is not None:
+        return np.array([desc.zero_point], np.int32)
+    return None if args.zero_point is None else args.zero_point.numpy()
+
+
+def optional_numpy(view: Any) -> NDArray[Any] | None:  # noqa: ANN401 - TensorView or None
+    """Return an optional operand as NumPy."""
+    return None if view is None else view.numpy()
+
+
+# ---- SKUs
+
+
+def identity_parts(real: ElementKind, quantized: ElementKind, desc: Any) -> tuple[str, ...]:  # noqa: ANN401 - three types
+    """Return the SKU's name parts. Rows and channels of axis 0 are the same thing in a matrix."""
+    same = Scope.token() if desc.scope == Scope.channel(0) else desc.scope
+    parts = (real.value, quantized.value, desc.scale_element.value, str(same), desc.mode.value)
+    return parts if getattr(desc, "saturate", True) else (*parts, "nonsaturating")
+
+
+def catalogue_fields(*, wide: str) -> Iterator[dict[str, Any]]:
+    """Yield, for every SKU of the family, the fields that select it.
+
+    Parameters
+    ----------
+    wide : str
+        Name of the descriptor's field for the real element; the other one is the quantized element.
+    """
+    narrow = {"input_element": "output_element", "output_element": "input_element"}[wide]
+    scopes = (Scope.tensor(), Scope.token(), Scope.channel(1), MX_SCOPE, Scope.group(2, axis=0))
+    for real in REAL:
+        for where, (kind, how) in itertools.product(
+            scopes,
+            [(k, how) for k in INTEGER for how in QuantizeMode] + [(k, QuantizeMode.SYMMETRIC) for k in FP8],
+        ):
+            yield {wide: real, narrow: kind, "scope": where, "mode": how}
+            if kind in FP8:
+                yield {wide: real, narrow: kind, "scope": where, "scale_element": ElementKind.E8M0}
+        yield {wide: real, narrow: ElementKind.FP4_E2M1, "scope": NVFP4_SCOPE}

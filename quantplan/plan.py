@@ -1,0 +1,348 @@
+"""Plan: the fixed skeleton of every op: check → select → can_implement → run → bind.
+
+descriptor ──select──▶ Plan ──bind──▶ BoundPlan
+                        │                 │
+                      run(stream, workspace, args)      nothing is compiled, allocated or waited for here
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
+
+import attrs
+
+from quantplan.devices.stream import Stream
+from quantplan.devices.target import Target, TargetKind
+from quantplan.errors import DeviceMismatch, InvalidProblem, MisalignedOperand, Unsupported, WorkspaceTooSmall
+from quantplan.operands import Operand, check_overlap, check_presence
+from quantplan.types import KernelSku, OpCategory, PlanPreference, PrecisionGuarantee, QuantizeKind
+from quantplan.variant import Identity, Variant, VariantReport
+from quantplan.workspace import ALIGNMENT, Workspace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from quantplan.tensor import TensorView
+    from quantplan.variant import Launch
+
+D = TypeVar("D", bound=Any)
+A = TypeVar("A", bound=Any)
+
+_BY_DESCRIPTOR: dict[type, type[Plan[Any, Any]]] = {}
+
+
+@attrs.frozen
+class Problem(Generic[D]):
+    """A descriptor with the M of one launch, and what its arguments must look like."""
+
+    desc: D
+    operands: tuple[Operand, ...]
+    empty: bool
+
+
+@attrs.frozen(kw_only=True, eq=False, repr=False, slots=False)
+class Plan(ABC, Generic[D, A]):
+    """An op that was selected for a target: immutable, safe to share between threads, bound to one device.
+
+    Subclasses are the ops. They state their operands, their variants and their limits, each once; everything else is
+    here. Use `select` to make one.
+    """
+
+    target: Target
+    descriptor: D
+    preference: PlanPreference
+    sku: KernelSku
+    workspace_size: int
+    flexible_m: bool = False
+    _launch: Launch | None = attrs.field(default=None, alias="launch")
+    _problems: dict[int, Problem[D]] = attrs.field(factory=dict, init=False)
+
+    op: ClassVar[QuantizeKind]
+    category: ClassVar[OpCategory]
+    descriptor_type: ClassVar[type]
+    args_type: ClassVar[type]
+    rows_operand: ClassVar[str]
+    variants: ClassVar[tuple[Variant, ...]]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:  # noqa: ANN401 - forwarded as they are
+        super().__init_subclass__(**kwargs)
+        if "descriptor_type" in cls.__dict__:
+            _BY_DESCRIPTOR[cls.descriptor_type] = cls
+
+    # ---- what an op states
+
+    @classmethod
+    @abstractmethod
+    def operands(cls, desc: D) -> tuple[Operand, ...]:
+        """Return what each argument must look like; arguments that are not named must be None."""
+
+    @classmethod
+    @abstractmethod
+    def identity(cls, desc: D) -> Identity:
+        """Return the descriptor's share of the SKU."""
+
+    @classmethod
+    @abstractmethod
+    def catalogue(cls) -> Iterator[D]:
+        """Yield a small descriptor for every SKU that the op can have."""
+
+    @classmethod
+    def limit(cls, desc: D) -> str | None:  # noqa: ARG003 - ops that have limits look at it
+        """Return why no variant whatsoever can run a sound problem, or None."""
+        return None
+
+    # ---- selection
+
+    @classmethod
+    def check(cls, desc: D) -> None:
+        """Raise `InvalidProblem` unless ``desc`` is a sound descriptor of this op."""
+        if not isinstance(desc, cls.descriptor_type):
+            raise InvalidProblem(
+                op=cls.op.value, field="desc", expected=cls.descriptor_type.__name__, got=type(desc).__name__
+            )
+        attrs.evolve(desc)  # type: ignore[misc] # runs the descriptor's own rules again
+
+    @classmethod
+    def why_not(cls, target: object, desc: D, pref: PlanPreference | None = None) -> tuple[VariantReport, ...]:
+        """Return each variant's answer, in order of preference. Nothing is compiled or loaded.
+
+        Parameters
+        ----------
+        target : str, Target or stream
+            ``"cpu"``, ``"cuda:0"``, ``"emulated:sm_90a"``, a bare architecture such as ``"sm_90a"``, or a stream.
+        desc : descriptor
+            The problem.
+        pref : PlanPreference, optional
+            What the caller insists on.
+        """
+        cls.check(desc)
+        where, wanted = Target.parse(target), pref or PlanPreference()
+        reasons = [(variant, cls._reason(variant, where, desc, wanted)) for variant in cls.variants]
+        return tuple(VariantReport(name=v.name, supported=r is None, reason=r or "") for v, r in reasons)
+
+    @classmethod
+    def select(cls, target: object, desc: D, pref: PlanPreference | None = None) -> Self:
+        """Choose the first variant that runs the problem on the target, and load it.
+
+        Parameters
+        ----------
+        target : str, Target or stream
+            As in `why_not`. For a bare architecture the choice is made without loading, on any machine.
+        desc : descriptor
+            The problem.
+        pref : PlanPreference, optional
+            What the caller insists on.
+
+        Raises
+        ------
+        InvalidProblem
+            The descriptor is not one of this op, or the target is unknown.
+        Unsupported
+            No variant fits; the error carries every variant's reason.
+        DriverNotFound
+            A GPU of this machine is named, and there is no driver.
+        """
+        return cls._select(target, desc, pref, flexible_m=False)
+
+    @classmethod
+    def _select(cls, target: object, desc: D, pref: PlanPreference | None, *, flexible_m: bool) -> Self:
+        where, wanted = Target.parse(target), pref or PlanPreference()
+        reports = cls.why_not(where, desc, wanted)
+        for variant, report in zip(cls.variants, reports, strict=True):
+            if report.supported:
+                return cls(
+                    target=where,
+                    descriptor=desc,
+                    preference=wanted,
+                    sku=variant.sku(cls.category, cls.op, cls.identity(desc), desc),
+                    workspace_size=variant.workspace_size(desc),
+                    flexible_m=flexible_m,
+                    launch=None if where.kind is TargetKind.ARCH else variant.load(desc, where),
+                )
+        raise Unsupported(f"no variant runs this on {where}", op=cls.op.value, variants=reports)
+
+    @classmethod
+    def _reason(cls, variant: Variant, target: Target, desc: D, pref: PlanPreference) -> str | None:
+        """Return the first reason against a variant: the op's limit, its own, then each unmet preference."""
+        reason = cls.limit(desc) or variant.why_not(desc, target)
+        if reason:
+            return reason
+        if pref.backend not in (None, variant.backend):
+            return f"backend is {variant.backend.value}, and {pref.backend.value} is required"
+        size = variant.workspace_size(desc)
+        if pref.max_workspace_bytes is not None and size > pref.max_workspace_bytes:
+            return f"needs {size} bytes of workspace, and {pref.max_workspace_bytes} are allowed"
+        missing = sorted(pref.required_flags - variant.guarantee(desc).flags)
+        if missing:
+            return f"does not promise {', '.join(missing)}"
+        if pref.accumulation is not None:
+            return f"has no choice of accumulation, and {pref.accumulation.value} is required"
+        return None
+
+    # ---- use
+
+    @property
+    def precision_guarantee(self) -> PrecisionGuarantee:
+        """What the selected kernel promises about its numbers."""
+        return self.sku.precision_guarantee
+
+    def can_implement(self, args: A) -> None:
+        """Check every argument's presence, element, shape, strides, alignment, device and overlap.
+
+        Raises
+        ------
+        InvalidProblem, MisalignedOperand, DeviceMismatch
+            The first rule that an argument breaks, with field, expected and got.
+        """
+        self._check_args(args)
+
+    def run(self, stream: object, workspace: Workspace | None, args: A) -> None:
+        """Check and launch. Nothing is allocated, compiled or waited for; an empty problem launches nothing.
+
+        Parameters
+        ----------
+        stream : stream
+            Stream of the plan's device: CuPy, torch, cuda.core, or an integer handle. None on ``cpu``.
+        workspace : Workspace, optional
+            At least `workspace_size` bytes; may be None when that is 0.
+        args : Args of the op
+            The operands.
+
+        Raises
+        ------
+        QuantPlanError
+            Whatever `can_implement` refuses; `WorkspaceTooSmall`; `DeviceMismatch` for a foreign stream.
+        """
+        self.bind(workspace, args).run(stream)
+
+    def bind(self, workspace: Workspace | None, args: A) -> BoundPlan[D, A]:
+        """Check once, to launch many times; the result keeps operands and workspace alive."""
+        problem = self._check_args(args)
+        self.check_workspace(workspace)
+        return BoundPlan(self, problem, workspace, args)
+
+    def __repr__(self) -> str:
+        """Show the kernel and its target."""
+        return f"{type(self).__name__}({self.sku.name} on {self.target})"
+
+    def __reduce__(self) -> Any:  # noqa: ANN401 - object's own signature
+        """Refuse: a plan holds code loaded on one device."""
+        hint = f"send (target, desc, pref) and call {type(self).__name__}.select there"
+        raise InvalidProblem(
+            op=self.op.value, field="pickle", expected="descriptors and preferences", got="a plan", hint=hint
+        )
+
+    # ---- checks
+
+    def problem(self, m: int) -> Problem[D]:
+        """Return the problem for a launch of ``m`` rows, remembered per M."""
+        found = self._problems.get(m)
+        if found is None:
+            own = self.descriptor.m
+            if m != own and not (self.flexible_m and 0 <= m <= own):
+                expected = f"M ≤ {own}" if self.flexible_m else f"M={own}"
+                hint = (
+                    None if self.flexible_m else "a plan's M is exact; PlanFamily takes any M up to its largest bucket"
+                )
+                raise InvalidProblem(
+                    op=self.op.value, field=self.rows_operand, expected=expected, got=f"M={m}", hint=hint
+                )
+            desc = self.descriptor if m == own else self.descriptor.replace(m=m)
+            operands = self.operands(desc)
+            found = Problem(desc, operands, all(o.empty for o in operands if o.output))
+            self._problems[m] = found
+        return found
+
+    def _check_args(self, args: A) -> Problem[D]:
+        if type(args) is not self.args_type:
+            raise InvalidProblem(
+                op=self.op.value, field="args", expected=self.args_type.__name__, got=type(args).__name__
+            )
+        given = {a.name: getattr(args, a.name) for a in attrs.fields(self.args_type)}
+        rows = given[self.rows_operand]
+        # a single plan names the whole shape it expects; only a family learns M from the operand
+        m = rows.shape[0] if self.flexible_m and rows is not None and rows.shape else self.descriptor.m
+        problem = self.problem(m)
+        check_presence(self.op.value, problem.operands, given)
+        self.check_operands(problem.operands, given)
+        check_overlap(self.op.value, problem.operands, given)
+        return problem
+
+    def check_operands(self, operands: Iterable[Operand], given: dict[str, TensorView]) -> None:
+        """Hold operands to their statements, on the plan's device."""
+        location = self.target.location
+        if location is None:
+            raise Unsupported(
+                f"the plan was selected for the architecture {self.target}",
+                op=self.op.value,
+                hint="select for 'cuda:0' or a stream to run",
+            )
+        for operand in operands:
+            operand.check(self.op.value, given[operand.name], location)
+
+    def check_workspace(self, workspace: Workspace | None) -> None:
+        """Refuse a workspace that is too small, misaligned or on another device."""
+        if self.workspace_size == 0:
+            return
+        available = 0 if workspace is None else workspace.nbytes
+        if workspace is None or available < self.workspace_size:
+            raise WorkspaceTooSmall(op=self.op.value, needed=self.workspace_size, available=available)
+        if workspace.location != self.target.location:
+            raise DeviceMismatch(
+                op=self.op.value, field="workspace", expected=self.target.location, got=workspace.location
+            )
+        if workspace.pointer % ALIGNMENT:
+            raise MisalignedOperand(op=self.op.value, field="workspace", expected=f"a multiple of {ALIGNMENT} bytes")
+
+    def check_stream(self, stream: object) -> Stream | None:
+        """Return the launch's stream; None on the CPU, where only None will do."""
+        if self.target.kind is not TargetKind.CUDA:
+            if stream is not None:
+                raise DeviceMismatch(
+                    op=self.op.value, field="stream", expected=f"None on {self.target}", got=repr(stream)
+                )
+            return None
+        found = Stream.of(stream, self.target.index)
+        if found.device != self.target.index:
+            raise DeviceMismatch(op=self.op.value, field="stream", expected=self.target, got=f"cuda:{found.device}")
+        return found
+
+    def launch(self, problem: Problem[D], args: A, workspace: Workspace | None, stream: object) -> None:
+        """Launch a checked problem."""
+        checked = self.check_stream(stream)
+        if not problem.empty and self._launch is not None:
+            self._launch(problem.desc, args, workspace, checked)
+
+
+@attrs.frozen(eq=False, repr=False)
+class BoundPlan(Generic[D, A]):
+    """A plan with its operands: checked once, launched many times, in CUDA graphs too."""
+
+    plan: Plan[D, A]
+    problem: Problem[D]
+    workspace: Workspace | None
+    args: A
+
+    def run(self, stream: object) -> None:
+        """Launch on a stream of the plan's device (None on ``cpu``)."""
+        self.plan.launch(self.problem, self.args, self.workspace, stream)
+
+    def __repr__(self) -> str:
+        """Show the plan."""
+        return f"BoundPlan({self.plan.sku.name} on {self.plan.target})"
+
+
+def plan_type(desc: object) -> type[Plan[Any, Any]]:
+    """Return the op that a descriptor describes.
+
+    Raises
+    ------
+    InvalidProblem
+        It is no descriptor.
+    """
+    found = _BY_DESCRIPTOR.get(type(desc))
+    if found is None:
+        known = ", ".join(sorted(kind.__name__ for kind in _BY_DESCRIPTOR))
+        raise InvalidProblem(field="desc", expected=f"one of {known}", got=type(desc).__name__)
+    return found

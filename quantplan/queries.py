@@ -1,0 +1,146 @@
+"""What can be asked about plans: which there are, why one is chosen, and where they run. The command line prints it."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from quantplan.devices import cuda
+from quantplan.devices.target import Target, TargetKind
+from quantplan.errors import DriverNotFound, InvalidProblem
+from quantplan.ops import PLANS
+from quantplan.plan import plan_type
+from quantplan.record import Record, to_tuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from quantplan.plan import Plan
+    from quantplan.types import KernelSku, PlanPreference
+    from quantplan.variant import VariantReport
+
+
+@attrs.frozen(kw_only=True, repr=False)
+class PlanSupport(Record):
+    """One SKU, and whether a target runs it.
+
+    Parameters
+    ----------
+    sku : KernelSku
+        The kernel.
+    supported : bool
+        Whether the target runs it.
+    reason : str
+        Why not; empty when it does.
+    """
+
+    sku: KernelSku
+    supported: bool
+    reason: str = ""
+
+
+@attrs.frozen(kw_only=True, repr=False)
+class Explanation(Record):
+    """How a selection comes out, and why.
+
+    Parameters
+    ----------
+    target : str
+        What was selected for.
+    op : str
+        The operation.
+    descriptor : Record
+        The problem.
+    sku : KernelSku, optional
+        The kernel that would run; None when none does.
+    variants : tuple[VariantReport, ...]
+        Every variant's answer, in order of preference.
+    """
+
+    target: str
+    op: str
+    descriptor: Record
+    sku: KernelSku | None
+    variants: tuple[VariantReport, ...] = attrs.field(converter=to_tuple)
+
+
+def plans(target: object = "cpu", op: str | None = None) -> list[PlanSupport]:
+    """List every SKU with its guarantee, and whether a target runs it.
+
+    Parameters
+    ----------
+    target : str, Target or stream
+        As in `Plan.select`.
+    op : str, optional
+        Only this op.
+
+    Raises
+    ------
+    InvalidProblem
+        There is no such op or target.
+    """
+    where = Target.parse(target)
+    return [row for kind in ([find_op(op)] if op else PLANS.values()) for row in _rows(kind, where)]
+
+
+def _rows(kind: type[Plan[Any, Any]], target: Target) -> Iterator[PlanSupport]:
+    seen = set()
+    for desc in kind.catalogue():
+        for variant, report in zip(kind.variants, kind.why_not(target, desc), strict=True):
+            sku = variant.sku(kind.category, kind.op, kind.identity(desc), desc)
+            if sku.name not in seen:
+                seen.add(sku.name)
+                yield PlanSupport(sku=sku, supported=report.supported, reason=report.reason)
+
+
+def explain(desc: Record, target: object = "cpu", pref: PlanPreference | None = None) -> Explanation:
+    """Tell which variant would run a problem on a target, and why each other one would not.
+
+    Parameters
+    ----------
+    desc : descriptor
+        The problem.
+    target : str, Target or stream
+        As in `Plan.select`; a bare architecture needs no GPU.
+    pref : PlanPreference, optional
+        What the caller insists on.
+
+    Raises
+    ------
+    InvalidProblem
+        No op has such a descriptor, or there is no such target.
+    """
+    kind, where = plan_type(desc), Target.parse(target)
+    reports = kind.why_not(where, desc, pref)
+    sku = next(
+        (
+            variant.sku(kind.category, kind.op, kind.identity(desc), desc)
+            for variant, report in zip(kind.variants, reports, strict=True)
+            if report.supported
+        ),
+        None,
+    )
+    return Explanation(target=str(where), op=kind.op.value, descriptor=desc, sku=sku, variants=reports)
+
+
+def find_op(name: str) -> type[Plan[Any, Any]]:
+    """Return an op by name.
+
+    Raises
+    ------
+    InvalidProblem
+        There is none of that name.
+    """
+    if name not in PLANS:
+        raise InvalidProblem(field="op", expected=f"one of {', '.join(PLANS)}", got=repr(name))
+    return PLANS[name]
+
+
+def devices() -> list[Target]:
+    """List the targets that this machine can run on: ``cpu``, then each GPU that a driver shows."""
+    found = [Target(kind=TargetKind.CPU)]
+    with contextlib.suppress(DriverNotFound):
+        found += [Target.parse(f"cuda:{index}") for index in range(cuda.device_count())]
+    return found

@@ -1,0 +1,1 @@
+"""Recipes: how a float model becomes a quantized one, offline and in plain NumPy."""

@@ -1,0 +1,132 @@
+"""Record: what descriptors, preferences, SKUs and guarantees have in common as plain, portable data."""
+
+from __future__ import annotations
+
+import enum
+import operator
+from typing import Any, ClassVar, Self
+
+import attrs
+
+from quantplan.errors import InvalidProblem
+
+SCHEMA = 1
+"""Version of the dictionaries that `Record.to_dict` writes."""
+
+_KINDS: dict[str, type[Record]] = {}
+
+
+class Record:
+    """Base of the frozen attrs classes: a short repr, ``replace``, and versioned dictionaries.
+
+    Equality, hashing and pickling come from attrs. Every subclass is registered under its name, so that
+    ``Record.from_dict`` rebuilds any of them.
+    """
+
+    __slots__ = ()
+    __attrs_attrs__: ClassVar[tuple[attrs.Attribute[Any], ...]]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:  # noqa: ANN401 - forwarded as they are
+        super().__init_subclass__(**kwargs)
+        _KINDS[cls.__name__] = cls  # attrs makes slotted classes twice: the second, final one stays
+
+    def __repr__(self) -> str:
+        """Show the fields that differ from their defaults."""
+        shown = [
+            f"{a.name}={_short(value)}"
+            for a in self.__attrs_attrs__
+            if (value := getattr(self, a.name)) != _plain_default(a, self)
+        ]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def replace(self, **changes: Any) -> Self:  # noqa: ANN401 - each field has its own type
+        """Return a copy with some fields changed; every rule of the class is checked again.
+
+        Raises
+        ------
+        InvalidProblem
+            A field that the class does not have, or a value that it refuses.
+        """
+        known = {a.name for a in self.__attrs_attrs__}
+        for name in changes:
+            if name not in known:
+                raise InvalidProblem(
+                    op=type(self).__name__, field=name, expected=f"one of {', '.join(sorted(known))}", got=name
+                )
+        return attrs.evolve(self, **changes)  # type: ignore[misc] # every subclass is an attrs class
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-compatible data: ``schema``, ``type`` and one entry per field."""
+        fields = {a.name: _encode(getattr(self, a.name)) for a in self.__attrs_attrs__}
+        return {"schema": SCHEMA, "type": type(self).__name__, **fields}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """Rebuild what `to_dict` wrote.
+
+        Raises
+        ------
+        InvalidProblem
+            Another schema version, another class than asked for, or unknown or missing fields.
+        """
+        _expect(cls, "schema", SCHEMA, data.get("schema"))
+        kind = _KINDS.get(str(data.get("type")))
+        if kind is None or not issubclass(kind, cls):
+            raise InvalidProblem(op=cls.__name__, field="type", expected=cls.__name__, got=repr(data.get("type")))
+        values = {name: _decode(value) for name, value in data.items() if name not in ("schema", "type")}
+        known = {a.name for a in kind.__attrs_attrs__}
+        _expect(kind, "fields", sorted(known), sorted(values))
+        return kind(**values)
+
+
+def _plain_default(field: attrs.Attribute[Any], owner: Record) -> object:
+    default: Any = field.default
+    if not isinstance(default, attrs.Factory):  # type: ignore[arg-type] # the stub calls it a function
+        return default
+    return default.factory(owner) if default.takes_self else default.factory()
+
+
+def _short(value: object) -> str:
+    return value.name if isinstance(value, enum.Enum) else repr(value)
+
+
+def _encode(value: object) -> object:
+    if isinstance(value, Record):
+        return value.to_dict()
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, tuple):
+        return [_encode(item) for item in value]
+    return value
+
+
+def _decode(value: object) -> object:
+    if isinstance(value, dict) and "type" in value:
+        return Record.from_dict(value)
+    if isinstance(value, list):
+        return tuple(_decode(item) for item in value)
+    return value
+
+
+def _expect(cls: type[Record], field: str, expected: object, got: object) -> None:
+    if expected != got:
+        raise InvalidProblem(op=cls.__name__, field=field, expected=expected, got=got)
+
+
+def to_dimension(value: object) -> int:
+    """Convert a Python or NumPy integer to int; refuse booleans, floats and negative numbers.
+
+    A dimension must fit in 31 bits: rows go in ``grid.x``, whose limit that is. Products of dimensions may be larger.
+    """
+    try:
+        number = operator.index(value)  # type: ignore[arg-type] # TypeError is the check
+    except TypeError:
+        number = -1
+    if isinstance(value, bool) or not 0 <= number < 2**31:
+        raise InvalidProblem(field="dimension", expected="an integer in [0, 2**31)", got=repr(value))
+    return number
+
+
+def to_tuple(value: Any) -> Any:  # noqa: ANN401 - mypy takes no generic converters
+    """Convert a sequence to a tuple; None stays None."""
+    return None if value is None else tuple(value)

@@ -1,0 +1,103 @@
+"""dequantize: codes back into real values."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quantplan.elements import ElementKind
+from quantplan.reference.packing import unpack_nibbles
+from quantplan.reference.quantize import EXACT_IN_F32
+from quantplan.reference.rounding import FP4_VALUES, fp8_values, round_to, round_to_odd
+from quantplan.reference.scales import widen_scale
+from quantplan.reference.segments import row_blocks, spread
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from quantplan.types import Scope
+
+
+def dequantize(
+    q: NDArray[Any],
+    output: NDArray[Any],
+    scale: NDArray[Any],
+    zero_point: NDArray[np.int32] | None,
+    *,
+    input_element: ElementKind,
+    output_element: ElementKind,
+    scope: Scope,
+    scale_element: ElementKind = ElementKind.F32,
+    global_scale: NDArray[np.float32] | None = None,
+) -> None:
+    """Write (q − zero_point) · scale into output: rounded once in the scale's element, then once into the output's.
+
+    E8M0 scales are multiplied in f32 (f64 for an output of F64); NVFP4's are ``rne32(block scale · global scale)``.
+
+    Parameters
+    ----------
+    q : ndarray of the input element's storage, shape (m, k), or (m, ceil(k / 2)) for 4-bit elements
+    output : ndarray of float64, float32, float16 or bfloat16, shape (m, k)
+        Written. Rows of q and output may be any distance apart.
+    scale : ndarray of ``scale_element``, shape ``scope.scale_shape(m, k)``
+    zero_point : ndarray of int32, of the same shape, or None
+        None stands for zeros. Integers only.
+    input_element : ElementKind
+        S8, U8, S4, U4, FP8_E4M3, FP8_E5M2 or FP4_E2M1.
+    output_element : ElementKind
+        F64, F32, F16 or BF16.
+    scope : Scope
+    scale_element : ElementKind
+        F32, F64, E8M0, or FP8_E4M3 together with a global scale (NVFP4).
+    global_scale : ndarray of float32, shape (1,), optional
+    """
+    m, k = output.shape
+    in_f64 = scale_element is ElementKind.F64 or (
+        scale_element is ElementKind.E8M0 and output_element is ElementKind.F64
+    )
+    dtype = np.float64 if in_f64 else np.float32
+    factor = widen_scale(scale, scale_element, dtype, global_scale)
+    for rows in row_blocks(m, k):
+        values = _widen(q[rows], input_element, k)
+        multiplier = spread(factor, scope, rows, k)
+        with np.errstate(all="ignore"):
+            if zero_point is None:
+                product = values.astype(dtype, copy=False) * multiplier
+            else:
+                product = _product_with_offset(values, spread(zero_point, scope, rows, k), multiplier)
+        output[rows] = round_to(product, output_element)
+
+
+def _widen(stored: NDArray[Any], element: ElementKind, k: int) -> NDArray[Any]:
+    """Return the numbers that codes stand for, as integers or float32."""
+    if element.is_fp8:
+        return fp8_values(stored, element)
+    if not element.packed:
+        return stored
+    codes = unpack_nibbles(stored, k, signed=element is ElementKind.S4)
+    return np.take(FP4_VALUES, codes) if element is ElementKind.FP4_E2M1 else codes
+
+
+def _product_with_offset(codes: NDArray[Any], zero_point: NDArray[Any], scale: NDArray[Any]) -> NDArray[Any]:
+    """Round the real product (codes − zero_point) · scale once to the scale's dtype."""
+    if scale.dtype == np.float32 and np.any(np.abs(zero_point.astype(np.int64)) > EXACT_IN_F32):
+        return _product_in_f32(codes.astype(np.int64) - zero_point, scale)
+    product: NDArray[Any] = (codes.astype(scale.dtype) - zero_point.astype(scale.dtype)) * scale
+    return product
+
+
+def _product_in_f32(integer: NDArray[np.int64], scale: NDArray[Any]) -> NDArray[Any]:
+    """Round the real product of integers below 2³³ and f32 scales to f32, once.
+
+    The product can need 57 bits, more than f64 has. Its f64 rounding is therefore made a rounding to odd, which may be
+    followed by one to nearest; what it lost is found from two partial products that are exact.
+    """
+    wide = scale.astype(np.float64)
+    nearest = integer.astype(np.float64) * wide
+    fine = integer & 0xFFFF
+    upper, lower = (integer - fine).astype(np.float64) * wide, fine.astype(np.float64) * wide
+    error = lower - (nearest - upper)  # exact: nearest is the rounded sum, and upper is zero or the larger one
+    inexact = np.abs(error) > 0  # false for the NaN that an infinite scale leaves
+    beyond = inexact & (np.signbit(error) != np.signbit(nearest))
+    return round_to_odd(nearest, inexact=inexact, beyond=beyond).astype(np.float32)

@@ -1,0 +1,100 @@
+"""quantize: real values into codes, with given scales. The one place where a quotient is rounded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quantplan.elements import ElementKind
+from quantplan.reference.packing import pack_nibbles
+from quantplan.reference.rounding import bits_of, round_fp4, round_fp8
+from quantplan.reference.scales import widen_scale
+from quantplan.reference.segments import row_blocks, spread
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from quantplan.types import Scope
+
+EXACT_IN_F32 = (1 << 24) - (1 << 8)
+"""Zero points up to this leave ``q − zero_point`` an exact f32 for every q of an 8-bit element."""
+
+
+def quantize(
+    x: NDArray[Any],
+    q: NDArray[Any],
+    scale: NDArray[Any],
+    zero_point: NDArray[np.int32] | None,
+    *,
+    output_element: ElementKind,
+    scope: Scope,
+    q_min: int | None = None,
+    q_max: int | None = None,
+    saturate: bool = True,
+    scale_element: ElementKind = ElementKind.F32,
+    global_scale: NDArray[np.float32] | None = None,
+) -> None:
+    """Write round(x / scale) into q, one true division and one rounding each, in f32 (f64 for an x of float64).
+
+    Integers are ``clamp(rne(x / scale) + zero_point, q_min, q_max)``, and ``clamp(zero_point)`` for a quotient of NaN.
+
+    Parameters
+    ----------
+    x : ndarray of float64, float32, float16 or bfloat16, shape (m, k)
+    q : ndarray of the output element's storage, shape (m, k), or (m, ceil(k / 2)) for 4-bit elements
+        Written. Rows of x and q may be any distance apart.
+    scale : ndarray of ``scale_element``, shape ``scope.scale_shape(m, k)``
+    zero_point : ndarray of int32, of the same shape, or None
+        None stands for zeros.
+    output_element : ElementKind
+        S8, U8, S4, U4, FP8_E4M3, FP8_E5M2 or FP4_E2M1.
+    scope : Scope
+    q_min, q_max : int, optional
+        Range of an integer output; the element's own by default.
+    saturate : bool
+        For FP8: whether values beyond the largest finite one become that one, or NaN (e4m3) and infinity (e5m2).
+    scale_element : ElementKind
+        F32, F64, E8M0, or FP8_E4M3 together with a global scale (NVFP4).
+    global_scale : ndarray of float32, shape (1,), optional
+    """
+    m, k = x.shape
+    dtype = np.float64 if x.dtype == np.float64 else np.float32
+    divisor = widen_scale(scale, scale_element, dtype, global_scale)
+    if scale_element is ElementKind.FP8_E4M3:
+        divisor[bits_of(scale) & 0x7F == 0] = np.nan  # a block scale of zero makes every code 0, as NaN does
+    code = np.uint8 if output_element in (ElementKind.U8, ElementKind.U4) else np.int8
+    target = bits_of(q)
+    for rows in row_blocks(m, k):
+        with np.errstate(all="ignore"):
+            quotient = x[rows].astype(dtype, copy=False) / spread(divisor, scope, rows, k)
+        codes: NDArray[Any]
+        if output_element.is_integer:
+            offset = None if zero_point is None else spread(zero_point, scope, rows, k)
+            codes = _to_integers(quotient, offset, *integer_limits(output_element, q_min, q_max)).astype(code)
+        elif output_element.is_fp8:
+            codes = round_fp8(quotient, output_element, saturate=saturate)
+        else:
+            codes = round_fp4(quotient)
+        target[rows] = pack_nibbles(codes) if output_element.packed else bits_of(codes)
+
+
+def integer_limits(element: ElementKind, q_min: int | None, q_max: int | None) -> tuple[int, int]:
+    """Return the range of an integer output: the given limits, else the element's."""
+    lowest, highest = element.integer_range
+    return lowest if q_min is None else q_min, highest if q_max is None else q_max
+
+
+def _to_integers(quotient: NDArray[Any], zero_point: NDArray[Any] | None, low: int, high: int) -> NDArray[Any]:
+    """Round, add and clamp with no operation that could round again or wrap; the quotients are overwritten."""
+    np.rint(quotient, out=quotient)
+    np.copyto(quotient, 0, where=np.isnan(quotient))  # clamps and conversions treat NaN differently everywhere
+    if zero_point is None:
+        return np.clip(quotient, low, high, out=quotient)
+    if np.any(np.abs(zero_point.astype(np.int64)) > EXACT_IN_F32):
+        quotient = quotient.astype(np.float64, copy=False)
+    # clamp(r + z, low, high) as clamp(r, low − z, high − z) + z: each of these is an exact integer.
+    offset = zero_point.astype(quotient.dtype)
+    np.clip(quotient, low - offset, high - offset, out=quotient)
+    quotient += offset
+    return quotient

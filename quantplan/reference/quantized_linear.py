@@ -1,0 +1,58 @@
+"""QuantizedLinear in NumPy: W8A8 matrix product with an activation scale per token."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from quantplan.elements import ElementKind
+from quantplan.reference.linear import linear
+from quantplan.types import EpilogueKind
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def quantized_linear(
+    act_q: NDArray[Any],
+    act_scale: NDArray[Any],
+    weight_q: NDArray[np.int8],
+    weight_scale: NDArray[Any],
+    output: NDArray[Any],
+    *,
+    act_zero_point: NDArray[np.int32] | None = None,
+    bias: NDArray[Any] | None = None,
+    epilogue: EpilogueKind = EpilogueKind.IDENTITY,
+    output_element: ElementKind,
+    output_scale: float | NDArray[Any] | None = None,
+) -> None:
+    """Write ``act(act_scale[m] · weight_scale[n] · Σ_k (act_q[m, k] − act_zero_point[m]) · weight_q[n, k] + bias[n])``.
+
+    Parameters
+    ----------
+    act_q : ndarray of int8 or uint8, shape (M, K)
+    act_scale : ndarray of float32 (float64 for f64 output), shape (M,)
+    weight_q : ndarray of int8, shape (N, K)
+    weight_scale : ndarray of the element of ``act_scale``, shape (N,) or (1,)
+    output : ndarray of ``output_element``, shape (M, N)
+        Written.
+    act_zero_point : ndarray of int32, shape (M,), optional
+    bias : ndarray of the element of ``act_scale``, shape (N,), optional
+    epilogue : EpilogueKind
+    output_element : ElementKind
+        F64, F32, F16, BF16 or S8.
+    output_scale : float or ndarray of shape (1,), optional
+        Scale of an s8 output.
+    """
+    linear(
+        act_q,
+        act_scale,
+        weight_q,
+        weight_scale,
+        output,
+        act_zero_point=act_zero_point,
+        bias=bias,
+        epilogue=epilogue,
+        output_element=output_element,
+        output_scale=output_scale,
+    )

@@ -1,0 +1,264 @@
+"""TensorView: one description of an operand's memory, whichever library owns it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import numpy as np
+
+from quantplan.elements import ElementKind
+from quantplan.errors import DeviceMismatch, InvalidProblem, MisalignedOperand
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@attrs.frozen
+class Location:
+    """The memory that a tensor lives in: ``cpu``, or ``cuda`` with a device index."""
+
+    kind: str
+    index: int = 0
+
+    def __str__(self) -> str:
+        """Return ``cpu`` or ``cuda:INDEX``."""
+        return self.kind if self.kind == "cpu" else f"{self.kind}:{self.index}"
+
+
+HOST = Location("cpu")
+
+
+@attrs.frozen(eq=False, repr=False)
+class TensorView:
+    """A borrowed view of somebody's tensor. It keeps its owner alive and never copies.
+
+    Parameters
+    ----------
+    pointer : int
+        Address of the first element.
+    shape : tuple[int, ...]
+        Extents in elements. Of a packed 4-bit kind the last extent is twice the number of bytes; an operand with an odd
+        number of columns uses one nibble less.
+    strides : tuple[int, ...]
+        Steps in storage items: elements, or bytes of a packed kind.
+    element : ElementKind
+        What the memory holds.
+    location : Location
+        Where the memory is.
+    readonly : bool
+        Whether the owner forbids writing.
+    owner : object
+        Kept alive as long as the view.
+    """
+
+    pointer: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    element: ElementKind
+    location: Location = HOST
+    readonly: bool = False
+    owner: object = None
+
+    @classmethod
+    def of(cls, obj: object) -> TensorView:
+        """View a NumPy array, torch tensor, CUDA-array-interface object (CuPy, Numba) or DLPack producer (JAX).
+
+        Raises
+        ------
+        InvalidProblem
+            The object is no tensor, or its dtype has no element kind.
+        MisalignedOperand
+            Its strides are no multiple of its item size.
+        """
+        if isinstance(obj, TensorView):
+            return obj
+        if isinstance(obj, np.ndarray):
+            return _of_numpy(obj)
+        if hasattr(obj, "data_ptr") and hasattr(obj, "stride"):
+            return _of_torch(obj)
+        if hasattr(obj, "__cuda_array_interface__"):
+            return _of_cuda_array_interface(obj)
+        if hasattr(obj, "__dlpack__"):
+            from quantplan import dlpack  # noqa: PLC0415 - ctypes is only loaded for those who need it
+
+            return cls(**dlpack.read(obj))
+        hint = "pass a NumPy, CuPy, torch or JAX array; wrap a number in a one-element array"
+        raise InvalidProblem(expected="a tensor", got=type(obj).__name__, hint=hint)
+
+    def numpy(self) -> NDArray[Any]:
+        """Return the storage as a NumPy array over the same memory (uint8 for packed kinds).
+
+        Raises
+        ------
+        DeviceMismatch
+            The memory is not the host's.
+        """
+        if self.location != HOST:
+            raise DeviceMismatch(field="location", expected="cpu", got=self.location, hint="copy it to the host first")
+        return np.asarray(_Memory(self)).view(self.element.dtype)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:  # noqa: ANN401, FBT001 - as NumPy calls it
+        """Convert for NumPy; without arguments it is `numpy`."""
+        return np.array(self.numpy(), dtype=dtype, copy=copy)
+
+    @property
+    def storage_shape(self) -> tuple[int, ...]:
+        """Extents in storage items."""
+        if not self.element.packed or not self.shape:
+            return self.shape
+        return (*self.shape[:-1], self.element.storage_columns(self.shape[-1]))
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """First byte, and the byte after the last, that the view can reach (equal when it is empty)."""
+        shape, size = self.storage_shape, self.element.itemsize
+        if 0 in shape:
+            return self.pointer, self.pointer
+        steps = [(n - 1) * s * size for n, s in zip(shape, self.strides, strict=True)]
+        return self.pointer + sum(s for s in steps if s < 0), self.pointer + sum(s for s in steps if s > 0) + size
+
+    def __repr__(self) -> str:
+        """Show element, shape and location; strides where they are not dense."""
+        dense = self.strides == dense_strides(self.storage_shape)
+        strides = "" if dense else f", strides={self.strides}"
+        return f"TensorView({self.element.value}, {self.shape}{strides}, {self.location})"
+
+
+def typed(array: object, element: ElementKind | str) -> TensorView:
+    """State what an integer carrier array really holds: FP8, E8M0 or bf16 codes, or packed 4-bit elements.
+
+    Parameters
+    ----------
+    array : array
+        A tensor whose items are as wide as the element's storage: 8-bit integers for FP8, E8M0 and packed S4, U4, FP4
+        (two per byte along the last axis, low nibble first); 16-bit integers for f16 and bf16.
+    element : ElementKind
+        What it holds.
+
+    Returns
+    -------
+    TensorView
+        The same memory under the new name. Typing a view as what it already is changes nothing.
+
+    Raises
+    ------
+    InvalidProblem
+        The array is no integer carrier of that width.
+    """
+    view, kind = TensorView.of(array), ElementKind.of(element)
+    if view.element is kind:
+        return view
+    if not (view.element.is_integer and not view.element.packed and view.element.itemsize == kind.itemsize):
+        raise InvalidProblem(
+            op="typed",
+            field="array",
+            expected=f"{8 * kind.itemsize}-bit integers to carry {kind.value}",
+            got=view.element.value,
+            hint="astype() converts values; typed() only names the codes that are there",
+        )
+    shape = (*view.shape[:-1], 2 * view.shape[-1]) if kind.packed and view.shape else view.shape
+    return attrs.evolve(view, element=kind, shape=shape)
+
+
+def dense_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides of a C-contiguous array, in items."""
+    strides, step = [], 1
+    for n in reversed(shape):
+        strides.append(step)
+        step *= n
+    return tuple(reversed(strides))
+
+
+def overlap(a: TensorView, b: TensorView) -> bool:
+    """Whether two views can touch the same byte.
+
+    Rows of equal pitch that lie side by side (two column ranges of one buffer) are recognised as disjoint.
+    """
+    (a0, a1), (b0, b1) = a.extent, b.extent
+    if a.location != b.location or a1 <= b0 or b1 <= a0 or a0 == a1 or b0 == b1:
+        return False
+    pitch, other = (v.strides[0] * v.element.itemsize if len(v.shape) == 2 else 0 for v in (a, b))  # noqa: PLR2004
+    if pitch != other or pitch <= 0:
+        return True
+    width_a, width_b = (v.storage_shape[1] * v.element.itemsize for v in (a, b))
+    gap = (b.pointer - a.pointer) % pitch
+    return gap < width_a or gap + width_b > pitch
+
+
+class _Memory:
+    """Presents a view to NumPy as unsigned integers of the storage's width. np.asarray keeps it and its owner alive."""
+
+    def __init__(self, view: TensorView) -> None:
+        size = view.element.itemsize
+        self.view = view
+        self.__array_interface__ = {
+            "data": (view.pointer, view.readonly),
+            "shape": view.storage_shape,
+            "strides": tuple(s * size for s in view.strides),
+            "typestr": np.dtype(f"u{size}").str,
+            "version": 3,
+        }
+
+
+def _element(dtype: object) -> tuple[ElementKind, int]:
+    """Return the kind of a dtype, and how many elements one storage item counts in the owner's shape."""
+    kind = ElementKind.find(dtype)
+    if kind is None:
+        raise InvalidProblem(expected="a dtype with an element kind", got=str(dtype), hint="see quantplan.ElementKind")
+    if not kind.packed:
+        return kind, 1
+    if not str(dtype).endswith("_x2"):  # ml_dtypes' int4 arrays spend a whole byte on each element
+        hint = "pack two per byte, low nibble first, and wrap the bytes in quantplan.typed"
+        raise InvalidProblem(expected="packed 4-bit elements", got=f"unpacked {dtype}", hint=hint)
+    return kind, 2
+
+
+def _steps(strides: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    if any(s % itemsize for s in strides):
+        raise MisalignedOperand(field="strides", expected=f"multiples of {itemsize} bytes", got=strides)
+    return tuple(s // itemsize for s in strides)
+
+
+def _of_numpy(array: NDArray[Any]) -> TensorView:
+    kind, _ = _element(array.dtype)
+    pointer, readonly = array.__array_interface__["data"]
+    return TensorView(pointer, array.shape, _steps(array.strides, kind.itemsize), kind, HOST, readonly, array)
+
+
+def _of_torch(tensor: Any) -> TensorView:  # noqa: ANN401 - torch is not a dependency
+    kind, per_item = _element(tensor.dtype)
+    shape = tuple(tensor.shape)
+    if per_item > 1 and shape:
+        shape = (*shape[:-1], per_item * shape[-1])
+    device = tensor.device
+    location = HOST if device.type == "cpu" else Location(device.type, device.index or 0)
+    return TensorView(tensor.data_ptr(), shape, tuple(tensor.stride()), kind, location, False, tensor)
+
+
+def _of_cuda_array_interface(obj: Any) -> TensorView:  # noqa: ANN401 - any library's array
+    interface = obj.__cuda_array_interface__
+    if interface.get("mask") is not None:
+        raise InvalidProblem(expected="a dense array", got="one with a mask")
+    kind, _ = _element(np.dtype(interface["typestr"]))
+    shape = tuple(interface["shape"])
+    strides = interface.get("strides")
+    steps = dense_strides(shape) if strides is None else _steps(tuple(strides), kind.itemsize)
+    pointer, readonly = interface["data"]
+    return TensorView(pointer, shape, steps, kind, Location("cuda", _device_index(obj)), readonly, obj)
+
+
+def _device_index(obj: Any) -> int:  # noqa: ANN401 - any library's array
+    """Find the device of a CUDA array: the interface itself does not say."""
+    device = getattr(obj, "device", None)
+    for name in ("id", "index"):
+        if isinstance(index := getattr(device, name, None), int):
+            return index
+    if hasattr(obj, "__dlpack_device__"):
+        return int(obj.__dlpack_device__()[1])
+    raise InvalidProblem(
+        field="device",
+        expected="an array that knows its device",
+        got=type(obj).__name__,
+        hint="pass a CuPy or torch array over the same memory",
+    )

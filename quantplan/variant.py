@@ -1,0 +1,166 @@
+"""Variant: one way to run an op; each answers *yes*, or *no, because …*."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from abc import ABC, abstractmethod
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import attrs
+
+from quantplan.record import Record
+from quantplan.types import (
+    ArchSku,
+    BackendKind,
+    EpilogueKind,
+    KernelSku,
+    LayoutSku,
+    OpCategory,
+    PrecisionGuarantee,
+    QuantizeKind,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from quantplan.devices.target import Target
+    from quantplan.elements import ElementKind
+    from quantplan.workspace import Workspace
+
+    Launch = Callable[[Any, Any, "Workspace | None", Any], None]
+    """Runs one problem: (descriptor, args, workspace, stream)."""
+
+
+@attrs.frozen(kw_only=True)
+class Identity:
+    """What makes a kernel of an op distinct: the parts of a `KernelSku` that the descriptor decides.
+
+    Parameters
+    ----------
+    parts : tuple[str, ...]
+        The descriptor's share of the SKU's name: all that selects other code or another guarantee.
+    element, aux_element, output_element : ElementKind
+        As in `KernelSku`.
+    layout : LayoutSku
+        Layout of the matrix operands.
+    epilogue : EpilogueKind
+        Fused activation.
+    """
+
+    parts: tuple[str, ...]
+    element: ElementKind
+    aux_element: ElementKind
+    output_element: ElementKind
+    layout: LayoutSku = LayoutSku.ROW_MAJOR
+    epilogue: EpilogueKind = EpilogueKind.IDENTITY
+
+
+@attrs.frozen(kw_only=True, repr=False)
+class VariantReport(Record):
+    """What one variant answered.
+
+    Parameters
+    ----------
+    name : str
+        The variant.
+    supported : bool
+        Whether it runs the problem on the target under the preferences.
+    reason : str
+        Why not; empty when it does.
+    """
+
+    name: str
+    supported: bool
+    reason: str = ""
+
+
+class Variant(ABC):
+    """A row of an op's table of variants, which is in order of preference."""
+
+    name: ClassVar[str]
+    arch: ClassVar[ArchSku]
+    backend: ClassVar[BackendKind]
+
+    def why_not(self, desc: Any, target: Target) -> str | None:  # noqa: ANN401, ARG002 - each op has its own descriptor; variants may look at it
+        """Return why it cannot run the problem on the target, or None."""
+        return target.why_not(self.arch)
+
+    @abstractmethod
+    def guarantee(self, desc: Any) -> PrecisionGuarantee:  # noqa: ANN401 - each op has its own descriptor
+        """Return what it promises for the problem."""
+
+    @abstractmethod
+    def source_digest(self) -> str:
+        """Return the SHA-256 of the sources it is made from."""
+
+    @abstractmethod
+    def load(self, desc: Any, target: Target) -> Launch:  # noqa: ANN401 - each op has its own descriptor
+        """Prepare everything that a launch needs; nothing is compiled or loaded after this."""
+
+    def workspace_size(self, desc: Any) -> int:  # noqa: ANN401, ARG002 - each op has its own descriptor; variants may look at it
+        """Return the bytes of scratch memory that a launch needs."""
+        return 0
+
+    def sku(self, category: OpCategory, op: QuantizeKind, identity: Identity, desc: Any) -> KernelSku:  # noqa: ANN401 - each op has its own descriptor
+        """Return the identity of the kernel that runs the problem."""
+        return KernelSku(
+            name=".".join((op.value, self.name, *identity.parts)),
+            category=category,
+            op=op,
+            element=identity.element,
+            aux_element=identity.aux_element,
+            output_element=identity.output_element,
+            layout=identity.layout,
+            epilogue=identity.epilogue,
+            arch=self.arch,
+            backend=self.backend,
+            precision_guarantee=self.guarantee(desc),
+            source_digest=self.source_digest(),
+        )
+
+
+@attrs.frozen
+class ReferenceVariant(Variant):
+    """The NumPy contract itself. It answers for the target ``cpu`` and for no other.
+
+    Parameters
+    ----------
+    function : callable
+        Runs a descriptor and its arguments in host memory.
+    promise : callable
+        Returns the guarantee for a descriptor.
+    """
+
+    function: Callable[[Any, Any], None]
+    promise: Callable[[Any], PrecisionGuarantee]
+
+    name = "reference"
+    arch = ArchSku.CPU
+    backend = BackendKind.REFERENCE
+
+    def guarantee(self, desc: Any) -> PrecisionGuarantee:  # noqa: ANN401 - each op has its own descriptor
+        """Return what the reference promises for the problem."""
+        return self.promise(desc)
+
+    def source_digest(self) -> str:
+        """Return the SHA-256 of all of ``quantplan.reference``: its files share their rounding rules."""
+        return _reference_digest()
+
+    def load(self, desc: Any, target: Target) -> Launch:  # noqa: ANN401, ARG002 - nothing to prepare
+        """Return the reference function as a launch."""
+        function = self.function
+        return lambda desc, args, workspace, stream: function(desc, args)  # noqa: ARG005 - NumPy needs neither
+
+
+@cache
+def _reference_digest() -> str:
+    spec = importlib.util.find_spec("quantplan.reference")
+    folders = spec.submodule_search_locations if spec else None
+    digest = hashlib.sha256()
+    for path in sorted(path for folder in folders or () for path in Path(folder).glob("*.py")):
+        digest.update(path.name.encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,117 @@
+"""The verdict on one output: bits against the contract's bits, or real errors against the bound."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import attrs
+
+from quantplan.elements import ElementKind
+from quantplan.verify.exact import FLOATS, FORMATS, Format
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+HOPELESS = 1e300
+"""Fraction of the bound that stands for an error without measure: NaN, or an infinity that is not due."""
+
+
+@attrs.frozen
+class Verdict:
+    """What is wrong with an output.
+
+    Parameters
+    ----------
+    mismatches : int
+        Elements that break the guarantee.
+    example : str
+        The first of them: where, what was expected, what came.
+    fraction : float, optional
+        Largest error as a fraction of the bound, where a bound was the measure.
+    """
+
+    mismatches: int
+    example: str = ""
+    fraction: float | None = None
+
+
+def judge_bits(element: ElementKind, shape: tuple[int, ...], expected: Sequence[int], got: Sequence[int]) -> Verdict:
+    """Compare codes."""
+    if list(expected) == list(got):
+        return Verdict(0)
+    wrong = [i for i, pair in enumerate(zip(expected, got, strict=True)) if pair[0] != pair[1]]
+    decode = FORMATS[element].decode
+    want, came = expected[wrong[0]], got[wrong[0]]
+    text = f"{_index(wrong[0], shape)}: expected {decode(want)} ({want:#x}), got {decode(came)} ({came:#x})"
+    return Verdict(len(wrong), text)
+
+
+def judge_errors(
+    element: ElementKind,
+    shape: tuple[int, ...],
+    exact: Sequence[Fraction | None],
+    bound: Sequence[float],
+    got: Sequence[int],
+) -> Verdict:
+    """Compare the distance from the real result with the bound."""
+    mismatches, example, worst = 0, "", 0.0
+    decode = FORMATS[element].decode
+    for i, (code, target, limit) in enumerate(zip(got, exact, bound, strict=True)):
+        fraction = error_fraction(element, decode(code), target, limit)
+        worst = max(worst, fraction)
+        if fraction > 1:
+            mismatches += 1
+            want = "NaN" if target is None else repr(_to_float(target))
+            example = example or f"{_index(i, shape)}: expected {want} ± {limit:.3g}, got {decode(code)}"
+    return Verdict(mismatches, example, worst)
+
+
+def error_fraction(element: ElementKind, value: float, exact: Fraction | None, bound: float) -> float:
+    """Return the error of a value as a fraction of its bound.
+
+    Parameters
+    ----------
+    element : ElementKind
+        Element of the output.
+    value : float
+        What came.
+    exact : Fraction, optional
+        The real result; None where there is none, so that NaN must come (0 from an integer element).
+    bound : float
+        Largest error allowed. An infinity is right where ``|exact| + bound`` reaches the overflow threshold.
+    """
+    if exact is None:
+        right = math.isnan(value) if element in FLOATS else value == 0
+        return 0.0 if right else HOPELESS
+    if math.isnan(value) or math.isnan(bound) or bound < 0:
+        return HOPELESS
+    if math.isinf(bound):
+        return 0.0
+    if math.isinf(value):
+        due = abs(exact) + Fraction(bound) >= _threshold(FLOATS[element]) and (exact > 0) == (value > 0)
+        return 0.0 if due else HOPELESS
+    distance = abs(Fraction(value) - exact)
+    if distance == 0:
+        return 0.0
+    if distance > Fraction(bound) * Fraction(HOPELESS):
+        return HOPELESS
+    fraction = float(distance / Fraction(bound))
+    return max(fraction, math.nextafter(1, 2)) if distance > Fraction(bound) else min(fraction, 1.0)
+
+
+def _threshold(form: Format) -> Fraction:
+    """Return the smallest magnitude that rounds to infinity."""
+    return Fraction(form.largest) + Fraction(2) ** (form.max_exponent - form.mantissa_bits - 1)
+
+
+def _to_float(value: Fraction) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.copysign(math.inf, value)
+
+
+def _index(i: int, shape: tuple[int, ...]) -> str:
+    return f"[{i // shape[1]}, {i % shape[1]}]" if len(shape) == 2 else f"[{i}]"  # noqa: PLR2004 - a matrix

@@ -1,0 +1,277 @@
+"""Runs every plan of a target through the attacks on it, and holds it to each promise of its SKU.
+
+The seam to other devices is `_HostMemory`: a device with memory of its own needs its like, and nothing else here changes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import attrs
+
+from quantplan.devices.target import Target, TargetKind
+from quantplan.errors import InvalidProblem, QuantPlanError, Unsupported
+from quantplan.ops import PLANS
+from quantplan.tensor import HOST
+from quantplan.types import BackendKind, KernelSku, QuantizeKind, ScopeKind
+from quantplan.verify.attacks import Case
+from quantplan.verify.attacks_linear import linear_attacks
+from quantplan.verify.attacks_quantize import dequantize_attacks, dynamic_attacks, quantize_attacks
+from quantplan.verify.judge import Verdict, judge_bits, judge_errors
+from quantplan.verify.linear import bits, real
+from quantplan.verify.quantize import dequantize, dynamic_range_quantize, quantize
+from quantplan.verify.report import PlanReport, VerifyReport
+from quantplan.verify.tensors import HostTensor, Memory
+from quantplan.workspace import Workspace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from fractions import Fraction
+
+    from quantplan.plan import Plan
+    from quantplan.tensor import TensorView
+
+USEFUL_FRACTION = 0.01
+"""A bound that no attack brings an error this close to says nothing."""
+
+
+@attrs.frozen
+class Suite:
+    """How an op is attacked and judged.
+
+    Parameters
+    ----------
+    attacks : callable
+        Yields the cases of a descriptor.
+    expected : callable
+        Returns the codes of each output, for guarantees of bits.
+    exact : callable, optional
+        Returns the real-valued result, for guarantees of a bound.
+    """
+
+    attacks: Callable[[type[Plan[Any, Any]], Any], Iterator[Case]]
+    expected: Callable[[Any, Mapping[str, HostTensor]], dict[str, list[int]]]
+    exact: Callable[[Any, Mapping[str, HostTensor]], list[Fraction | None]] | None = None
+
+
+def _linear_bits(desc: Any, inputs: Mapping[str, HostTensor]) -> dict[str, list[int]]:  # noqa: ANN401 - two descriptors
+    return {"output": bits(desc, inputs)}
+
+
+SUITES: dict[QuantizeKind, Suite] = {
+    QuantizeKind.QUANTIZE: Suite(quantize_attacks, quantize),
+    QuantizeKind.DEQUANTIZE: Suite(dequantize_attacks, dequantize),
+    QuantizeKind.DYNAMIC_RANGE_QUANTIZE: Suite(dynamic_attacks, dynamic_range_quantize),
+    QuantizeKind.SMOOTHQUANT_LINEAR: Suite(linear_attacks, _linear_bits, real),
+    QuantizeKind.QUANTIZED_LINEAR: Suite(linear_attacks, _linear_bits, real),
+}
+"""The oracle of each op."""
+
+
+def verify(target: object = "cpu", op: str | None = None) -> VerifyReport:
+    """Hold every plan of a target to its guarantee under attacking inputs.
+
+    Parameters
+    ----------
+    target : str, Target or stream, optional
+        Where to run: ``"cpu"`` by default.
+    op : str, optional
+        Only this op, by its name in `quantplan.ops.PLANS`; all of them by default.
+
+    Returns
+    -------
+    VerifyReport
+        Per SKU the cases, the mismatches and the largest fraction of its bound; and the problems, in sentences.
+
+    Raises
+    ------
+    InvalidProblem
+        No such op or target.
+    Unsupported
+        Operands cannot be placed on the target from here.
+    """
+    where = Target.parse(target)
+    if op is not None and op not in PLANS:
+        raise InvalidProblem(op="verify", field="op", expected=f"one of {', '.join(PLANS)}", got=repr(op))
+    memory = _memory_of(where)
+    tallies: dict[str, _Tally] = {}
+    problems = []
+    for name in PLANS if op is None else [op]:
+        plan_type = PLANS[name]
+        suite = SUITES.get(plan_type.op)
+        if suite is None:
+            problems.append(f"{name}: there is no oracle for it")
+            continue
+        for desc in plan_type.catalogue():
+            for case in suite.attacks(plan_type, desc):
+                _Trial(plan_type, suite, where, memory).hold(case, tallies)
+    if not tallies:
+        problems.append(f"nothing was verified: {op or 'no op'} has no plan for {where}")
+    for tally in tallies.values():
+        problems += tally.problems(where)
+    plans = tuple(tally.report() for tally in tallies.values())
+    return VerifyReport(target=str(where), plans=plans, problems=tuple(problems))
+
+
+@attrs.define
+class _Tally:
+    """What has been seen of one SKU."""
+
+    sku: KernelSku
+    cases: int = 0
+    mismatches: int = 0
+    fraction: float | None = None
+    faults: dict[str, str] = attrs.field(factory=dict)
+
+    def add(self, where: str, verdict: Verdict) -> None:
+        """Count a verdict; keep the first example of each kind of fault."""
+        self.mismatches += verdict.mismatches
+        if verdict.fraction is not None:
+            self.fraction = max(self.fraction or 0.0, verdict.fraction)
+        if verdict.mismatches:
+            self.blame("breaks its guarantee", f"{where}{verdict.example}")
+
+    def blame(self, fault: str, example: str) -> None:
+        """Record a fault, once."""
+        self.faults.setdefault(fault, example)
+
+    def problems(self, target: Target) -> list[str]:
+        """Return the sentences to say against the SKU."""
+        name = self.sku.name
+        found = [f"{name}: {fault}, e.g. {example}" for fault, example in self.faults.items()]
+        if self.sku.backend is BackendKind.REFERENCE and target.kind is not TargetKind.CPU:
+            found.append(f"{name}: the reference answers for {target}, where a kernel of its own is promised")
+        if self.fraction is not None and self.fraction < USEFUL_FRACTION:
+            found.append(
+                f"{name}: the error bound is useless: no attack came closer to it than {self.fraction:.2g} of it"
+            )
+        return found
+
+    def report(self) -> PlanReport:
+        """Return the SKU's line of the report."""
+        return PlanReport(
+            op=self.sku.op.value,
+            sku=self.sku.name,
+            backend=self.sku.backend.value,
+            cases=self.cases,
+            mismatches=self.mismatches,
+            worst_fraction=self.fraction,
+        )
+
+
+class _HostMemory:
+    """Operands in host memory: what NumPy holds is what the plan reads and writes."""
+
+    stream: ClassVar[object] = None
+
+    def send(self, memory: Memory) -> TensorView:
+        """Return an operand on the device that holds what the memory holds."""
+        return memory.operand
+
+    def fetch(self, memory: Memory, operand: TensorView) -> None:
+        """Bring what a plan wrote back into the memory."""
+
+    def workspace(self, plan: Plan[Any, Any]) -> Workspace | None:
+        """Return scratch memory for one launch."""
+        return Workspace.allocate(plan.workspace_size, plan.target) if plan.workspace_size else None
+
+
+def _memory_of(target: Target) -> _HostMemory:
+    if target.location != HOST:
+        raise Unsupported(f"operands cannot be placed on {target} from here", op="verify", field="target")
+    return _HostMemory()
+
+
+@attrs.frozen
+class _Trial:
+    """Runs cases of one op and judges what comes."""
+
+    plan_type: type[Plan[Any, Any]]
+    suite: Suite
+    target: Target
+    memory: _HostMemory
+
+    def hold(self, case: Case, tallies: dict[str, _Tally]) -> None:
+        """Put the plan of a case to the test; where the target has none, there is nothing to hold to anything."""
+        try:
+            plan = self.plan_type.select(self.target, case.desc)
+        except Unsupported:
+            return
+        tally = tallies.setdefault(plan.sku.name, _Tally(plan.sku))
+        tally.cases += 1
+        try:
+            self._judge(plan, case, tally)
+        except QuantPlanError as error:
+            tally.blame("refuses a sound problem", f"{case.name}: {error}")
+
+    def _judge(self, plan: Plan[Any, Any], case: Case, tally: _Tally) -> None:
+        guarantee = plan.precision_guarantee
+        args, outputs = self._run(plan, case, tally)
+        for name, verdict in self._verdicts(plan, case, args, outputs):
+            tally.add(f"{case.name}: {name}", verdict)
+        if guarantee.deterministic or guarantee.bit_stable_on_same_hardware:
+            _, again = self._run(plan, case, tally)
+            if any(outputs[name].load() != again[name].load() for name in outputs):
+                tally.blame("gives other bits when it runs again", case.name)
+        if guarantee.batch_invariant and case.desc.m > 1:
+            self._judge_row(plan, case, outputs, tally)
+
+    def _run(self, plan: Plan[Any, Any], case: Case, tally: _Tally) -> tuple[Any, dict[str, Memory]]:
+        """Run a case in fresh memory, and look for writes where there should be none."""
+        memories, outputs = {}, {}
+        for operand in plan.operands(case.desc):
+            if operand.output:
+                memories[operand.name] = outputs[operand.name] = Memory.allocate(operand.element, operand.shape)
+            else:
+                memories[operand.name] = case.inputs[operand.name].memory()
+        operands = {name: self.memory.send(memory) for name, memory in memories.items()}
+        args = plan.args_type(**operands)
+        plan.run(self.memory.stream, self.memory.workspace(plan), args)
+        for name, memory in memories.items():
+            self.memory.fetch(memory, operands[name])
+            for fault in memory.faults():
+                tally.blame(fault, f"{case.name}: {name}")
+            if name not in outputs and memory.load() != case.inputs[name].codes:
+                tally.blame("writes an operand that it should only read", f"{case.name}: {name}")
+        return args, outputs
+
+    def _verdicts(
+        self, plan: Plan[Any, Any], case: Case, args: Any, outputs: Mapping[str, Memory]  # noqa: ANN401 - each op has its own
+    ) -> Iterator[tuple[str, Verdict]]:
+        """Judge bits where bits are promised and the contract determines them, else errors by the bound."""
+        guarantee, exact = plan.precision_guarantee, self.suite.exact
+        if exact is not None and not (guarantee.bit_identical_to_reference and plan.sku.epilogue.exact):
+            output = outputs["output"]
+            bound: Sequence[float] = guarantee.error_bound.bound(case.desc, args).reshape(-1).tolist()
+            targets = exact(case.desc, case.inputs)
+            yield "output", judge_errors(output.element, output.shape, targets, bound, output.load())
+            return
+        expected = self.suite.expected(case.desc, case.inputs)
+        for name, memory in outputs.items():
+            yield name, judge_bits(memory.element, memory.shape, expected[name], memory.load())
+
+    def _judge_row(self, plan: Plan[Any, Any], case: Case, outputs: Mapping[str, Memory], tally: _Tally) -> None:
+        """Run one row of a case alone: a batch-invariant plan gives it the same bits."""
+        row = tally.cases % case.desc.m  # every row has its turn
+        desc = case.desc.replace(m=1)
+        single = self.plan_type.select(self.target, desc)
+        if single.sku.name != plan.sku.name:
+            return  # the promise is made within one SKU
+        shapes = {operand.name: operand.shape for operand in single.operands(desc)}
+        inputs = {name: _row_of(case, name, tensor, shapes[name], row) for name, tensor in case.inputs.items()}
+        alone = Case(f"{case.name}, row {row} alone", desc, inputs)
+        _, lone = self._run(single, alone, tally)
+        for name, memory in lone.items():
+            whole = HostTensor(memory.element, outputs[name].shape, outputs[name].load())
+            if memory.load() != _row_of(case, name, whole, memory.shape, row).codes:
+                tally.blame("gives a row other bits when it runs alone", f"{alone.name}: {name}")
+
+
+def _row_of(case: Case, name: str, tensor: HostTensor, shape: tuple[int, ...], row: int) -> HostTensor:
+    """Return the part of an operand that belongs to one row, given the shape that it has there."""
+    if tensor.shape == shape:
+        return tensor  # shared by all rows
+    scope = getattr(case.desc, "scope", None)
+    if scope is not None and scope.kind is ScopeKind.GROUP and scope.axis == 0 and name in ("scale", "zero_point"):
+        row //= scope.group_size
+    return tensor.rows(row, row + 1)

@@ -1,0 +1,95 @@
+"""Workspace: scratch memory that the caller owns and lends to a launch."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import attrs
+import numpy as np
+
+from quantplan.devices.target import Target, TargetKind
+from quantplan.elements import ElementKind
+from quantplan.errors import DriverNotFound, InvalidProblem, MisalignedOperand, Unsupported
+from quantplan.tensor import HOST, Location, TensorView
+
+ALIGNMENT = 256
+"""Alignment of every workspace, in bytes."""
+
+
+@attrs.frozen(eq=False)
+class Workspace:
+    """Borrowed scratch memory. Plans neither own, grow nor clear it; use one per concurrently running stream.
+
+    Parameters
+    ----------
+    pointer : int
+        Address, a multiple of 256.
+    nbytes : int
+        Size in bytes.
+    location : Location
+        Where the memory is.
+    owner : object
+        Kept alive as long as the workspace.
+    """
+
+    pointer: int
+    nbytes: int
+    location: Location = HOST
+    owner: object = attrs.field(default=None, repr=False)
+
+    @classmethod
+    def allocate(cls, nbytes: int, target: object) -> Workspace:
+        """Allocate exactly ``nbytes`` where a target's or stream's operands live.
+
+        Parameters
+        ----------
+        nbytes : int
+            Usually ``plan.workspace_size`` or ``family.workspace_size``.
+        target : str, Target or stream
+            Whose memory to use.
+
+        Raises
+        ------
+        InvalidProblem
+            A negative size.
+        Unsupported
+            The target is an architecture, where nothing runs.
+        """
+        where = Target.parse(target)
+        if type(nbytes) is not int or nbytes < 0:
+            raise InvalidProblem(op="Workspace", field="nbytes", expected="an integer ≥ 0", got=repr(nbytes))
+        if where.kind is TargetKind.ARCH:
+            raise Unsupported(f"{where} is an architecture, not a device", op="Workspace", field="target")
+        if where.kind is TargetKind.CUDA:
+            hint = "borrow a CuPy or torch buffer with Workspace.from_buffer"
+            raise DriverNotFound("no allocator for CUDA memory", op="Workspace", hint=hint)
+        buffer = np.empty(nbytes + ALIGNMENT, np.uint8)
+        start = buffer.__array_interface__["data"][0]
+        return cls(start + -start % ALIGNMENT, nbytes, HOST, buffer)
+
+    @classmethod
+    def from_buffer(cls, obj: object) -> Workspace:
+        """Borrow a dense, writable CuPy, torch or NumPy array of any element as scratch memory.
+
+        Raises
+        ------
+        MisalignedOperand
+            It does not start at a multiple of 256 bytes.
+        InvalidProblem
+            It is read-only or has gaps.
+        """
+        view = TensorView.of(obj)
+        first, last = view.extent
+        nbytes = math.prod(view.storage_shape) * view.element.itemsize
+        if view.readonly or last - first != nbytes:
+            raise InvalidProblem(op="Workspace", field="buffer", expected="writable memory without gaps", got=view)
+        if first % ALIGNMENT:
+            raise MisalignedOperand(
+                op="Workspace", field="buffer", expected=f"a multiple of {ALIGNMENT} bytes", got=f"address {first:#x}"
+            )
+        return cls(first, nbytes, view.location, obj)
+
+    def numpy(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """Return the bytes as a NumPy array (host memory only)."""
+        return TensorView(self.pointer, (self.nbytes,), (1,), ElementKind.U8, self.location, False, self.owner).numpy()
