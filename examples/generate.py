@@ -16,7 +16,7 @@ try:
     from rich.console import Console
     from rich.progress import Progress
     from smollm2.build import build
-    from smollm2.calibrate import Maxima, calibrate
+    from smollm2.calibrate import Ranges, calibrate
     from smollm2.evaluate import Score, decode, read
     from smollm2.linear import RECIPES, Fp32, Recipe, Runtime
     from smollm2.model import greedy
@@ -35,7 +35,7 @@ except ModuleNotFoundError as missing:
 MODEL = "SmolLM2-135M-Instruct"
 PROMPT = "What is the capital of France?"
 CALIBRATION = {"count": 8, "length": 256}
-HELD_OUT = {"count": 8, "length": 256}
+HELD_OUT = {"count": 16, "length": 256}
 
 # Progress goes to stderr, so that a pipe gets the results only.
 out, err = Console(), Console(stderr=True)
@@ -76,7 +76,7 @@ def answer(options: argparse.Namespace, runtime: Runtime, tokenizer: ChatTokeniz
 
 def calibrated(
     recipe: type[Recipe], runtime: Runtime, tokenizer: ChatTokenizer, weights: Weights, progress: Progress
-) -> list[Maxima]:
+) -> list[Ranges]:
     """Return what flows through the fp32 model on the calibration text, if the recipe wants to know."""
     if not recipe.needs_calibration:
         return []
@@ -105,7 +105,7 @@ def evaluate(options: argparse.Namespace, runtime: Runtime, tokenizer: ChatToken
             reading = read(built.model, progress.track(text, description=name))
             if likeliest is None:
                 likeliest = reading.likeliest  # RECIPES begins with fp32
-            ids, rate = decode(built.model, prompt, options.max_tokens)
+            ids, rate = decode(built.model, prompt, max(3, options.max_tokens))
             scores.append(
                 Score(
                     recipe=name,
@@ -118,8 +118,11 @@ def evaluate(options: argparse.Namespace, runtime: Runtime, tokenizer: ChatToken
                 )
             )
     out.print(scores_table(scores))
+    out.print(options.prompt, markup=False, highlight=False)
+    for score in scores:
+        out.print(f"  {score.recipe:<{max(map(len, RECIPES))}}  {score.answer}", markup=False, highlight=False)
     for path in (write_json(options.output, scores, setting), draw(options.output, scores, MODEL)):
-        out.print(f"written: {path}", highlight=False)
+        out.print(f"written: {path}", highlight=False, soft_wrap=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 OK, FAILED, USAGE, UNSUPPORTED = 0, 1, 2, 3
 
+_UNBOUNDED = 10_000
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; errors of quantplan are one line on standard error.
@@ -137,14 +139,7 @@ def _verify(args: argparse.Namespace) -> int:
 
     report = verify(target=args.target, op=args.op)
     if args.json:
-        _print_json(
-            {
-                "target": report.target,
-                "ok": report.ok,
-                "problems": list(report.problems),
-                "plans": [attrs.asdict(plan) for plan in report.plans],
-            }
-        )
+        print(json.dumps(report.to_dict(), indent=2))
     else:
         rows = [
             (
@@ -171,14 +166,17 @@ def _add_descriptor_flags(parser: argparse.ArgumentParser, kind: type[Plan[Any, 
     parser.set_defaults(kind=kind)
     parser.add_argument("--target", default="cpu", help="cpu, cuda:0, sm_90a, emulated:sm_90a")
     parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
-    for field in attrs.fields(kind.descriptor_type):
+    fields = attrs.fields(kind.descriptor_type)
+    taken = {field.name for field in fields}
+    for field in fields:
         options: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS}
         if isinstance(field.default, bool):
             options["action"] = argparse.BooleanOptionalAction
         else:
             options |= {"type": _number_or_text, "required": field.default is attrs.NOTHING, "metavar": "VALUE"}
-        names = [field.name, field.name.removesuffix("_element")]
-        parser.add_argument(*dict.fromkeys(f"--{name.replace('_', '-')}" for name in names), **options)
+        short = field.name.removesuffix("_element")
+        names = [field.name] if short in taken else [field.name, short]
+        parser.add_argument(*(f"--{name.replace('_', '-')}" for name in names), **options)
 
 
 def _number_or_text(text: str) -> int | float | str:
@@ -215,10 +213,11 @@ def _print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str
     from rich.markup import escape  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
-    table = Table(*columns, title=title, title_justify="left")
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
-    console = Console()
-    # not a terminal: as wide as the text, so that nothing is cut off in a file or pipe
-    console.print(table, width=None if console.is_terminal else console.measure(table).maximum)
+    # in a file or pipe a table is as wide as its text, so that each row is one line
+    Console(width=None if sys.stdout.isatty() else _UNBOUNDED).print(table)
     return OK

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import operator
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import attrs
+import numpy as np
 
 from quantplan.errors import InvalidProblem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
 
 SCHEMA = 1
 """Version of the dictionaries that `Record.to_dict` writes."""
@@ -113,18 +118,72 @@ def _expect(cls: type[Record], field: str, expected: object, got: object) -> Non
         raise InvalidProblem(op=cls.__name__, field=field, expected=expected, got=got)
 
 
-def to_dimension(value: object) -> int:
-    """Convert a Python or NumPy integer to int; refuse booleans, floats and negative numbers.
+def field(convert: Callable[[Any], Any], default: Any = attrs.NOTHING, *, optional: bool = False) -> Any:  # noqa: ANN401 - attrs.field's own types
+    """Make a field whose values are converted; what cannot be is an `InvalidProblem` that names class and field.
+
+    Parameters
+    ----------
+    convert : callable
+        A function that raises `InvalidProblem`, or an enum.
+    default : object, optional
+        Default value, or attrs.Factory.
+    optional : bool
+        Whether None stays None; it does anyway where it is the default.
+    """
+
+    def to_field(value: Any, owner: Any, attribute: attrs.Attribute[Any]) -> Any:  # noqa: ANN401 - any field's type
+        if value is None and (optional or default is None):
+            return None
+        try:
+            return convert(value)
+        except InvalidProblem as error:
+            error.op, error.field = type(owner).__name__, attribute.name
+            raise
+        except ValueError:
+            members: Iterable[Any] = convert if isinstance(convert, enum.EnumMeta) else ()
+            expected = f"one of {', '.join(str(member.value) for member in members)}"
+            raise InvalidProblem(
+                op=type(owner).__name__, field=attribute.name, expected=expected, got=repr(value)
+            ) from None
+
+    return attrs.field(default=default, converter=attrs.Converter(to_field, takes_self=True, takes_field=True))
+
+
+def dimension() -> Any:  # noqa: ANN401 - attrs.field's own type
+    """Make the field of a dimension: a Python or NumPy integer, stored as int.
 
     A dimension must fit in 31 bits: rows go in ``grid.x``, whose limit that is. Products of dimensions may be larger.
     """
-    try:
-        number = operator.index(value)  # type: ignore[arg-type] # TypeError is the check
-    except TypeError:
-        number = -1
-    if isinstance(value, bool) or not 0 <= number < 2**31:
-        raise InvalidProblem(field="dimension", expected="an integer in [0, 2**31)", got=repr(value))
+    return field(_to_dimension)
+
+
+def _to_dimension(value: object) -> int:
+    number = to_integer(value)
+    if not 0 <= number < 2**31:
+        raise InvalidProblem(expected="an integer in [0, 2**31)", got=number)
     return number
+
+
+def to_integer(value: object) -> int:
+    """Convert a Python or NumPy integer to int; refuse everything else, booleans too."""
+    if not isinstance(value, bool):
+        with contextlib.suppress(TypeError):
+            return operator.index(value)  # type: ignore[arg-type] # TypeError is the check
+    raise InvalidProblem(expected="an integer", got=repr(value))
+
+
+def to_number(value: object) -> float:
+    """Convert a Python or NumPy real number to float; refuse everything else, booleans and arrays too."""
+    if isinstance(value, (int, float, np.floating, np.integer)) and not isinstance(value, bool):
+        return float(value)
+    raise InvalidProblem(expected="a number", got=repr(value))
+
+
+def to_flag(value: object) -> bool:
+    """Convert a Python or NumPy boolean to bool; refuse everything else."""
+    if isinstance(value, (bool, np.bool)):
+        return bool(value)
+    raise InvalidProblem(expected="True or False", got=repr(value))
 
 
 def to_tuple(value: Any) -> Any:  # noqa: ANN401 - mypy takes no generic converters

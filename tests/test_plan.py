@@ -5,10 +5,10 @@ import threading
 
 import numpy as np
 import pytest
-from tests.toy import GPU, PLAIN, SCRATCH, ToyArgs, ToyDescriptor, ToyPlan, guarantee
 
 import quantplan as qp
 from quantplan.plan import plan_type
+from tests.toy import GPU, PLAIN, SCRATCH, ToyArgs, ToyDescriptor, ToyPlan, guarantee
 
 DESC = ToyDescriptor(m=3, k=4)
 

@@ -10,14 +10,14 @@ import attrs
 import quantplan as qp
 from quantplan.operands import Operand, tensor_field
 from quantplan.plan import Plan
-from quantplan.record import Record, to_dimension
+from quantplan.record import Record, dimension
 from quantplan.variant import Identity, Variant
 
 
 @attrs.frozen(kw_only=True, repr=False)
 class ToyDescriptor(Record):
-    m: int = attrs.field(converter=to_dimension)
-    k: int = attrs.field(converter=to_dimension)
+    m: int = dimension()
+    k: int = dimension()
     scratch: int = 0
     offset: bool = False
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from .calibrate import Maxima
+from .calibrate import Ranges
 from .linear import Recipe, Runtime, Use
 from .model import Block, Model
 from .weights import Array, LayerWeights, Weights
@@ -18,7 +18,7 @@ class Built:
     weight_bytes: int  # of the linear layers, with their scales
 
 
-def build(recipe: type[Recipe], weights: Weights, runtime: Runtime, calibration: Sequence[Maxima] = ()) -> Built:
+def build(recipe: type[Recipe], weights: Weights, runtime: Runtime, calibration: Sequence[Ranges] = ()) -> Built:
     """Build every layer of a model under a recipe; nothing is selected, allocated or compiled after this.
 
     A recipe that `needs_calibration` takes what `calibrate` saw in the fp32 recipe's model.
@@ -26,8 +26,8 @@ def build(recipe: type[Recipe], weights: Weights, runtime: Runtime, calibration:
     layers: list[list[Recipe]] = []
     blocks: list[Block] = []
     for original, seen in zip(weights.layers, calibration or [{}] * len(weights.layers), strict=True):
-        layer, maxima = recipe.prepare(original, seen)
-        sites = {site: recipe(runtime, site, matrices, maxima) for site, matrices in sites_of(layer)}
+        layer, scales = recipe.prepare(original, seen)
+        sites = {site: recipe(runtime, site, matrices, scales.get(site)) for site, matrices in sites_of(layer)}
         layers.append(list(sites.values()))
         blocks.append(Block(attn_norm=layer.attn_norm, ffn_norm=layer.ffn_norm, **sites))
     runtime.allocate()

@@ -1,9 +1,14 @@
-"""What a recipe costs and what it saves, measured: perplexity, agreement with float32, bytes, tokens per second."""
+"""What a recipe costs and what it saves, measured: perplexity, agreement with float32, bytes, tokens per second.
+
+Speeds are medians, over tokens or windows, so that a busy moment of the machine does not count.
+"""
 
 import math
+import statistics
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -40,27 +45,26 @@ def read(model: Model, windows: Iterable[Tokens]) -> Reading:
     """Let a model predict every token of every window but the first, given the true ones before it."""
     surprise: list[Floats] = []
     likeliest: list[Tokens] = []
-    seconds = 0.0
+    seconds: list[float] = []
     for window in windows:
         started = time.perf_counter()
         logits = model.logits(model.hidden(window[:-1], model.cache(len(window))))
-        seconds += time.perf_counter() - started
+        seconds.append((time.perf_counter() - started) / len(logits))
         surprise.append(-log_softmax(logits.astype(np.float64))[np.arange(len(window) - 1), window[1:]])
         likeliest.append(np.argmax(logits, axis=-1))
     tokens = np.concatenate(likeliest)
     perplexity = math.exp(np.mean(np.concatenate(surprise)))
-    return Reading(perplexity=perplexity, likeliest=tokens, tokens_per_second=len(tokens) / seconds)
+    return Reading(perplexity=perplexity, likeliest=tokens, tokens_per_second=1 / statistics.median(seconds))
 
 
 def decode(model: Model, prompt: Sequence[int], tokens: int) -> tuple[list[int], float]:
-    """Return `tokens` greedy ids after a prompt, and the ids per second after the first, which waits for the prompt."""
+    """Return greedy ids after a prompt, and how many come per second, not counting the wait for the first."""
     ids: list[int] = []
-    started = time.perf_counter()
+    times: list[float] = []
     for token in greedy(model, prompt, tokens):
-        if not ids:
-            started = time.perf_counter()
         ids.append(token)
-    return ids, (len(ids) - 1) / (time.perf_counter() - started)
+        times.append(time.perf_counter())
+    return ids, 1 / statistics.median(after - before for before, after in pairwise(times))
 
 
 def log_softmax(logits: Floats) -> Floats:

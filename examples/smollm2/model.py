@@ -70,7 +70,7 @@ def rotations(config: Config, start: int, count: int) -> Rotation:
 
 
 def rotate(x: Array, rotation: Rotation) -> Array:
-    """Apply RoPE to [m, heads, head_dim]: channels 2i and 2i + 1, neighbours in GGUF's Llamas, are one complex number."""
+    """Apply RoPE to [m, heads, head_dim]: in GGUF's Llamas channels 2i and 2i + 1 are one complex number."""
     rotated: Array = (x.view(np.complex64) * rotation).view(np.float32)
     return rotated
 

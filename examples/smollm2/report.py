@@ -69,20 +69,18 @@ def ranges(indices: Sequence[int]) -> str:
 
 def scores_table(scores: Sequence[Score]) -> Table:
     """Return one row per recipe."""
-    table = Table(title="Recipes on held-out text")
+    table = Table(title="Recipes on held-out text", box=SIMPLE_HEAD)
     table.add_column("recipe", no_wrap=True)
-    for heading in ("perplexity", "top-1 as fp32", "weights", "prompt token/s", "answer token/s"):
+    for heading in ("perplexity", "top-1 as fp32", "weights", "tokens/s", "of a prompt"):
         table.add_column(heading, justify="right")
-    table.add_column("answer")
     for score in scores:
         table.add_row(
             score.recipe,
             f"{score.perplexity:.2f}",
             f"{score.top1_agreement:.1%}",
             f"{score.weight_bytes / MB:.1f} MB",
-            f"{score.prompt_tokens_per_second:.0f}",
             f"{score.tokens_per_second:.1f}",
-            score.answer.partition("\n")[0],
+            f"{score.prompt_tokens_per_second:.0f}",
         )
     return table
 
@@ -97,22 +95,20 @@ def write_json(folder: Path, scores: Sequence[Score], setting: dict[str, Any]) -
 
 
 def draw(folder: Path, scores: Sequence[Score], title: str) -> Path:
-    """Draw ``recipes.png``: quality against size, and how often a recipe would have gone on like float32."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    """Draw ``recipes.png``: what each recipe loses, and what it saves."""
+    panels = {
+        "perplexity": ([score.perplexity for score in scores], "%.2f"),
+        "same likeliest token as fp32, %": ([100 * score.top1_agreement for score in scores], "%.1f"),
+        "linear weights, MB": ([score.weight_bytes / MB for score in scores], "%.0f"),
+    }
+    figure = Figure(figsize=(10, 0.9 + 0.5 * len(scores)), layout="constrained")
     figure.suptitle(title)
-    size, choice = figure.subplots(1, 2)
-    for score in scores:
-        point = (score.weight_bytes / MB, score.perplexity)
-        size.scatter(*point, s=60, zorder=3)
-        size.annotate(score.recipe, point, (8, 6), textcoords="offset points")
-    size.set(xlabel="linear weights, MB", ylabel="perplexity (lower is better)")
-    size.set_xlim(0, 1.4 * max(score.weight_bytes for score in scores) / MB)
-    size.margins(y=0.25)
-    size.grid(alpha=0.3)
-    bars = choice.barh([score.recipe for score in scores], [100 * score.top1_agreement for score in scores])
-    choice.bar_label(bars, fmt="%.1f %%", padding=3)
-    choice.invert_yaxis()
-    choice.set(xlabel="positions whose likeliest next token is that of fp32, %", xlim=(0, 118))
+    for axes, (name, (values, form)) in zip(figure.subplots(1, len(panels), sharey=True), panels.items(), strict=True):
+        bars = axes.barh([score.recipe for score in scores], values, color=[f"C{i}" for i in range(len(scores))])
+        axes.bar_label(bars, fmt=form, padding=3)
+        axes.set(title=name, xlim=(0, 1.25 * max(values)))
+        axes.spines[["top", "right"]].set_visible(False)
+    axes.invert_yaxis()
     path = folder / "recipes.png"
     figure.savefig(path, dpi=150)
     return path

@@ -24,8 +24,8 @@ def held_out_text() -> str:
 def windows(tokenizer: ChatTokenizer, text: str, count: int, length: int) -> Tokens:
     """Cut `count` pieces of `length` tokens out of a text, evenly spread over it.
 
-    Each begins with the token that begins a chat. The model parks attention on the first token it sees, with activations
-    far larger than any other; a calibration that never saw that token would not know how large.
+    Each begins with the token that begins a chat. The model parks attention on the first token it sees, where some
+    activations are far larger than anywhere else; a calibration without that token would not know how large.
     """
     ids = np.asarray(tokenizer.encode(text))
     starts = np.linspace(0, len(ids) - length, count).astype(int)

@@ -10,7 +10,7 @@ import attrs
 from quantplan.devices import cuda
 from quantplan.devices.stream import Stream
 from quantplan.errors import InvalidProblem
-from quantplan.record import Record, to_tuple
+from quantplan.record import Record, field, to_integer, to_tuple
 from quantplan.tensor import HOST, Location
 from quantplan.types import ArchSku
 
@@ -43,8 +43,8 @@ class Target(Record):
         Compute capability; None on the CPU.
     """
 
-    kind: TargetKind = attrs.field(converter=TargetKind)
-    index: int = 0
+    kind: TargetKind = field(TargetKind)
+    index: int = field(to_integer, 0)
     capability: tuple[int, int] | None = attrs.field(default=None, converter=to_tuple)
 
     @classmethod

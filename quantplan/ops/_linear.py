@@ -6,13 +6,11 @@ import itertools
 import math
 from typing import TYPE_CHECKING, Any
 
-import attrs
 import numpy as np
 
-from quantplan.elements import ElementKind, to_element
+from quantplan.elements import ElementKind
 from quantplan.errors import InvalidProblem
 from quantplan.operands import Operand
-from quantplan.record import to_dimension
 from quantplan.reference.bounds import LinearErrorBound
 from quantplan.types import EpilogueKind, MathPrecision, PrecisionGuarantee, Scope
 from quantplan.variant import Identity
@@ -20,7 +18,7 @@ from quantplan.variant import Identity
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from numpy.typing import NDArray
+    from quantplan.tensor import TensorView
 
 ACT = (ElementKind.S8, ElementKind.U8)
 OUTPUT = (ElementKind.F32, ElementKind.F64, ElementKind.F16, ElementKind.BF16, ElementKind.S8)
@@ -32,26 +30,6 @@ K_LIMIT_OFFSET = 65793
 """Largest K for which 255 · 128 · K stays below 2³¹: unsigned activations, or a zero point."""
 
 _WEIGHT_HINT = "weights are [N, K], one row per output feature"
-
-
-def dimension() -> Any:  # noqa: ANN401 - attrs.field's own type
-    """Make the field of a dimension of a descriptor."""
-    return attrs.field(converter=to_dimension)
-
-
-def element(default: ElementKind) -> Any:  # noqa: ANN401 - attrs.field's own type
-    """Make the field of an element of a descriptor."""
-    return attrs.field(default=default, converter=to_element)
-
-
-def weight_scope() -> Any:  # noqa: ANN401 - attrs.field's own type
-    """Make the field of the weight scales' scope: per output channel, or the whole weight."""
-    return attrs.field(default=Scope.channel(0), converter=Scope.parse)
-
-
-def epilogue() -> Any:  # noqa: ANN401 - attrs.field's own type
-    """Make the field of the activation of a descriptor."""
-    return attrs.field(default=EpilogueKind.IDENTITY, converter=EpilogueKind)
 
 
 def scale_element(desc: Any) -> ElementKind:  # noqa: ANN401 - two types
@@ -79,13 +57,12 @@ def check(desc: Any) -> None:  # noqa: ANN401 - two types
         raise InvalidProblem(op=op, field="output_scale", expected="a number above 0", got=desc.output_scale)
 
 
-def finite_scale(op: str, field: str, value: object, kind: ElementKind) -> float:
+def finite_scale(op: str, field: str, value: float, kind: ElementKind) -> float:
     """Return a host scale rounded to its element; refuse what is not finite there."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        with np.errstate(over="ignore"):
-            rounded = float(kind.dtype.type(value))
-        if math.isfinite(rounded):
-            return rounded
+    with np.errstate(over="ignore"):
+        rounded = float(kind.dtype.type(value))
+    if math.isfinite(rounded):
+        return rounded
     raise InvalidProblem(op=op, field=field, expected=f"a finite {kind.value}", got=repr(value))
 
 
@@ -118,11 +95,9 @@ def shared_operands(desc: Any) -> Iterator[Operand]:  # noqa: ANN401 - two types
         yield Operand("output_scale", ElementKind.F32, (("scales", 1),), hint=hint)
 
 
-def output_scale(desc: Any, args: Any) -> float | NDArray[Any] | None:  # noqa: ANN401 - two types
-    """Return the requantization scale: the host value, the operand, or None."""
-    if desc.output_scale is not None:
-        return float(desc.output_scale)
-    return None if args.output_scale is None else args.output_scale.numpy()
+def static_scale(host: float | None, operand: TensorView | None) -> Any:  # noqa: ANN401 - float, array, or None
+    """Return a scale that is a host value or an operand; None where the problem has neither."""
+    return host if operand is None else operand.numpy()
 
 
 def promise(desc: Any) -> PrecisionGuarantee:  # noqa: ANN401 - two types

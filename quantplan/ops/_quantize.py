@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import numpy as np
 
-from quantplan.elements import ElementKind, to_element
+from quantplan.elements import ElementKind
 from quantplan.errors import InvalidProblem
 from quantplan.operands import Operand
-from quantplan.record import to_dimension
+from quantplan.record import field, to_integer
 from quantplan.types import QuantizeMode, Scope
 
 if TYPE_CHECKING:
@@ -32,30 +32,14 @@ MX_SCOPE = Scope.group(32)
 # ---- fields
 
 
-def dimension() -> Any:  # noqa: ANN401 - attrs.field's own type
-    """Make the field of a dimension of a descriptor."""
-    return attrs.field(converter=to_dimension)
-
-
-def element(default: ElementKind) -> Any:  # noqa: ANN401 - attrs.field's own type
-    """Make the field of an element of a descriptor."""
-    return attrs.field(default=default, converter=to_element)
-
-
-def scope(default: Scope) -> Any:  # noqa: ANN401 - attrs.field's own type
-    """Make the field of the scales' scope, given as a Scope or its text form."""
-    return attrs.field(default=default, converter=Scope.parse)
-
-
-def mode() -> Any:  # noqa: ANN401 - attrs.field's own type
-    """Make the field of the mode, symmetric by default."""
-    return attrs.field(default=QuantizeMode.SYMMETRIC, converter=QuantizeMode)
-
-
-def derived(rule: Any, converter: Any = None) -> Any:  # noqa: ANN401 - attrs.field's own type
+def derived(convert: Any, rule: Any, *, optional: bool = False) -> Any:  # noqa: ANN401 - attrs.field's own type
     """Make a field whose default follows from the fields before it."""
-    optional = attrs.converters.optional(converter) if converter else None
-    return attrs.field(default=attrs.Factory(rule, takes_self=True), converter=optional)
+    return field(convert, attrs.Factory(rule, takes_self=True), optional=optional)
+
+
+def range_end(index: int) -> Any:  # noqa: ANN401 - attrs.field's own type
+    """Make the field of q_min (0) or q_max (1)."""
+    return derived(to_integer, lambda self: default_range(self.output_element, self.mode)[index], optional=True)
 
 
 def default_scale_element(real: ElementKind, quantized: ElementKind) -> ElementKind:
@@ -84,9 +68,9 @@ def require(op: str, field: str, expected: str, got: object, hint: str | None = 
 
 def check_elements(op: str, real: tuple[str, ElementKind], quantized: tuple[str, ElementKind]) -> None:
     """Refuse elements that are no real values, or no quantized ones."""
-    for (field, kind), allowed in ((real, REAL), (quantized, QUANTIZED)):
+    for (name, kind), allowed in ((real, REAL), (quantized, QUANTIZED)):
         if kind not in allowed:
-            require(op, field, "one of " + ", ".join(k.value for k in allowed), kind)
+            require(op, name, "one of " + ", ".join(k.value for k in allowed), kind)
 
 
 def check_scales(op: str, desc: Any, quantized: ElementKind, wide: tuple[ElementKind, ...]) -> None:  # noqa: ANN401 - three types
@@ -116,9 +100,9 @@ def check_range(op: str, desc: Any) -> None:  # noqa: ANN401 - two types
         return
     if not desc.saturate:
         require(op, "saturate", f"True for {kind.value}", got=False)
-    for field, value in (("q_min", low), ("q_max", high)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            require(op, field, "an integer", value)
+    for name, value in (("q_min", low), ("q_max", high)):
+        if value is None:
+            require(op, name, "an integer", value)
     first, last = kind.integer_range
     if not first <= low <= 0 <= high <= last or low == high:
         require(op, "q_min, q_max", f"{first} ≤ q_min ≤ 0 ≤ q_max ≤ {last} with q_min < q_max", (low, high))
@@ -140,16 +124,15 @@ def check_host_values(op: str, desc: Any, low: int | None, high: int | None) -> 
         return
     if desc.mode is QuantizeMode.SYMMETRIC or desc.scope != Scope.tensor():
         require(op, "zero_point", "None unless asymmetric with tensor scope", zero_point)
-    if isinstance(zero_point, bool) or not isinstance(zero_point, int) or not (low or 0) <= zero_point <= (high or 0):
+    if not (low or 0) <= zero_point <= (high or 0):
         require(op, "zero_point", f"an integer in [{low}, {high}]", zero_point)
 
 
-def check_scale_value(op: str, field: str, value: object, kind: ElementKind) -> None:
+def check_scale_value(op: str, field: str, value: float, kind: ElementKind) -> None:
     """Refuse a host scale that is not a finite number above zero in its element."""
-    ok = isinstance(value, (int, float)) and not isinstance(value, bool)
     with np.errstate(over="ignore"):
-        ok = ok and 0 < float(kind.dtype.type(value)) < math.inf
-    if not ok:
+        rounded = float(kind.dtype.type(value))
+    if not 0 < rounded < math.inf:
         require(op, field, f"a finite {kind.value} above 0", repr(value))
 
 

@@ -10,7 +10,7 @@ from quantplan.elements import ElementKind, to_element
 from quantplan.operands import Operand, tensor_field
 from quantplan.ops import _quantize as family
 from quantplan.plan import Plan
-from quantplan.record import Record
+from quantplan.record import Record, dimension, field, to_integer, to_number
 from quantplan.reference.bounds import DequantizeErrorBound
 from quantplan.reference.dequantize import dequantize
 from quantplan.types import MathPrecision, OpCategory, PrecisionGuarantee, QuantizeKind, QuantizeMode, Scope
@@ -51,17 +51,17 @@ class DequantizeDescriptor(Record):
         A field is out of its range, or two contradict each other.
     """
 
-    m: int = family.dimension()
-    k: int = family.dimension()
-    input_element: ElementKind = family.element(ElementKind.S8)
-    output_element: ElementKind = family.element(ElementKind.F32)
-    scope: Scope = family.scope(Scope.tensor())
-    mode: QuantizeMode = family.mode()
+    m: int = dimension()
+    k: int = dimension()
+    input_element: ElementKind = field(to_element, ElementKind.S8)
+    output_element: ElementKind = field(to_element, ElementKind.F32)
+    scope: Scope = field(Scope.parse, Scope.tensor())
+    mode: QuantizeMode = field(QuantizeMode, QuantizeMode.SYMMETRIC)
     scale_element: ElementKind = family.derived(
-        lambda self: family.default_scale_element(self.output_element, self.input_element), to_element
+        to_element, lambda self: family.default_scale_element(self.output_element, self.input_element)
     )
-    scale: float | None = None
-    zero_point: int | None = None
+    scale: float | None = field(to_number, None)
+    zero_point: int | None = field(to_integer, None)
 
     def __attrs_post_init__(self) -> None:
         """Refuse fields that contradict each other."""

@@ -10,7 +10,7 @@ from quantplan.elements import ElementKind, to_element
 from quantplan.operands import Operand, tensor_field
 from quantplan.ops import _quantize as family
 from quantplan.plan import Plan
-from quantplan.record import Record
+from quantplan.record import Record, dimension, field, to_flag
 from quantplan.reference.bounds import QuantizeErrorBound
 from quantplan.reference.dynamic_range_quantize import dynamic_range_quantize
 from quantplan.types import MathPrecision, OpCategory, PrecisionGuarantee, QuantizeKind, QuantizeMode, Scope
@@ -52,20 +52,20 @@ class DynamicRangeQuantizeDescriptor(Record):
         A field is out of its range, or two contradict each other.
     """
 
-    m: int = family.dimension()
-    k: int = family.dimension()
-    input_element: ElementKind = family.element(ElementKind.F32)
-    output_element: ElementKind = family.element(ElementKind.S8)
+    m: int = dimension()
+    k: int = dimension()
+    input_element: ElementKind = field(to_element, ElementKind.F32)
+    output_element: ElementKind = field(to_element, ElementKind.S8)
     scope: Scope = family.derived(
-        lambda self: family.NVFP4_SCOPE if self.output_element is ElementKind.FP4_E2M1 else Scope.token(), Scope.parse
+        Scope.parse, lambda self: family.NVFP4_SCOPE if self.output_element is ElementKind.FP4_E2M1 else Scope.token()
     )
-    mode: QuantizeMode = family.mode()
+    mode: QuantizeMode = field(QuantizeMode, QuantizeMode.SYMMETRIC)
     scale_element: ElementKind = family.derived(
-        lambda self: family.default_scale_element(self.input_element, self.output_element), to_element
+        to_element, lambda self: family.default_scale_element(self.input_element, self.output_element)
     )
-    q_min: int | None = family.derived(lambda self: family.default_range(self.output_element, self.mode)[0])
-    q_max: int | None = family.derived(lambda self: family.default_range(self.output_element, self.mode)[1])
-    saturate: bool = True
+    q_min: int | None = family.range_end(0)
+    q_max: int | None = family.range_end(1)
+    saturate: bool = field(to_flag, default=True)
 
     def __attrs_post_init__(self) -> None:
         """Refuse fields that contradict each other."""

@@ -10,7 +10,7 @@ from quantplan.elements import ElementKind, to_element
 from quantplan.operands import Operand, tensor_field
 from quantplan.ops import _quantize as family
 from quantplan.plan import Plan
-from quantplan.record import Record
+from quantplan.record import Record, dimension, field, to_flag, to_integer, to_number
 from quantplan.reference.bounds import QuantizeErrorBound
 from quantplan.reference.quantize import quantize
 from quantplan.types import MathPrecision, OpCategory, PrecisionGuarantee, QuantizeKind, QuantizeMode, Scope
@@ -55,20 +55,20 @@ class QuantizeDescriptor(Record):
         A field is out of its range, or two contradict each other.
     """
 
-    m: int = family.dimension()
-    k: int = family.dimension()
-    input_element: ElementKind = family.element(ElementKind.F32)
-    output_element: ElementKind = family.element(ElementKind.S8)
-    scope: Scope = family.scope(Scope.tensor())
-    mode: QuantizeMode = family.mode()
+    m: int = dimension()
+    k: int = dimension()
+    input_element: ElementKind = field(to_element, ElementKind.F32)
+    output_element: ElementKind = field(to_element, ElementKind.S8)
+    scope: Scope = field(Scope.parse, Scope.tensor())
+    mode: QuantizeMode = field(QuantizeMode, QuantizeMode.SYMMETRIC)
     scale_element: ElementKind = family.derived(
-        lambda self: family.default_scale_element(self.input_element, self.output_element), to_element
+        to_element, lambda self: family.default_scale_element(self.input_element, self.output_element)
     )
-    q_min: int | None = family.derived(lambda self: family.default_range(self.output_element, self.mode)[0])
-    q_max: int | None = family.derived(lambda self: family.default_range(self.output_element, self.mode)[1])
-    saturate: bool = True
-    scale: float | None = None
-    zero_point: int | None = None
+    q_min: int | None = family.range_end(0)
+    q_max: int | None = family.range_end(1)
+    saturate: bool = field(to_flag, default=True)
+    scale: float | None = field(to_number, None)
+    zero_point: int | None = field(to_integer, None)
 
     def __attrs_post_init__(self) -> None:
         """Refuse fields that contradict each other."""

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from quantplan.elements import ElementKind
+from quantplan.elements import ElementKind, to_element
 from quantplan.operands import Operand, tensor_field
 from quantplan.ops import _linear as linear
 from quantplan.plan import Plan
-from quantplan.record import Record
+from quantplan.record import Record, dimension, field, to_flag, to_number
 from quantplan.reference.quantized_linear import quantized_linear
 from quantplan.types import EpilogueKind, OpCategory, QuantizeKind, Scope
 from quantplan.variant import Identity, ReferenceVariant
@@ -52,16 +52,16 @@ class QuantizedLinearDescriptor(Record):
         A field is out of its range, or two contradict each other.
     """
 
-    m: int = linear.dimension()
-    n: int = linear.dimension()
-    k: int = linear.dimension()
-    act_element: ElementKind = linear.element(ElementKind.S8)
-    output_element: ElementKind = linear.element(ElementKind.F32)
-    act_zero_point: bool = False
-    weight_scope: Scope = linear.weight_scope()
-    bias: bool = False
-    epilogue: EpilogueKind = linear.epilogue()
-    output_scale: float | None = None
+    m: int = dimension()
+    n: int = dimension()
+    k: int = dimension()
+    act_element: ElementKind = field(to_element, ElementKind.S8)
+    output_element: ElementKind = field(to_element, ElementKind.F32)
+    act_zero_point: bool = field(to_flag, default=False)
+    weight_scope: Scope = field(Scope.parse, Scope.channel(0))
+    bias: bool = field(to_flag, default=False)
+    epilogue: EpilogueKind = field(EpilogueKind, EpilogueKind.IDENTITY)
+    output_scale: float | None = field(to_number, None)
 
     def __attrs_post_init__(self) -> None:
         """Refuse fields that contradict each other."""
@@ -113,7 +113,7 @@ def _run(desc: QuantizedLinearDescriptor, args: QuantizedLinearArgs) -> None:
         bias=None if args.bias is None else args.bias.numpy(),
         epilogue=desc.epilogue,
         output_element=desc.output_element,
-        output_scale=linear.output_scale(desc, args),
+        output_scale=linear.static_scale(desc.output_scale, args.output_scale),
     )
 
 

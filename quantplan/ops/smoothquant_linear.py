@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from quantplan.elements import ElementKind
+from quantplan.elements import ElementKind, to_element
 from quantplan.errors import InvalidProblem
 from quantplan.operands import Operand, tensor_field
 from quantplan.ops import _linear as linear
 from quantplan.plan import Plan
-from quantplan.record import Record
+from quantplan.record import Record, dimension, field, to_flag, to_integer, to_number
 from quantplan.reference.smoothquant_linear import smoothquant_linear
 from quantplan.types import EpilogueKind, OpCategory, QuantizeKind, Scope
 from quantplan.variant import Identity, ReferenceVariant
@@ -54,17 +54,17 @@ class SmoothQuantLinearDescriptor(Record):
         A field is out of its range, or two contradict each other.
     """
 
-    m: int = linear.dimension()
-    n: int = linear.dimension()
-    k: int = linear.dimension()
-    act_element: ElementKind = linear.element(ElementKind.S8)
-    output_element: ElementKind = linear.element(ElementKind.F32)
-    act_scale: float | None = None
-    act_zero_point: int = 0
-    weight_scope: Scope = linear.weight_scope()
-    bias: bool = False
-    epilogue: EpilogueKind = linear.epilogue()
-    output_scale: float | None = None
+    m: int = dimension()
+    n: int = dimension()
+    k: int = dimension()
+    act_element: ElementKind = field(to_element, ElementKind.S8)
+    output_element: ElementKind = field(to_element, ElementKind.F32)
+    act_scale: float | None = field(to_number, None)
+    act_zero_point: int = field(to_integer, 0)
+    weight_scope: Scope = field(Scope.parse, Scope.channel(0))
+    bias: bool = field(to_flag, default=False)
+    epilogue: EpilogueKind = field(EpilogueKind, EpilogueKind.IDENTITY)
+    output_scale: float | None = field(to_number, None)
 
     def __attrs_post_init__(self) -> None:
         """Refuse fields that contradict each other."""
@@ -74,7 +74,7 @@ class SmoothQuantLinearDescriptor(Record):
             linear.finite_scale(op, "act_scale", self.act_scale, linear.scale_element(self))
         low, high = self.act_element.integer_range
         zero_point = self.act_zero_point
-        if type(zero_point) is not int or not low <= zero_point <= high:
+        if not low <= zero_point <= high:
             raise InvalidProblem(
                 op=op, field="act_zero_point", expected=f"an integer in [{low}, {high}]", got=zero_point
             )
@@ -117,12 +117,12 @@ def _run(desc: SmoothQuantLinearDescriptor, args: SmoothQuantLinearArgs) -> None
         args.weight_q.numpy(),
         args.weight_scale.numpy(),
         args.output.numpy(),
-        act_scale=desc.act_scale if args.act_scale is None else args.act_scale.numpy(),
+        act_scale=linear.static_scale(desc.act_scale, args.act_scale),
         act_zero_point=desc.act_zero_point,
         bias=None if args.bias is None else args.bias.numpy(),
         epilogue=desc.epilogue,
         output_element=desc.output_element,
-        output_scale=linear.output_scale(desc, args),
+        output_scale=linear.static_scale(desc.output_scale, args.output_scale),
     )
 
 

@@ -1,10 +1,10 @@
 """A-priori error bounds of the reference, and of every kernel that makes no more roundings than it.
 
-One rounding to nearest of a real v into a format with unit roundoff u and smallest subnormal 2η gives v·(1 + d) + e with
-|d| ≤ u and |e| ≤ η, and only one of d and e is not zero. n roundings in a row of products give a factor within
-1 ± γ(n), γ(n) = n·u / (1 − n·u) (Higham, Accuracy and Stability of Numerical Algorithms, lemma 3.1). A sum of two floats
-that underflows is exact, so additions have no e. Below, u and η are those of the arithmetic, f32 or f64; u_out and η_out
-those of an output that is narrower than it.
+One rounding to nearest of a real v into a format with unit roundoff u and smallest subnormal 2η gives v·(1 + d) + e
+with |d| ≤ u and |e| ≤ η, and only one of d and e is not zero. n roundings in a row of products give a factor within
+1 ± γ(n), γ(n) = n·u / (1 − n·u) (Higham, Accuracy and Stability of Numerical Algorithms, lemma 3.1). A sum of two
+floats that underflows is exact, so additions have no e. Below, u and η are those of the arithmetic, f32 or f64; u_out
+and η_out those of an output that is narrower than it.
 
 The bounds are themselves computed in f64. `_SLACK` covers their own relative rounding errors, and η of f64 is taken
 several times too large to cover their underflows.
@@ -12,13 +12,12 @@ several times too large to cover their underflows.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import attrs
 import numpy as np
 
-from quantplan.elements import ElementKind
+from quantplan.elements import ElementKind, to_element
 from quantplan.reference.dequantize import dequantize
 from quantplan.reference.epilogue import OUTPUT_CODE_MAX, activation
 from quantplan.reference.igemm import int_gemm
@@ -69,9 +68,9 @@ class LinearErrorBound(ErrorBound):
 
     With P = acc·act_scale·weight_scale and x = P + bias as real numbers, acc an exact integer:
 
-    1. The product is the result of n = ``roundings`` roundings: the scales' product (d₁, e₁), the conversion of acc, and
-       the product of both (e₃). So |p − P| ≤ δ_p = γ(n)·|P| + (|acc| + 1)·η. A host scale that the arithmetic cannot hold
-       is off by one more rounding: + |P|·|rne(act_scale) / act_scale − 1|.
+    1. The product is the result of n = ``roundings`` roundings: the scales' product (d₁, e₁), the conversion of acc,
+       and the product of both (d₃, e₃). So |p − P| ≤ δ_p = γ(n)·|P| + (|acc| + 1)·η. A host scale that the arithmetic
+       cannot hold is off by one more rounding: + |P|·|rne(act_scale) / act_scale − 1|.
     2. A bias is one rounded addition: |y − x| ≤ δ_y = δ_p + u·(|x| + δ_p); without one, δ_y = δ_p.
     3. The activation has slope at most L, |act(y)| ≤ |y|, and is evaluated within ``activation_ulps``·u·|y|, after an
        evaluation in f64 within 8 of f64's u: δ_a = L·δ_y + e_act·(|x| + δ_y) + η, and δ_a = δ_y for identity and ReLU.
@@ -92,7 +91,7 @@ class LinearErrorBound(ErrorBound):
 
     roundings: int = 3
     activation_ulps: float = 1.0
-    compute: ElementKind | None = attrs.field(default=None, converter=attrs.converters.optional(ElementKind.of))
+    compute: ElementKind | None = attrs.field(default=None, converter=attrs.converters.optional(to_element))
 
     @property
     def formula(self) -> str:
@@ -145,14 +144,16 @@ class QuantizeErrorBound(ErrorBound):
     """Bound of Quantize and DynamicRangeQuantize: how far codes times scales may be from what was quantized.
 
     The real value of a code is ``(q − zero_point)·scale``; scales and zero points are those in the arguments, so for a
-    dynamic range the bound is asked for after the run. With r = x / scale, the computed quotient is within u·|r| + η of r.
+    dynamic range the bound is asked for after the run. With r = x / scale, the computed quotient is within u·|r| + η
+    of r.
 
-    - Integers: rounding moves it by at most ½. Clamping moves it further only where r + zero_point is beyond the range by
-      more than ½, which static scales allow: there the bound is infinite. (Rounded dynamic scales and zero points can
-      exceed the range by ½ and a little; the little is added.) δ = scale·(max(½, excess) + 2u·|r| + η).
+    - Integers: rounding moves it by at most ½. Clamping moves it further only where r + zero_point is beyond the range
+      by more than ½, which static scales allow: there the bound is infinite. (Rounded dynamic scales and zero points
+      can exceed the range by ½ and a little; the little is added.) δ = scale·(max(½, excess) + 2u·|r| + η).
     - FP8: δ = scale·(max(u₈/(1 + u₈)·|r|, η₈) + 2u·|r| + η); infinite from where r saturates.
-    - NVFP4: scale = rne32(block scale·global scale). The rounding of block scales to e4m3 makes codes clip at ±6 now and
-      then, by |r| − 6: δ = scale·(max(|r|/5, ¼, |r| − 6) + 2u·|r| + 6u + η) + 6η, and |x| where a block scale is zero.
+    - NVFP4: scale = rne32(block scale·global scale). The rounding of block scales to e4m3 makes codes clip at ±6 now
+      and then, by |r| − 6: δ = scale·(max(|r|/5, ¼, |r| − 6) + 2u·|r| + 6u + η) + 6η, and |x| where a block scale is
+      zero.
 
     Infinite for NaN and infinities, in x or in its scale.
     """
@@ -161,8 +162,8 @@ class QuantizeErrorBound(ErrorBound):
     def formula(self) -> str:
         """The bound as one line of text."""
         return (
-            "scale·(step + 2u·|x/scale| + eta), step = max(1/2, excess) for integers, max(|x/scale|·u_q/(1 + u_q), eta_q) "
-            "for FP8 and FP4, where FP4 also clips by |x/scale| - 6; infinite where x saturates"
+            "scale·(step + 2u·|r| + eta) with r = x/scale and step = max(1/2, excess) for integers, "
+            "max(|r|·u_q/(1 + u_q), eta_q) for FP8 and FP4, where FP4 also clips by |r| - 6; infinite where x saturates"
         )
 
     def bound(self, desc: Any, args: Any) -> NDArray[np.float64]:  # noqa: ANN401 - two types
@@ -198,10 +199,10 @@ class QuantizeErrorBound(ErrorBound):
 class DequantizeErrorBound(ErrorBound):
     """Bound of Dequantize against the real product y = (q − zero_point)·scale.
 
-    The difference is exact. The product is one rounding, after another one for NVFP4's scale, and the output one more if
-    it is narrower: δ = γ(n)·|y| + c·η, then + u_out·(|y| + δ) + η_out; n = 1 and c = 1, or n = 2 and c = 7 for NVFP4,
-    whose codes are at most 6. Infinite where a rounding reaches the overflow threshold, and where the operands hold NaN
-    or infinities.
+    The difference is exact. The product is one rounding, after another one for NVFP4's scale, and the output one more
+    if it is narrower: δ = γ(n)·|y| + c·η, then + u_out·(|y| + δ) + η_out; n = 1 and c = 1, or n = 2 and c = 7 for
+    NVFP4, whose codes are at most 6. Infinite where a rounding reaches the overflow threshold, and where the operands
+    hold NaN or infinities.
     """
 
     @property

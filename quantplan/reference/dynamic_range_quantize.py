@@ -68,7 +68,7 @@ def dynamic_range_quantize(
             got="None" if zero_point is None else "an array",
         )
     low, high = segment_ranges(x, scope, dtype)
-    amax = np.maximum(-low, high)
+    amax = np.abs(np.maximum(-low, high))  # abs: the larger of −0 and 0 may be −0, which NVFP4 would store as a scale
     limit = integer_limits(output_element, q_min, q_max)[1] if output_element.is_integer else output_element.largest
     if zero_point is not None:
         chosen, zero_point[...] = asymmetric_scale(low, high, *integer_limits(output_element, q_min, q_max))

@@ -72,10 +72,10 @@ def scale_and_bias(
 def to_codes(y: NDArray[Any], output_scale: NDArray[Any]) -> NDArray[np.int8]:
     """Return ``clamp(rne(y / output_scale))`` in [−127, 127]; a NaN becomes 0."""
     with np.errstate(all="ignore"):
-        codes = np.rint(y / output_scale)
-    np.clip(codes, -OUTPUT_CODE_MAX, OUTPUT_CODE_MAX, out=codes)
-    codes[np.isnan(codes)] = 0
-    return codes.astype(np.int8)
+        quotient = y / output_scale
+    quotient[np.isnan(quotient)] = 0
+    codes: NDArray[np.int8] = np.clip(np.rint(quotient), -OUTPUT_CODE_MAX, OUTPUT_CODE_MAX).astype(np.int8)
+    return codes
 
 
 def store(y: NDArray[Any], output: NDArray[Any], element: ElementKind, output_scale: NDArray[Any] | None) -> None:
@@ -107,7 +107,8 @@ def _silu(x: NDArray[np.float64]) -> NDArray[np.float64]:
 def _times_logistic(x: NDArray[np.float64], t: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return x / (1 + exp(−t)) without overflow: the exponential of −|t| is at most 1."""
     small = np.exp(-np.abs(t))
-    return np.where(t >= 0, x, x * small) / (1 + small)
+    result: NDArray[np.float64] = np.where(t >= 0, x, x * small) / (1 + small)
+    return result
 
 
 _SMOOTH: dict[EpilogueKind, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {

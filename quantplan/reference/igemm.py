@@ -1,8 +1,8 @@
 """Exact int8 matrix product through float32 BLAS, in blocks small enough that no partial sum is ever rounded.
 
-A float32 holds every integer up to 2²⁴. Products of 8-bit integers have at most 2¹⁴ (s8·s8: (−128)²) or 32640 (u8·s8:
-255·128) in magnitude, so a sum of 1024 or 512 of them, in any order and with any part of it fused, is exact. Blocks of K
-are then added in int32, modulo 2³².
+A float32 holds every integer up to 2²⁴. Products of 8-bit integers are at most 2¹⁴ (s8·s8: (−128)²) or 32640 (u8·s8:
+255·128) in magnitude, so a sum of 1024 or 512 of them, in any order and with any part of it fused, is exact. Blocks of
+K are then added in int32, modulo 2³².
 
       K block ►
     ┌────┬────┬──┐        The product is cut into tiles. For each tile, K blocks of both operands are widened to
@@ -106,7 +106,7 @@ class _TileShape(NamedTuple):
 
 
 class _Scratch:
-    """Memory that is kept from tile to tile and from call to call: fresh pages cost more than the arithmetic on them."""
+    """Memory kept from tile to tile and from call to call: fresh pages cost more than the arithmetic on them."""
 
     def __init__(self) -> None:
         self._memory: dict[str, NDArray[np.uint8]] = {}

@@ -9,10 +9,11 @@ import numpy as np
 from quantplan.elements import ElementKind
 from quantplan.reference.epilogue import activation, scale_and_bias, store
 from quantplan.reference.igemm import gemm_tiles
-from quantplan.types import EpilogueKind
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from quantplan.types import EpilogueKind
 
 
 def linear(

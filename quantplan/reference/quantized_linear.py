@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from quantplan.elements import ElementKind
 from quantplan.reference.linear import linear
 from quantplan.types import EpilogueKind
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from quantplan.elements import ElementKind
 
 
 def quantized_linear(

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantplan.elements import ElementKind
 from quantplan.reference.linear import linear
 from quantplan.types import EpilogueKind
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from quantplan.elements import ElementKind
 
 
 def smoothquant_linear(

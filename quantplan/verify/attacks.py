@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from quantplan.verify.exact import FLOATS, FORMATS, PowerOfTwoFormat
+from quantplan.verify.exact import FLOATS, FORMATS, Format, IntegerFormat
 from quantplan.verify.tensors import HostTensor
 
 if TYPE_CHECKING:
@@ -61,22 +61,27 @@ def make_case(plan: type[Plan[Any, Any]], name: str, desc: Any, **values: Iterab
     for operand in plan.operands(desc):
         if not operand.output:
             count = math.prod(operand.shape)
-            given = itertools.islice(itertools.cycle(values[operand.name]), count)
-            inputs[operand.name] = HostTensor.of(
-                operand.element, operand.shape, [fit(value, operand.element) for value in given]
-            )
+            given = list(itertools.islice(values[operand.name], count))
+            codes = [FORMATS[operand.element].encode(value) for value in fit_all(given, operand.element)]
+            repeated = list(itertools.islice(itertools.cycle(codes), count))
+            inputs[operand.name] = HostTensor(operand.element, operand.shape, repeated)
     return Case(name, desc, inputs)
 
 
 def fit(value: float, element: ElementKind) -> float:
     """Round a value into an element; integers keep to its range, and a power-of-two scale is rounded up."""
+    return fit_all([value], element)[0]
+
+
+def fit_all(values: Iterable[float], element: ElementKind) -> list[float]:
+    """Round values into an element, as `fit` does each of them."""
     form = FORMATS[element]
-    if element in FLOATS:
-        return FLOATS[element].convert(value)
-    if isinstance(form, PowerOfTwoFormat):
-        return value if math.isnan(value) else form.ceiling(*min(abs(value), form.largest).as_integer_ratio())
-    low, high = element.integer_range
-    return min(max(int(value), low), high)
+    if isinstance(form, Format):
+        return [form.convert(value) for value in values]
+    if isinstance(form, IntegerFormat):
+        low, high = element.integer_range
+        return [min(max(int(value), low), high) for value in values]
+    return [v if math.isnan(v) else form.ceiling(*min(abs(v), form.largest).as_integer_ratio()) for v in values]
 
 
 def random_bits(random: Random, element: ElementKind, *, positive: bool = False) -> float:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 from quantplan.elements import ElementKind
-from quantplan.types import Scope
+from quantplan.types import EpilogueKind, Scope
 from quantplan.verify.attacks import Case, make_case
 from quantplan.verify.exact import F32, F64, FLOATS, Format, multiply
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _ROOM = 127  # magnitude that every activation and weight element holds
 _DEEP = 1201  # products enough for a sum beyond 2²⁴, where an f32 no longer holds every integer
+_LONGEST = {ElementKind.S8: 131071, ElementKind.U8: 65793}  # the contract's bounds on K
 _ODD_SCALES = [0.0173, 0.0091, 1 / 3, 0.0007, 0.013]
 _SUMS_AT_TIES = [2049, 2051, 4098 + 2, 257, 259, 65537, -2049, -259, 131073, 33 * 127, 1, -1, 513, 4103, -8197]
 
@@ -56,18 +58,13 @@ class _Attacks:
         desc = self.desc.replace(**fields)
         return make_case(self.plan, name, desc, act_q=act, weight_q=weight, **{**defaults, **values})
 
-    def draw(self, name: str, count: int, low: int, high: int) -> list[int]:
-        """Return random integers, the same on every call."""
-        random = Random(name)  # noqa: S311 - test data
-        return [random.randint(low, high) for _ in range(count)]
-
-    def acts(self, name: str = "act") -> list[int]:
+    def acts(self, name: str = "act") -> tuple[int, ...]:
         """Return activations all over the element's range."""
-        return self.draw(name, self.desc.m * self.desc.k, self.low, self.high)
+        return _draw(name, self.desc.m * self.desc.k, self.low, self.high)
 
-    def weights(self) -> list[int]:
+    def weights(self) -> tuple[int, ...]:
         """Return weights all over S8, -128 among them."""
-        return [-128, *self.draw("weight", self.desc.n * self.desc.k - 1, -128, 127)]
+        return (-128, *_draw("weight", self.desc.n * self.desc.k - 1, -128, 127))
 
     def with_sums(self, sums: list[int]) -> dict[str, list[int]]:
         """Return operands whose sums are the given ones, one per row of the activations, whatever the weight's row."""
@@ -99,7 +96,7 @@ class _Attacks:
         low, high, k = self.low, self.high, self.desc.k
         yield self.case("random", self.acts(), self.weights())
         pairs = [value for a in self.acts()[: k // 2] for value in (a, a)]
-        signs = [s * w for w in self.draw("pairs", k // 2, 1, 127) for s in (1, -1)]
+        signs = [s * w for w in _draw("pairs", k // 2, 1, 127) for s in (1, -1)]
         yield self.case("cancellation", [*pairs, high][:k], [*signs, 1][:k])
         yield self.case("one huge", [high, *[1] * (k - 1)], [-128, *[1] * (k - 1)])
         for a in (low, high):
@@ -109,11 +106,19 @@ class _Attacks:
         yield self.case("alternating", [1, 0], [1, -1, 1])
         zero_points = [low, high, (low + high) // 2 + 1]
         yield self.case(
-            "zero points", self.acts("offset"), self.weights(), act_zero_point=zero_points, fields=self.offset(zero_points)
+            "zero points",
+            self.acts("offset"),
+            self.weights(),
+            act_zero_point=zero_points,
+            fields=self.offset(zero_points),
         )
         deep = {"m": 2, "n": 2, "k": _DEEP}
-        act, weight = self.draw("deep act", 2 * _DEEP, 120, 127), self.draw("deep weight", 2 * _DEEP, 121, 127)
+        act, weight = _draw("deep act", 2 * _DEEP, 120, 127), _draw("deep weight", 2 * _DEEP, 121, 127)
         yield self.case("deep", act, weight, fields=deep)
+        if self.desc.epilogue is EpilogueKind.IDENTITY and self.desc.output_element is ElementKind.F64:
+            yield self.case("longest", [low], [-128], fields={"m": 2, "n": 1, "k": _LONGEST[self.desc.act_element]})
+        if self.desc.epilogue.exact:
+            yield self.case("tall and wide", self.acts(), self.weights(), fields={"m": 19, "n": 17, "k": 35})
         yield self.case("one column", [high, low], [127, -128, 1], fields={"k": 1})
         yield self.case("no columns", [0], [0], fields={"k": 0})
         yield self.case("no columns, biased", [0], [0], bias=[0.3, -1.5, 0.0], fields={"k": 0})
@@ -132,8 +137,8 @@ class _Attacks:
         small = FLOATS.get(self.desc.output_element, form).smallest_subnormal
         sums = [1, 3, -5]
         yield self.summing("subnormal output", sums, act_scale=[small / 2], weight_scale=[1.0, 0.5, 0.75, 1.25, 3.0])
+        yield self.case("huge products", act, weight, act_scale=[huge], weight_scale=[1.0, 1.5, 0.001, 1e-6, 0.0])
         if self.desc.epilogue.exact:
-            yield self.case("huge products", act, weight, act_scale=[huge], weight_scale=[1.0, 1.5, 0.001, 1e-6, 0.0])
             poison = [math.nan, math.inf, -math.inf, 0.1, 0.2]
             yield self.case("poisoned weight scale", act, weight, weight_scale=poison)
             yield self.case("poisoned act scale", act, weight, act_scale=[math.inf, 0.1, math.nan])
@@ -194,6 +199,13 @@ class _Attacks:
         if self.desc.epilogue.exact:
             for value in (0.0, math.nan, math.inf, -0.05):
                 yield self.case(f"output scale {value}", act, weight, output_scale=[value])
+
+
+@cache
+def _draw(name: str, count: int, low: int, high: int) -> tuple[int, ...]:
+    """Return random integers, the same on every call."""
+    random = Random(name)  # noqa: S311 - test data
+    return tuple(random.randint(low, high) for _ in range(count))
 
 
 def _overflow_scale(form: Format) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from functools import cache
 from random import Random
@@ -131,7 +132,7 @@ def tie_levels(kind: ElementKind) -> tuple[float, ...]:
         low, high = kind.integer_range
         return tuple(i + 0.5 for i in range(low - 2, high + 2))
     values = sorted({v for v in decoded(kind) if math.isfinite(v)})
-    middles = [(a + b) / 2 for a, b in zip(values, values[1:], strict=False)]
+    middles = [(a + b) / 2 for a, b in itertools.pairwise(values)]
     top = values[-1]
     beyond = top + (top - values[-2]) / 2  # where rounding would reach the first code there is none for
     return (*middles, top, -top, beyond, -beyond, 2 * beyond)

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from quantplan.elements import ElementKind
 from quantplan.verify.exact import FLOATS, FORMATS, Format
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from quantplan.elements import ElementKind
 
 HOPELESS = 1e300
 """Fraction of the bound that stands for an error without measure: NaN, or an infinity that is not due."""
@@ -83,8 +84,7 @@ def error_fraction(element: ElementKind, value: float, exact: Fraction | None, b
         Largest error allowed. An infinity is right where ``|exact| + bound`` reaches the overflow threshold.
     """
     if exact is None:
-        right = math.isnan(value) if element in FLOATS else value == 0
-        return 0.0 if right else HOPELESS
+        return 0.0 if math.isnan(value) or (element not in FLOATS and value == 0) else HOPELESS
     if math.isnan(value) or math.isnan(bound) or bound < 0:
         return HOPELESS
     if math.isinf(bound):
@@ -92,13 +92,15 @@ def error_fraction(element: ElementKind, value: float, exact: Fraction | None, b
     if math.isinf(value):
         due = abs(exact) + Fraction(bound) >= _threshold(FLOATS[element]) and (exact > 0) == (value > 0)
         return 0.0 if due else HOPELESS
-    distance = abs(Fraction(value) - exact)
-    if distance == 0:
-        return 0.0
-    if distance > Fraction(bound) * Fraction(HOPELESS):
+    return _ratio(abs(Fraction(value) - exact), Fraction(bound))
+
+
+def _ratio(distance: Fraction, bound: Fraction) -> float:
+    """Return distance / bound as a float that is above 1 exactly when the distance is above the bound."""
+    if distance > bound * Fraction(HOPELESS):
         return HOPELESS
-    fraction = float(distance / Fraction(bound))
-    return max(fraction, math.nextafter(1, 2)) if distance > Fraction(bound) else min(fraction, 1.0)
+    fraction = float(distance / bound) if distance else 0.0
+    return max(fraction, math.nextafter(1, 2)) if distance > bound else min(fraction, 1.0)
 
 
 def _threshold(form: Format) -> Fraction:

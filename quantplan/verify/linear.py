@@ -1,4 +1,4 @@
-"""What the W8A8 linear layers must give: the contract's exact bits, and the real-valued result that error bounds are about.
+"""What the W8A8 linears must give: the contract's exact bits, and the real-valued result that error bounds are about.
 
 The integer sum is exact. `bits` then follows the contract's order, one rounding per call of `exact`; it exists for the
 epilogues that every device computes alike. `real` rounds nothing at all.
@@ -41,7 +41,7 @@ class Terms(NamedTuple):
 
 def bits(desc: LinearDescriptor, inputs: Mapping[str, HostTensor]) -> list[int]:
     """Return the codes that the output must have, where the epilogue is identity or ReLU."""
-    return [_code(desc, terms) for terms in _elements(desc, inputs)]
+    return [_code(desc, terms) for terms in _elements(desc, inputs, rounded=True)]
 
 
 def real(desc: LinearDescriptor, inputs: Mapping[str, HostTensor]) -> list[Fraction | None]:
@@ -49,19 +49,21 @@ def real(desc: LinearDescriptor, inputs: Mapping[str, HostTensor]) -> list[Fract
 
     An S8 output's result is the code before its rounding, so a Fraction within ±127.
     """
-    return [_real(desc, terms) for terms in _elements(desc, inputs)]
+    return [_real(desc, terms) for terms in _elements(desc, inputs, rounded=False)]
 
 
-def _elements(desc: LinearDescriptor, inputs: Mapping[str, HostTensor]) -> Iterator[Terms]:
+def _elements(desc: LinearDescriptor, inputs: Mapping[str, HostTensor], *, rounded: bool) -> Iterator[Terms]:
+    """Yield what each output element is made of; the contract rounds host scales to the arithmetic's element first."""
     form = F64 if desc.output_element is ElementKind.F64 else F32
     act, weight = inputs["act_q"].values, inputs["weight_q"].values
     m, n, k = desc.m, desc.n, desc.k
-    act_scales = _spread(inputs.get("act_scale"), getattr(desc, "act_scale", None), m, form.convert)
-    weight_scales = _spread(inputs.get("weight_scale"), None, n, form.convert)
+    convert = form.convert if rounded else float
+    act_scales = _spread(inputs.get("act_scale"), getattr(desc, "act_scale", None), m, convert)
+    weight_scales = _spread(inputs["weight_scale"], None, n, convert)
     zero_points = _spread(inputs.get("act_zero_point"), int(desc.act_zero_point), m, int)
     bias = inputs["bias"].values if "bias" in inputs else [None] * n
     requantized = desc.output_element is ElementKind.S8
-    (output_scale,) = _spread(inputs.get("output_scale"), desc.output_scale, 1, F32.convert) if requantized else [None]
+    (output_scale,) = _spread(inputs.get("output_scale"), desc.output_scale, 1, convert) if requantized else [None]
     columns = [weight[j * k : (j + 1) * k] for j in range(n)]
     sums = [sum(map(int, column)) for column in columns]
     for i in range(m):

@@ -1,6 +1,6 @@
 """Runs every plan of a target through the attacks on it, and holds it to each promise of its SKU.
 
-The seam to other devices is `_HostMemory`: a device with memory of its own needs its like, and nothing else here changes.
+The seam to other devices is `_HostMemory`: a device with memory of its own needs its like, and nothing else changes.
 """
 
 from __future__ import annotations
@@ -236,7 +236,11 @@ class _Trial:
         return args, outputs
 
     def _verdicts(
-        self, plan: Plan[Any, Any], case: Case, args: Any, outputs: Mapping[str, Memory]  # noqa: ANN401 - each op has its own
+        self,
+        plan: Plan[Any, Any],
+        case: Case,
+        args: Any,  # noqa: ANN401 - each op has its own
+        outputs: Mapping[str, Memory],
     ) -> Iterator[tuple[str, Verdict]]:
         """Judge bits where bits are promised and the contract determines them, else errors by the bound."""
         guarantee, exact = plan.precision_guarantee, self.suite.exact

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Self
 import attrs
 import numpy as np
 
-from quantplan.elements import ElementKind
 from quantplan.tensor import typed
 from quantplan.verify.exact import FORMATS, decoded
 
@@ -18,10 +17,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from quantplan.elements import ElementKind
     from quantplan.tensor import TensorView
 
 _POISON = 0xA5  # what memory holds before a plan writes it, and what must still be there around an output
-_GUARD = 3  # storage items between rows: odd, so that rows fall on every alignment that their element allows
+_GUARD = 3  # storage items around each row: odd, so that rows fall on every alignment that their element allows
 _TABLE_BITS = 16  # the widest formats whose values are looked up
 
 
@@ -81,7 +81,7 @@ class Memory:
     shape : tuple[int, ...]
         Extents in elements.
     buffer : ndarray
-        Rows of storage items, each followed by guard items.
+        Rows of storage items, each with guard items before and after it.
     """
 
     element: ElementKind
@@ -92,13 +92,13 @@ class Memory:
     def allocate(cls, element: ElementKind, shape: tuple[int, ...]) -> Self:
         """Reserve memory in which every byte is poison."""
         columns = element.storage_columns(shape[-1])
-        buffer = np.empty((math.prod(shape[:-1]), columns + _GUARD), dtype=np.dtype(f"u{element.itemsize}"))
+        buffer = np.empty((math.prod(shape[:-1]), columns + 2 * _GUARD), dtype=np.dtype(f"u{element.itemsize}"))
         buffer.view(np.uint8)[...] = _POISON
         return cls(element, shape, buffer)
 
     @property
     def _items(self) -> NDArray[Any]:
-        items = self.buffer[:, : self.element.storage_columns(self.shape[-1])]
+        items = self.buffer[:, _GUARD:-_GUARD]
         return items if len(self.shape) == 2 else items[0]  # noqa: PLR2004 - a matrix
 
     @property
@@ -128,8 +128,8 @@ class Memory:
     def faults(self) -> list[str]:
         """Say what was written where nothing, or zeros, belong."""
         found = []
-        guards = self.buffer[:, self.element.storage_columns(self.shape[-1]) :]
-        if np.any(guards.reshape(-1).view(np.uint8) != _POISON):
+        guards = np.concatenate([self.buffer[:, :_GUARD], self.buffer[:, -_GUARD:]]).view(np.uint8)
+        if np.any(guards != _POISON):
             found.append("wrote beyond the ends of its rows")
         if self.element.packed and self.shape[-1] % 2 and np.any(self._items[..., -1] >> 4):
             found.append("left the odd tail's unused nibble other than zero")

@@ -318,6 +318,18 @@ def test_many_blocks_agree_with_one_row_at_a_time(scope):
         np.testing.assert_array_equal(got[i], quantized(x[i], row, scope=row_scope)[0])
 
 
+def test_more_than_2_to_the_31_elements():
+    """Faults 22, 23 and 24: rows share their memory, so that only their number is large."""
+    m, k = 65_537, 32_768
+    x = np.broadcast_to(np.arange(k, dtype=np.float32) / 256, (m, k))
+    last = np.zeros(k, np.int8)
+    q = np.lib.stride_tricks.as_strided(last, (m, k), (0, 1))
+    scale = np.ones(m, np.float32)
+    scale[-1] = 2
+    quantize(x, q, scale, None, output_element=ElementKind.S8, scope=Scope.token())
+    np.testing.assert_array_equal(last, np.rint(np.arange(k, dtype=np.float32) / 512))
+
+
 @pytest.mark.parametrize("element, dtype", [(ElementKind.S8, np.int8), (ElementKind.U8, np.uint8)])
 def test_integers_agree_with_onnx(element, dtype):
     """ONNX QuantizeLinear, one scale per tensor and per channel."""
