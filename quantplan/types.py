@@ -32,6 +32,8 @@ class QuantizeKind(enum.Enum):
     DYNAMIC_RANGE_QUANTIZE = "dynamic_range_quantize"
     SMOOTHQUANT_LINEAR = "smoothquant_linear"
     QUANTIZED_LINEAR = "quantized_linear"
+    INT4_MARLIN_GEMM = "int4_marlin_gemm"
+    FP8_GEMM = "fp8_gemm"
 
 
 class QuantizeMode(enum.Enum):
@@ -90,6 +92,7 @@ class LayoutSku(enum.Enum):
     """Memory layout of the operands; for weights, row-major means [N, K]."""
 
     ROW_MAJOR = "row_major"
+    MARLIN = "marlin"
 
 
 class Accumulation(enum.Enum):
@@ -97,6 +100,15 @@ class Accumulation(enum.Enum):
 
     PROMOTED = "promoted"
     FAST = "fast"
+
+
+class Fp8Scaling(enum.Enum):
+    """What the scales of an FP8 product belong to."""
+
+    TENSOR = "tensor"
+    TOKEN_CHANNEL = "token_channel"  # noqa: S105 - rows of activations, not a secret
+    BLOCK = "block"
+    MX = "mx"
 
 
 class ScopeKind(enum.Enum):

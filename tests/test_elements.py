@@ -58,9 +58,7 @@ def test_of_dtypes_and_scalar_types(kind, dtype):
     assert qp.ElementKind.of(np.zeros(1, dtype).dtype) is kind
 
 
-@pytest.mark.parametrize(
-    "kind, name", [(kind, name) for kind, _, _, names in KINDS for name in names], ids=str
-)
+@pytest.mark.parametrize("kind, name", [(kind, name) for kind, _, _, names in KINDS for name in names], ids=str)
 def test_of_names_in_any_case_and_of_torch_dtypes(kind, name):
     assert qp.ElementKind.of(name) is kind
     assert qp.ElementKind.of(name.upper()) is kind

@@ -45,7 +45,7 @@ class TestSelect:
         named = qp.PlanFamily.select("cpu", DESC, ms=[2], plan=qp.SmoothQuantLinearPlan)
         assert named.sku_for(2) == family.sku_for(2)
 
-    @pytest.mark.parametrize(("m", "bucket"), [(0, 1), (1, 1), (2, 4), (4, 4), (5, 16), (16, 16)])
+    @pytest.mark.parametrize("m, bucket", [(0, 1), (1, 1), (2, 4), (4, 4), (5, 16), (16, 16)])
     def test_a_launch_uses_the_smallest_bucket_that_holds_it(self, family, m, bucket):
         assert family.plan_for(m).descriptor.m == bucket
 

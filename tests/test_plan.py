@@ -57,7 +57,7 @@ class TestSelect:
         assert {r.reason for r in caught.value.variants} == {"K=13 is unlucky"}
 
     @pytest.mark.parametrize(
-        ("pref", "name"),
+        "pref, name",
         [
             ({"max_workspace_bytes": 15}, "plain"),
             ({"max_workspace_bytes": 16}, "scratch"),
@@ -71,7 +71,7 @@ class TestSelect:
         assert plan.sku.name == f"quantize.{name}.f32"
 
     @pytest.mark.parametrize(
-        ("pref", "reasons"),
+        "pref, reasons",
         [
             ({"backend": "reference"}, ["backend is bespoke, and reference is required"] * 2),
             (

@@ -63,7 +63,7 @@ class ToyVariant(Variant):
 
     backend = qp.BackendKind.BESPOKE
 
-    def guarantee(self, desc):
+    def guarantee(self, _desc):
         return guarantee(**self.facts)
 
     def source_digest(self):
@@ -72,7 +72,7 @@ class ToyVariant(Variant):
     def workspace_size(self, desc):
         return desc.scratch if self.needs_scratch else 0
 
-    def load(self, desc, target):
+    def load(self, _desc, _target):
         def launch(desc, args, workspace, stream):
             self.launches.append((desc, workspace, stream))
             args.output.numpy()[...] = args.x.numpy() + 1
@@ -100,7 +100,7 @@ class ToyPlan(Plan[ToyDescriptor, ToyArgs]):
         return (*operands, Operand("offset", qp.F32, (("K", desc.k),))) if desc.offset else operands
 
     @classmethod
-    def identity(cls, desc):
+    def identity(cls, _desc):
         return Identity(parts=("f32",), element=qp.F32, aux_element=qp.F32, output_element=qp.F32)
 
     @classmethod

@@ -32,7 +32,7 @@ Scales = Mapping[str, float]
 # The numbers of rows for which a kernel is chosen: one for decoding, the others for prompts of up to that length.
 BUCKETS = (1, 8, 64, MAX_ROWS)
 
-# How much of the activations' difficulty SmoothQuant moves into the weights. At the first token of a chat a few channels
+# How much of the activations' difficulty SmoothQuant moves into the weights. At the first token of a chat some channels
 # of down's input are a hundred times larger than the rest; with the usual 0.5 they still cost a fifth in perplexity.
 ALPHA = 0.75
 

@@ -66,7 +66,8 @@ def rotations(config: Config, start: int, count: int) -> Rotation:
     """Return e^(i·position·frequency) for some positions, as [count, 1, head_dim / 2]: one factor for all heads."""
     frequencies = config.rope_base ** (-np.arange(0, config.head_dim, 2) / config.head_dim)
     angles = np.outer(np.arange(start, start + count), frequencies)
-    return np.exp(1j * angles).astype(np.complex64)[:, None, :]
+    turns: Rotation = np.exp(1j * angles).astype(np.complex64)
+    return turns[:, None, :]
 
 
 def rotate(x: Array, rotation: Rotation) -> Array:
@@ -131,7 +132,7 @@ class Model:
     def _piece(self, ids: Ids, cache: Cache) -> Array:
         if cache.length + len(ids) > cache.capacity:
             raise ValueError(f"expected at most {cache.capacity} tokens, got {cache.length + len(ids)}")
-        x = self.weights.embedding[np.asarray(ids)]
+        x: Array = self.weights.embedding[np.asarray(ids)]
         rotation = rotations(self.config, cache.length, len(ids))
         for index, block in enumerate(self.blocks):
             x = x + self._attention(index, block, rms_norm(x, block.attn_norm, self.config.norm_eps), rotation, cache)

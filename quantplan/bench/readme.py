@@ -101,12 +101,11 @@ def render(text: str, results: Path) -> str:
     """
     for name, (table, _) in TABLES.items():
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-        pattern = re.compile(f"{re.escape(begin)}\n.*?{re.escape(end)}", re.DOTALL)
-        if len(pattern.findall(text)) != 1:
+        found = re.findall(f"{re.escape(begin)}\n.*?{re.escape(end)}", text, re.DOTALL)
+        if len(found) != 1:
             raise ValueError(f"expected one pair of lines {begin} and {end}")
         body = table(json.loads(newest(results, name).read_text(encoding="utf-8")))
-        replacement = f"{begin}\n{body}\n{end}"
-        text = pattern.sub(lambda _, new=replacement: new, text)
+        text = text.replace(found[0], f"{begin}\n{body}\n{end}")
     return text
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 OUTPUT_CODE_MAX = 127
 """An s8 output is symmetric: its codes are −127 … 127."""
 
-_CHUNK = 1 << 15
+_CHUNK = 1 << 13
 _GELU_INNER = math.sqrt(2 / math.pi)
 _GELU_CUBIC = 0.044715
 
@@ -72,10 +72,11 @@ def scale_and_bias(
 def to_codes(y: NDArray[Any], output_scale: NDArray[Any]) -> NDArray[np.int8]:
     """Return ``clamp(rne(y / output_scale))`` in [−127, 127]; a NaN becomes 0."""
     with np.errstate(all="ignore"):
-        quotient = y / output_scale
-    quotient[np.isnan(quotient)] = 0
-    codes: NDArray[np.int8] = np.clip(np.rint(quotient), -OUTPUT_CODE_MAX, OUTPUT_CODE_MAX).astype(np.int8)
-    return codes
+        codes: NDArray[Any] = y / output_scale
+    np.rint(codes, out=codes)
+    np.clip(codes, -OUTPUT_CODE_MAX, OUTPUT_CODE_MAX, out=codes)
+    codes[np.isnan(codes)] = 0
+    return codes.astype(np.int8)
 
 
 def store(y: NDArray[Any], output: NDArray[Any], element: ElementKind, output_scale: NDArray[Any] | None) -> None:

@@ -97,6 +97,8 @@ class _TileShape(NamedTuple):
         smallest, largest = _WIDENED_ELEMENTS
         budget = min(max((M + N) * K // 4, smallest), largest)
         height, width = _TILE
+        if max(width, height) * min(exact, K) > budget:
+            width = height
         if min(M, N) <= _FEW_ROWS:
             height = width = min(max(budget // max(K, 1), _FEW_ROWS), width)
         height, width = max(1, min(height, M)), max(1, min(width, N))

@@ -93,8 +93,6 @@ def _to_integers(quotient: NDArray[Any], zero_point: NDArray[Any] | None, low: i
         return np.clip(quotient, low, high, out=quotient)
     if np.any(np.abs(zero_point.astype(np.int64)) > EXACT_IN_F32):
         quotient = quotient.astype(np.float64, copy=False)
-    # clamp(r + z, low, high) as clamp(r, low − z, high − z) + z: each of these is an exact integer.
-    offset = zero_point.astype(quotient.dtype)
-    np.clip(quotient, low - offset, high - offset, out=quotient)
-    quotient += offset
-    return quotient
+    # A sum of integers up to 2²⁴ (f64: 2⁵³) is exact; a larger one may round, but stays beyond every limit.
+    quotient += zero_point.astype(quotient.dtype)
+    return np.clip(quotient, low, high, out=quotient)

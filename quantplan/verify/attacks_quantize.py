@@ -16,7 +16,7 @@ from quantplan.verify.quantize import asymmetric_range, segment_of, symmetric_sc
 from quantplan.verify.tensors import HostTensor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from quantplan.ops.dequantize import DequantizeDescriptor
     from quantplan.ops.dynamic_range_quantize import DynamicRangeQuantizeDescriptor
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
     AnyPlan = type[Plan[Any, Any]]
 
-_S32 = (-(2**31), 2**31 - 1)
+_FAR = [2**24 + 1, 2**31 - 1, -(2**31), -(2**30) - 1]  # zero points that no f32 subtraction gets right
+_ODD_LEVELS = (3, 7, -3, -7, 5, 13)
 _SMALL_POWERS = [2.0**e for e in (0, -3, 2, 1, -1)]  # scales under which ties stay exact in every input element
 _ODD_SCALES = [0.1, 1 / 3, 0.7, 1.1, 0.013, 2.9]
 _SPECIAL = [math.nan, math.inf, 0.0, -0.0, -0.5, 1.0]
@@ -35,39 +36,43 @@ _SPECIAL = [math.nan, math.inf, 0.0, -0.0, -0.5, 1.0]
 def quantize_attacks(plan: AnyPlan, desc: QuantizeDescriptor) -> Iterator[Case]:
     """Yield attacks on a static quantization."""
     element, kind = desc.input_element, desc.output_element
-    ties = tie_levels(kind)
-    low, high = (desc.q_min or 0, desc.q_max or 0)
-    inner = [0, low, high, (low + high) // 2 + 1]
     place = segment_of(desc.scope, desc.m, desc.k)
+    count, segments = len(place), math.prod(desc.scope.scale_shape(desc.m, desc.k))
+    ties = _picks("ties", tie_levels(kind), count)
+    inner = _zero_points(desc.q_min or 0, desc.q_max or 0)
 
     def case(name: str, x: list[float], scale: list[float], zero_point: list[int], desc: Any = desc) -> Case:  # noqa: ANN401
         # The global scale of 1 leaves the block scales as they are.
         return make_case(plan, name, desc, x=x, scale=scale, zero_point=zero_point, global_scale=[1.0])
 
-    count = len(place)
-    picks = _picks("ties", ties, count)
     powers = [_SMALL_POWERS[i % len(_SMALL_POWERS)] for i in place]
-    yield case("ties", [level * s for level, s in zip(picks, powers, strict=True)], _SMALL_POWERS, inner)
-
+    yield case("ties", [level * s for level, s in zip(ties, powers, strict=True)], _SMALL_POWERS, inner)
     odd = [fit(_ODD_SCALES[i % len(_ODD_SCALES)], desc.scale_element) for i in place]
-    yield case("near ties", _near(element, picks, odd), _ODD_SCALES, inner)
-
+    yield case("near ties", _near(element, ties, odd), _ODD_SCALES, inner)
     yield case("wide", _wide(element, count), _positive(desc.scale_element), inner)
-    yield case("extremes", _extremes(element), [1.0, *_edges(desc.scale_element)], [*inner, *_S32])
-    yield _with_codes(case("poison", _wide(element, count), _SMALL_POWERS, inner), "x", _poison(element))
-    yield case("special scales", [1.5, -2.5, 0.0, -0.0, math.nan, math.inf, -math.inf], _SPECIAL, inner)
-    if "global_scale" in {operand.name for operand in plan.operands(desc)}:
+    for bad, codes in _poisons(element, desc.m, desc.k):
+        yield _with_codes(case(f"poison {bad:#x}", [0.0], _SMALL_POWERS, inner), "x", codes)
+    for scales in _chunks([1.0, *_edges(desc.scale_element)], segments):
+        yield case(f"extremes under {scales[0]}", _extremes(element), scales, inner)
+    for scales in _chunks(_SPECIAL, segments):
+        yield case(f"scale {scales[0]}", [1.5, -2.5, 0.0, -0.0, math.nan, math.inf, -math.inf], scales, inner)
+    if desc.mode is QuantizeMode.ASYMMETRIC:
+        for zero_points in _chunks(_FAR, segments):
+            x = [-float(z) + d for d in (0, 1, -1, 2**31) for z in _FAR]
+            yield case(f"zero point {zero_points[0]}", x, [1.0], zero_points)
+    if desc.scale_element is ElementKind.FP8_E4M3:
         for value in (0.3, 2.0**-126, 0.0, math.nan, math.inf):
-            x = _near(element, picks, [0.3 * s for s in odd])
+            x = _near(element, ties, [0.3 * s for s in odd])
             yield make_case(plan, f"global scale {value}", desc, x=x, scale=[*_ODD_SCALES, 0.0], global_scale=[value])
-    elif desc.scope.kind.value == "tensor" and desc.scale_element is not ElementKind.E8M0:
-        asymmetric = desc.mode is QuantizeMode.ASYMMETRIC
-        host = desc.replace(scale=0.1, zero_point=inner[-1] if asymmetric else None)
-        yield case("host scale", _near(element, picks, [fit(0.1, desc.scale_element)] * count), [], [], host)
+    elif segments == 1 and desc.scale_element is not ElementKind.E8M0:
+        yield case(
+            "host scale", _near(element, ties, [fit(0.1, desc.scale_element)] * count), [], [], _on_host(desc, inner)
+        )
     if kind.is_integer:
         first, last = kind.integer_range
-        narrow = desc.replace(q_min=first, q_max=last - 2)
-        yield case("own range", _near(element, picks, odd), _ODD_SCALES, [first, 1], narrow)
+        yield case(
+            "own range", _near(element, ties, odd), _ODD_SCALES, [1, first], desc.replace(q_min=first, q_max=last - 2)
+        )
 
 
 def dynamic_attacks(plan: AnyPlan, desc: DynamicRangeQuantizeDescriptor) -> Iterator[Case]:
@@ -82,12 +87,14 @@ def dynamic_attacks(plan: AnyPlan, desc: DynamicRangeQuantizeDescriptor) -> Iter
     yield case("zeros", [0.0, -0.0, 0.0])
     yield case("constant", [0.1])
     yield case("alternating", [0.3, -0.3])
+    yield case("negative", [-0.3, -2.0, -1.0])
     yield case("one huge", [form.largest, *[fit(0.7, element)] * (count - 1)])
     yield case("subnormals", [form.smallest_subnormal * i for i in (1, 3, -2, 0, 7, -1)])
     yield case("underflow", [form.smallest_normal * v for v in (1.0, -0.3, 0.01, 1.5)])
     yield case("extremes", [-form.largest, form.largest, form.smallest_subnormal, 1.0, -1.0, form.largest / 2])
     yield case("wide", _wide(element, count))
-    yield _with_codes(case("poison", [0.5, -2.0, 3.25]), "x", _poison(element))
+    for bad, codes in _poisons(element, desc.m, desc.k):
+        yield _with_codes(case(f"poison {bad:#x}", [0.0]), "x", codes)
     yield case("exact range", _with_ranges(desc, place, [float(e) for e in (0, 1, -2, 3)], 0))
     yield case("tiny range", _with_ranges(desc, place, [_tiny(form) + e for e in (0, 2, 3, 5)], 1))
     yield case("range above", _with_ranges(desc, place, [float(e) for e in (0, 1, -2, 3)], 1))
@@ -102,27 +109,58 @@ def dynamic_attacks(plan: AnyPlan, desc: DynamicRangeQuantizeDescriptor) -> Iter
 def dequantize_attacks(plan: AnyPlan, desc: DequantizeDescriptor) -> Iterator[Case]:
     """Yield attacks on a dequantization."""
     kind = desc.input_element
-    codes = list(range(1 << kind.bits))
-    low, high = kind.integer_range if kind.is_integer else (0, 0)
-    inner = [0, low, high, (low + high) // 2 + 1]
+    segments = math.prod(desc.scope.scale_shape(desc.m, desc.k))
+    inner = _zero_points(*(kind.integer_range if kind.is_integer else (0, 0)))
 
     def case(name: str, scale: list[float], zero_point: list[int], desc: Any = desc, overall: float = 1.0) -> Case:  # noqa: ANN401
         made = make_case(plan, name, desc, q=[0], scale=scale, zero_point=zero_point, global_scale=[overall])
-        return _with_codes(made, "q", _picks(name, codes, desc.m * desc.k))
+        return _with_codes(made, "q", _picks(name, range(1 << kind.bits), desc.m * desc.k))
 
     whole = case("every code", _ODD_SCALES, inner, desc.replace(m=7))
-    yield _with_codes(whole, "q", [codes[i % len(codes)] for i in range(7 * desc.k)])
+    yield _with_codes(whole, "q", list(range(1 << kind.bits)))
     yield case("wide scales", _positive(desc.scale_element), inner)
-    yield case("edge scales", _edges(desc.scale_element), [*inner, *_S32])
-    yield case("far zero points", _ODD_SCALES, [*_S32, 2**24 + 1, -(2**30) - 1, 16777217])
-    yield case("special scales", _SPECIAL, inner)
+    for scales in _chunks(_edges(desc.scale_element), segments):
+        yield case(f"scale {scales[0]}", scales, inner)
+    for scales in _chunks(_SPECIAL, segments):
+        yield case(f"special scale {scales[0]}", scales, inner)
+    if desc.mode is QuantizeMode.ASYMMETRIC:
+        for zero_points in _chunks(_FAR, segments):
+            yield case(f"zero point {zero_points[0]}", _ODD_SCALES, zero_points)
     yield case("output ties", _midpoints(desc.output_element), [0, 1, -1])
+    yield from _rounded_twice(plan, desc, segments)
     if desc.scale_element is ElementKind.FP8_E4M3:
         for value in (0.3, 2.0**-126, 1e38, 0.0, math.nan, math.inf):
             yield case(f"global scale {value}", _ODD_SCALES, inner, overall=value)
-    elif desc.scope.kind.value == "tensor" and desc.scale_element is not ElementKind.E8M0:
-        asymmetric = desc.mode is QuantizeMode.ASYMMETRIC
-        yield case("host scale", [], [], desc.replace(scale=0.1, zero_point=inner[-1] if asymmetric else None))
+    elif segments == 1 and desc.scale_element is not ElementKind.E8M0:
+        yield case("host scale", [], [], _on_host(desc, inner))
+
+
+def _rounded_twice(plan: AnyPlan, desc: DequantizeDescriptor, segments: int) -> Iterator[Case]:
+    """Yield products that the two roundings of the contract take elsewhere than one rounding would."""
+    if desc.scale_element is ElementKind.E8M0:
+        return  # products with a power of two are exact
+    two_levels = desc.scale_element is ElementKind.FP8_E4M3
+    scale_element = ElementKind.F32 if two_levels else desc.scale_element
+    levels = [v for v in _ODD_LEVELS if v in decoded(desc.input_element)]
+    for scales in _chunks(_double_rounding_scales(desc.output_element, scale_element), 1 if two_levels else segments):
+        name = f"rounded twice under {scales[0]}"
+        block, overall = ([1.0], scales) if two_levels else (scales, [1.0])
+        yield make_case(plan, name, desc, q=levels, scale=block, zero_point=[0], global_scale=overall)
+
+
+@cache
+def _double_rounding_scales(output: ElementKind, scale: ElementKind) -> tuple[float, ...]:
+    """Return scales whose product with 3 or 7 lies next to a tie of the output, and on it once rounded."""
+    wide, narrow = FLOATS[scale], FLOATS[output]
+    found = []
+    for i in range(64):
+        tie = 2.0**narrow.precision + 2 * i + 1
+        for level in (3, 7):
+            factor = wide.round(int(tie), level)
+            num, den = factor.as_integer_ratio()
+            if narrow.convert(wide.round(level * num, den)) != narrow.round(level * num, den):
+                found.append(factor)
+    return tuple(found[:4])
 
 
 @cache
@@ -180,14 +218,34 @@ def _extremes(element: ElementKind) -> list[float]:
     return [sign * value for value in (*finite, 0.0, math.inf) for sign in (1, -1)] + [math.nan]
 
 
-def _poison(element: ElementKind) -> list[int]:
-    """Return codes of NaNs with payloads and signs, and of both infinities, each followed by harmless ones."""
+def _poisons(element: ElementKind, m: int, k: int) -> Iterator[tuple[int, list[int]]]:
+    """Yield a NaN's or an infinity's code, and codes among which it is; the first row is always harmless."""
     form = FLOATS[element]
-    infinity = form.encode(math.inf)
-    sign = 1 << (form.bits - 1)
+    infinity, nan, sign = form.encode(math.inf), form.encode(math.nan), 1 << (form.bits - 1)
     one = form.encode(1.0)
-    bad = [infinity + 1, sign | form.encode(math.nan), infinity, sign | infinity, sign | infinity + 3]
-    return [code for b in bad for code in (b, *[one, sign | one + 1] * 10)]
+    clean = [one + (i % 7) | (sign if i % 2 else 0) for i in range(m * k)]
+    spots = (k * (m // 2) + k // 3, m * k - 1)  # inside, and at the very end
+    for bad in ((infinity + 1, sign | nan), (sign | infinity,), (infinity,), (sign | infinity + 3,)):
+        codes = list(clean)
+        for spot, code in zip(spots, bad, strict=False):
+            codes[spot] = code
+        yield bad[0], codes
+
+
+def _zero_points(low: int, high: int) -> list[int]:
+    """Return zero points within a range, its ends among them."""
+    return [(low + high) // 2 + 3 if high else 0, low, high, 0]
+
+
+def _on_host(desc: Any, zero_points: list[int]) -> Any:  # noqa: ANN401 - two descriptors
+    """Return the problem with its scale, and its zero point if it has one, in the descriptor."""
+    return desc.replace(scale=0.1, zero_point=zero_points[0] if desc.mode is QuantizeMode.ASYMMETRIC else None)
+
+
+def _chunks(values: Sequence[Any], segments: int) -> Iterator[list[Any]]:
+    """Cut values into as many cases as it takes for each of them to have a segment."""
+    for start in range(0, len(values), max(1, segments)):
+        yield list(values[start : start + segments])
 
 
 def _with_codes(case: Case, name: str, codes: list[int]) -> Case:

@@ -56,11 +56,15 @@ def judge_errors(
     bound: Sequence[float],
     got: Sequence[int],
 ) -> Verdict:
-    """Compare the distance from the real result with the bound."""
+    """Compare the distance from the real result with the bound. A NaN that is due must have its one canonical code."""
     mismatches, example, worst = 0, "", 0.0
     decode = FORMATS[element].decode
+    undefined = FLOATS[element].encode(math.nan) if element in FLOATS else 0
     for i, (code, target, limit) in enumerate(zip(got, exact, bound, strict=True)):
-        fraction = error_fraction(element, decode(code), target, limit)
+        if target is None:
+            fraction = 0.0 if code == undefined else HOPELESS
+        else:
+            fraction = error_fraction(element, decode(code), target, limit)
         worst = max(worst, fraction)
         if fraction > 1:
             mismatches += 1
@@ -69,7 +73,7 @@ def judge_errors(
     return Verdict(mismatches, example, worst)
 
 
-def error_fraction(element: ElementKind, value: float, exact: Fraction | None, bound: float) -> float:
+def error_fraction(element: ElementKind, value: float, exact: Fraction, bound: float) -> float:
     """Return the error of a value as a fraction of its bound.
 
     Parameters
@@ -78,13 +82,11 @@ def error_fraction(element: ElementKind, value: float, exact: Fraction | None, b
         Element of the output.
     value : float
         What came.
-    exact : Fraction, optional
-        The real result; None where there is none, so that NaN must come (0 from an integer element).
+    exact : Fraction
+        The real result.
     bound : float
         Largest error allowed. An infinity is right where ``|exact| + bound`` reaches the overflow threshold.
     """
-    if exact is None:
-        return 0.0 if math.isnan(value) or (element not in FLOATS and value == 0) else HOPELESS
     if math.isnan(value) or math.isnan(bound) or bound < 0:
         return HOPELESS
     if math.isinf(bound):
@@ -112,7 +114,7 @@ def _to_float(value: Fraction) -> float:
     try:
         return float(value)
     except OverflowError:
-        return math.copysign(math.inf, value)
+        return math.inf if value > 0 else -math.inf
 
 
 def _index(i: int, shape: tuple[int, ...]) -> str:

@@ -84,6 +84,13 @@ def test_f16_overflow_is_infinity_and_f64_scales_are_not_narrowed():
     assert dequantized([1], 1 + 2.0**-8 + 2.0**-40, output=BF16, scale_element=F64)[0, 0] == 1 + 2.0**-7
 
 
+def test_e8m0_multiplies_in_f64_for_an_output_of_f64():
+    code = np.array([254], np.uint8).view(E8M0.dtype)
+    options = {"element": E4M3, "scale_element": E8M0}
+    assert dequantized([0x7E, 0xFE], code, output=F32, **options).tolist() == [[np.inf, -np.inf]]
+    assert dequantized([0x7E, 0xFE], code, output=F64, **options).tolist() == [[448 * 2.0**127, -448 * 2.0**127]]
+
+
 def test_subnormal_products_are_not_flushed():
     """Fault 2."""
     assert dequantized([3], 1e-45)[0, 0] == np.float32(3) * np.float32(1e-45) > 0

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
 
 from quantplan.reference import igemm
 from quantplan.reference.igemm import gemm_tiles, int_gemm
@@ -190,11 +191,13 @@ def best_time(function, repeats):
     [(1, 4096, 4096), (4, 4096, 4096), (16, 4096, 4096), (512, 576, 1536), (1024, 1024, 1024), (256, 4096, 4096)],
 )
 def test_it_takes_at_most_three_times_a_float32_product(m, n, k):
+    """On one thread: several threads that wait for each other measure what else the machine does."""
     a, w = random_operands(1, m, n, k, np.int8)
     a_float, w_float = a.astype(np.float32), w.astype(np.float32)
-    for _ in range(5):  # a neighbour on the machine can spoil one comparison
-        float_time = best_time(lambda: a_float @ w_float.T, 8)
-        int_time = best_time(lambda: int_gemm(a, w), 8)
-        if int_time <= 3 * float_time:
-            return
+    with threadpool_limits(1):
+        for _ in range(5):  # a neighbour can still spoil one comparison
+            float_time = best_time(lambda: a_float @ w_float.T, 4)
+            int_time = best_time(lambda: int_gemm(a, w), 4)
+            if int_time <= 3 * float_time:
+                return
     pytest.fail(f"int_gemm took {int_time * 1e3:.2f} ms, a float32 product {float_time * 1e3:.2f} ms")

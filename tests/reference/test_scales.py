@@ -28,6 +28,10 @@ def magnitudes(dtype):
     return st.one_of(any_bits, st.floats(0, 1e6, width=width), st.sampled_from([0.0, float(np.finfo(dtype).max)]))
 
 
+def f32(*values):
+    return np.array(values, dtype=np.float32)
+
+
 def same(got, expected):
     return got == expected or (np.isnan(got) and np.isnan(expected))
 
@@ -112,14 +116,23 @@ def test_asymmetric_scale_rounds_every_operation_once(dtype, data):
     assert zero_point[0] == expected_zero_point
 
 
-def test_asymmetric_zero_point_by_hand():
-    low, high = np.array([-1, 0, -2, 0], np.float32), np.array([3, 2, 0, 0], np.float32)
+def test_asymmetric_by_hand():
+    low, high = f32(-1, 0, -2, 0), f32(3, 2, 0, 0)
     scale, zero_point = asymmetric_scale(low, high, 0, 255)
-    assert scale.tolist() == [np.float32(4) / np.float32(255), np.float32(2) / np.float32(255)] * 1 + [
-        np.float32(2) / np.float32(255),
-        1,
-    ]
+    assert scale.tolist() == [*(f32(4, 2, 2) / np.float32(255)), 1]
     assert zero_point.tolist() == [64, 0, 255, 0]
+
+
+def test_asymmetric_zero_point_rounds_after_the_subtraction():
+    """Fault 5: −127 + 0.5 is a tie that goes to −126; 0.5 alone would go to 0."""
+    scale, zero_point = asymmetric_scale(f32(-0.5), f32(253.5), -127, 127)
+    assert (scale[0], zero_point[0]) == (1, -126)
+
+
+def test_asymmetric_scale_halves_only_what_overflows():
+    """Halves of small numbers are subnormal and would round."""
+    scale, _ = asymmetric_scale(f32(-(2.0**-149)), f32(2.0**-126 + 2.0**-149), 0, 1)
+    assert scale[0] == 2.0**-126 + 2.0**-148
 
 
 def test_asymmetric_scale_of_the_whole_range_is_finite():
@@ -187,6 +200,21 @@ def test_nvfp4_scales_round_every_operation_once(amax):
     assert global_scale[0] == expected
     codes = [exact.code_of(exact.divide(a, divisor, ElementKind.F32), ElementKind.FP8_E4M3) for a in amax]
     assert bits_of(block)[0].tolist() == codes
+
+
+def test_nvfp4_block_scales_divide_by_the_rounded_product():
+    """Magnitudes around the ties of e4m3: one more rounding, or one less, would move some of them across."""
+    rng = np.random.default_rng(0)
+    codes = np.arange(8, 0x7E)
+    values = np.array([exact.value_of(int(code), ElementKind.FP8_E4M3) for code in (*codes, 0x7E)])
+    ties = (values[1:] + values[:-1]) / 2
+    for largest in rng.uniform(1, 2, 20).astype(np.float32):
+        divisor = exact.multiply(6.0, exact.divide(float(largest), 2688.0, ElementKind.F32), ElementKind.F32)
+        middle = (ties * divisor).astype(np.float32)
+        amax = np.concatenate([[largest], middle, np.nextafter(middle, np.float32(0)), np.nextafter(middle, largest)])
+        _, block = nvfp4_scales(amax[np.newaxis])
+        quotients = [exact.divide(float(a), divisor, ElementKind.F32) for a in amax]
+        assert bits_of(block)[0].tolist() == [exact.code_of(q, ElementKind.FP8_E4M3) for q in quotients]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -26,7 +26,7 @@ SCOPES = [
 SHAPES = [(1, 1), (7, 10), (8, 4), (10, 3), (1, 17)]
 
 
-@pytest.fixture(params=[4, 30, 1 << 18], ids=["a row a block", "some rows a block", "one block"])
+@pytest.fixture(params=[4, 25, 1 << 18], ids=["a row a block", "some rows a block", "one block"])
 def _blocks(request, monkeypatch):
     monkeypatch.setattr(segments, "_BLOCK_ELEMENTS", request.param)
 

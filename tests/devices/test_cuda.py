@@ -1,0 +1,204 @@
+"""What is asked of the CUDA driver, with stand-ins for cuda-python: there need not be any."""
+
+import enum
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+import quantplan as qp
+from quantplan.devices import cuda
+
+
+class DynamicLibNotFoundError(RuntimeError):
+    """What cuda.pathfinder raises."""
+
+
+class CUDAError(Exception):
+    """What cuda.core raises; it is nobody's subclass."""
+
+
+class CUresult(enum.IntEnum):
+    CUDA_SUCCESS = 0
+    CUDA_ERROR_NOT_INITIALIZED = 3
+    CUDA_ERROR_NO_DEVICE = 100
+
+
+class Machine:
+    """A machine with some GPUs, as cuda-core 1.2 and cuda-bindings 13 show it.
+
+    ``installed`` GPUs are all that the management library (NVML) counts; ``capabilities`` are those of the GPUs that
+    CUDA shows this process, which may be fewer, see CUDA_VISIBLE_DEVICES.
+    """
+
+    def __init__(self, capabilities, installed=None, libraries=("cuda", "nvml")):
+        self.capabilities, self.libraries = capabilities, libraries
+        self.installed = len(capabilities) if installed is None else installed
+        machine = self
+
+        class Device:
+            def __init__(self, device_id):
+                machine.initialise()
+                if not 0 <= device_id < len(machine.capabilities):
+                    raise ValueError(f"device_id must be within [0, {len(machine.capabilities)}), got {device_id}")
+                self.device_id = device_id
+                self.compute_capability = machine.capabilities[device_id]
+
+            @classmethod
+            def get_all_devices(cls):
+                machine.initialise()
+                return tuple(cls(index) for index in range(len(machine.capabilities)))
+
+        self.modules = {
+            "cuda": {},
+            "cuda.core": {"Device": Device, "system": SimpleNamespace(get_num_devices=self.nvml_count)},
+            "cuda.pathfinder": {
+                "load_nvidia_dynamic_lib": self.load,
+                "DynamicLibNotFoundError": DynamicLibNotFoundError,
+            },
+            "cuda.bindings": {},
+            "cuda.bindings.driver": {"cuInit": self.init, "cuDeviceGetCount": self.count, "CUresult": CUresult},
+        }
+
+    def load(self, name):
+        if name not in self.libraries:
+            raise DynamicLibNotFoundError(f'"{name}" is an NVIDIA driver library')
+
+    def initialise(self):
+        self.load("cuda")
+        if not self.capabilities:
+            raise CUDAError("CUDA_ERROR_NO_DEVICE: no CUDA-capable device is detected")
+
+    def init(self, flags):
+        assert flags == 0
+        self.load("cuda")
+        return (CUresult.CUDA_SUCCESS if self.capabilities else CUresult.CUDA_ERROR_NO_DEVICE,)
+
+    def count(self):
+        if not self.capabilities:
+            return (CUresult.CUDA_ERROR_NOT_INITIALIZED, None)
+        return (CUresult.CUDA_SUCCESS, len(self.capabilities))
+
+    def nvml_count(self):
+        self.load("nvml")
+        return self.installed
+
+
+@pytest.fixture
+def install(monkeypatch):
+    """Put a machine's cuda-python in place of whatever is installed."""
+
+    def put(machine):
+        made = {}
+        for name, members in machine.modules.items():
+            made[name] = ModuleType(name)
+            vars(made[name]).update(members)
+            parent, _, own = name.rpartition(".")
+            if parent:
+                setattr(made[parent], own, made[name])
+            monkeypatch.setitem(sys.modules, name, made[name])
+        return made["cuda.core"]
+
+    return put
+
+
+@pytest.fixture
+def _no_cuda_python(monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "cuda"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "cuda", None)
+
+
+ASK = [cuda.driver, cuda.device_count, lambda: cuda.compute_capability(0), lambda: qp.Target.parse("cuda:0")]
+
+
+@pytest.mark.usefixtures("_no_cuda_python")
+@pytest.mark.parametrize("ask", ASK)
+def test_without_cuda_python(ask):
+    with pytest.raises(qp.DriverNotFound, match="cuda: cuda-python is not installed") as caught:
+        ask()
+    assert "pip install 'quantplan[cuda13]'" in caught.value.hint
+    assert "'cpu' needs no GPU" in caught.value.hint
+    assert isinstance(caught.value.__cause__, ImportError)
+
+
+@pytest.mark.parametrize("ask", ASK)
+def test_without_a_driver(install, ask):
+    install(Machine([(9, 0)], libraries=()))
+    with pytest.raises(qp.DriverNotFound, match="cuda: no CUDA driver on this machine") as caught:
+        ask()
+    assert "'cpu'" in caught.value.hint
+    assert isinstance(caught.value.__cause__, DynamicLibNotFoundError)
+
+
+def test_the_driver_is_cuda_core(install):
+    core = install(Machine([(9, 0)]))
+    assert cuda.driver() is core
+
+
+def test_two_gpus(install):
+    install(Machine([(9, 0), (12, 1)]))
+    assert cuda.device_count() == 2
+    assert cuda.compute_capability(0) == (9, 0)
+    assert cuda.compute_capability(1) == (12, 1)
+
+
+def test_capabilities_are_plain_integers(install):
+    class ComputeCapability(tuple):
+        """cuda.core's own kind of tuple."""
+
+        __slots__ = ()
+
+    install(Machine([ComputeCapability((9, 0))]))
+    assert type(cuda.compute_capability(0)) is tuple
+
+
+@pytest.mark.parametrize("index", [2, 3, 1000, -1])
+def test_an_index_that_no_gpu_has(install, index):
+    install(Machine([(9, 0), (12, 1)]))
+    with pytest.raises(qp.InvalidProblem) as caught:
+        cuda.compute_capability(index)
+    error = caught.value
+    assert (error.op, error.field, error.expected, error.got) == ("cuda", "device", "an index below 2", index)
+
+
+def test_gpus_hidden_from_this_process_do_not_count(install):
+    """CUDA numbers the GPUs that CUDA_VISIBLE_DEVICES shows; the management library counts all of the machine."""
+    install(Machine([(9, 0)], installed=8))
+    assert cuda.device_count() == 1
+    with pytest.raises(qp.InvalidProblem, match="an index below 1, got 5"):
+        cuda.compute_capability(5)
+
+
+def test_the_management_library_is_not_needed(install):
+    """A container may have libcuda without libnvidia-ml, and so may Jetson."""
+    install(Machine([(8, 7)], libraries=("cuda",)))
+    assert cuda.device_count() == 1
+    assert cuda.compute_capability(0) == (8, 7)
+
+
+def test_a_driver_that_shows_no_gpu(install):
+    """CUDA does not even initialise then, for instance when CUDA_VISIBLE_DEVICES is empty."""
+    install(Machine([], installed=1))
+    assert cuda.device_count() == 0
+    assert qp.devices() == [qp.Target.parse("cpu")]
+    with pytest.raises(qp.QuantPlanError):
+        cuda.compute_capability(0)
+
+
+def test_the_targets_of_this_machine(install):
+    install(Machine([(9, 0), (8, 9)]))
+    assert list(map(str, qp.devices())) == ["cpu", "cuda:0", "cuda:1"]
+    assert [target.arch for target in qp.devices()] == ["cpu", "sm_90a", "sm_89"]
+
+
+def test_cuda_python_as_installed_has_what_is_asked_of_it():
+    core = pytest.importorskip("cuda.core", reason="cuda-core is not installed; the stand-ins above speak for 1.2")
+    from cuda import pathfinder  # noqa: PLC0415 - only where it is installed
+    from cuda.bindings import driver  # noqa: PLC0415 - the same
+
+    assert issubclass(pathfinder.DynamicLibNotFoundError, Exception)
+    assert callable(pathfinder.load_nvidia_dynamic_lib)
+    assert hasattr(core.Device, "compute_capability")
+    assert callable(core.Device.get_all_devices)
+    assert callable(driver.cuDeviceGetCount)

@@ -1,0 +1,543 @@
+"""`verify` must find nothing wrong with the reference, and something wrong with everything that is not it.
+
+The naive quantizers and linears below have one switch per fault. With every switch off they are right, so whatever
+`verify` then says about a switched one is about that fault.
+"""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import quantplan.ops.dequantize
+import quantplan.ops.dynamic_range_quantize
+import quantplan.ops.quantize
+import quantplan.ops.quantized_linear
+import quantplan.ops.smoothquant_linear
+from quantplan.errors import InvalidProblem, Unsupported
+from quantplan.ops import PLANS
+from quantplan.ops.dequantize import DequantizeDescriptor, DequantizePlan
+from quantplan.ops.dynamic_range_quantize import DynamicRangeQuantizeDescriptor, DynamicRangeQuantizePlan
+from quantplan.ops.quantize import QuantizeDescriptor, QuantizePlan
+from quantplan.ops.quantized_linear import QuantizedLinearPlan
+from quantplan.ops.smoothquant_linear import SmoothQuantLinearDescriptor, SmoothQuantLinearPlan
+from quantplan.reference.bounds import LinearErrorBound
+from quantplan.types import EpilogueKind
+from quantplan.variant import ReferenceVariant
+from quantplan.verify import runner, verify
+
+NAN32 = np.uint32(0x7FFFFFFF).view(np.float32)
+SMALLEST = np.finfo(np.float32).smallest_normal
+
+
+def hold(monkeypatch, plan, function, *descs):
+    """Verify an op whose reference is a given function, on a few descriptors."""
+    name = plan.op.value
+    monkeypatch.setattr(plan, "catalogue", classmethod(lambda cls: iter(descs)))
+    if function is not None:
+        monkeypatch.setattr(f"quantplan.ops.{name}.{name}", function)
+    with np.errstate(all="ignore"):
+        return verify("cpu", name)
+
+
+# ---- the reference itself
+
+
+@pytest.mark.parametrize("op", PLANS)
+def test_the_reference_keeps_every_promise(op):
+    report = verify("cpu", op)
+    assert report.problems == ()
+    assert report.ok
+    assert {plan.sku for plan in report.plans} == {
+        PLANS[op].select("cpu", desc).sku.name for desc in PLANS[op].catalogue()
+    }
+    for plan in report.plans:
+        assert plan.op == op
+        assert plan.cases > 4
+        assert plan.mismatches == 0
+        bounded = any(name in plan.sku for name in ("gelu", "silu"))
+        assert (plan.worst_fraction is not None) == bounded
+        assert not bounded or 0.01 <= plan.worst_fraction <= 1
+
+
+# ---- static quantization
+
+
+def naive_quantize(fault=None):
+    """Scope tensor, s8 or u8, f32 or f64."""
+
+    def quantize(x, q, scale, zero_point, *, q_min, q_max, **_):
+        dtype = np.float64 if x.dtype == np.float64 else np.float32
+        values = x.astype(np.float32).astype(dtype) if fault == "through f32" else x
+        quotient = values * (dtype(1) / scale) if fault == "reciprocal" else values / scale
+        rounding = {
+            "truncation": np.trunc,
+            "half away": lambda v: np.copysign(np.floor(np.abs(v) + 0.5), v),
+        }.get(fault, np.rint)
+        offset = 0 if zero_point is None else np.float64(zero_point[0])
+        if fault == "zero point first":
+            level = rounding(quotient.astype(np.float64) + offset)
+        elif fault == "zero point in f32":
+            level = rounding(quotient) + dtype(offset)
+        elif fault == "zero point wraps":
+            level = (np.clip(rounding(quotient), -(2.0**31), 2.0**31 - 1).astype(np.int64) + int(offset)).astype(
+                np.int32
+            )
+        else:
+            level = rounding(quotient).astype(np.float64) + offset
+        unknown = 0 if fault == "NaN to zero" else offset
+        level = np.where(np.isnan(quotient), unknown, level)
+        low = q_min - 1 if fault == "-128" else q_min
+        clipped = np.clip(level, low, q_max)
+        if fault == "narrowed before clamping":
+            clipped = np.clip(
+                np.nan_to_num(level, posinf=1e9, neginf=-1e9).astype(np.int64).astype(q.dtype), low, q_max
+            )
+        q[...] = clipped
+
+    return quantize
+
+
+STATIC = [
+    QuantizeDescriptor(m=3, k=37),
+    QuantizeDescriptor(m=3, k=37, input_element="f64"),
+    QuantizeDescriptor(m=3, k=37, output_element="u8", mode="asymmetric"),
+]
+STATIC_FAULTS = ["truncation", "half away", "reciprocal", "through f32", "NaN to zero", "-128", "zero point first"]
+STATIC_FAULTS += ["zero point in f32", "zero point wraps", "narrowed before clamping"]
+
+
+def test_a_right_static_quantizer_passes(monkeypatch):
+    assert hold(monkeypatch, QuantizePlan, naive_quantize(), *STATIC).problems == ()
+
+
+@pytest.mark.parametrize("fault", STATIC_FAULTS)
+def test_a_faulty_static_quantizer_is_found_out(monkeypatch, fault):
+    report = hold(monkeypatch, QuantizePlan, naive_quantize(fault), *STATIC)
+    assert not report.ok
+    assert sum(plan.mismatches for plan in report.plans) > 0
+    assert "breaks its guarantee" in report.problems[0]
+
+
+def fp8_through_f32(x, q, scale, zero_point, *, output_element, saturate, **_):  # noqa: ARG001
+    """Round with ml_dtypes, which goes from f64 through f32, and knows no saturation."""
+    quotient = (x / scale).astype(np.float32)
+    limit = output_element.largest
+    quotient = np.clip(quotient, -limit, limit) if saturate else quotient
+    q[...] = quotient.astype(q.dtype)
+    q.view(np.uint8)[np.isnan(quotient)] = 0x7F
+
+
+def test_double_rounding_into_fp8_is_found_out(monkeypatch):
+    narrow, wide = (QuantizeDescriptor(m=3, k=37, input_element=e, output_element="fp8_e4m3") for e in ("f32", "f64"))
+    assert hold(monkeypatch, QuantizePlan, fp8_through_f32, narrow).ok
+    assert not hold(monkeypatch, QuantizePlan, fp8_through_f32, wide).ok
+
+
+# ---- dynamic quantization
+
+
+def naive_dynamic(fault=None):
+    """Scope token, s8 symmetric or u8 asymmetric, f32."""
+
+    def dynamic(x, q, scale, zero_point, *, q_min, q_max, **_):
+        largest = np.fmax.reduce if fault == "NaN swallowed" else np.max
+        smallest = np.fmin.reduce if fault == "NaN swallowed" else np.min
+        for i, row in enumerate(x):
+            low = (
+                min(np.float32(0), smallest(row, initial=0)) if fault != "zero left out" or not row.size else row.min()
+            )
+            high = max(np.float32(0), largest(row, initial=0))
+            low, high = (
+                np.float32(np.nan) if np.isnan(row).any() and fault != "NaN swallowed" else v for v in (low, high)
+            )
+            amax = np.maximum(-low, high)
+            steps = np.float32(q_max - q_min)
+            if zero_point is None:
+                s = amax * (np.float32(1) / np.float32(q_max)) if fault == "reciprocal" else amax / np.float32(q_max)
+            elif np.isinf(high - low) and fault != "range overflows":
+                s = (high / 2 - low / 2) / (steps / 2)
+            else:
+                s = (high - low) / steps
+            if fault != "floor dropped":
+                s = np.maximum(s, SMALLEST)
+            if amax == 0 and fault != "zeros divided by":
+                s = np.float32(1)
+            s = s if np.isfinite(amax) or fault == "NaN swallowed" else NAN32
+            z = 0
+            if zero_point is not None:
+                z = np.rint(np.float32(q_min) - low / s) if np.isfinite(s) and amax else 0
+                z = int(np.clip(z, q_min, q_max))
+                zero_point[i] = z
+            scale[i] = s
+            quotient = np.rint(row / s).astype(np.float64) + z
+            q[i] = np.clip(np.where(np.isnan(quotient), z, quotient), q_min, q_max)
+        if fault == "poison spreads" and np.isnan(scale).any():
+            scale[...] = NAN32
+
+    return dynamic
+
+
+DYNAMIC = [
+    DynamicRangeQuantizeDescriptor(m=3, k=37),
+    DynamicRangeQuantizeDescriptor(m=3, k=37, output_element="u8", mode="asymmetric"),
+]
+DYNAMIC_FAULTS = [
+    "NaN swallowed",
+    "zero left out",
+    "reciprocal",
+    "range overflows",
+    "floor dropped",
+    "zeros divided by",
+]
+DYNAMIC_FAULTS += ["poison spreads"]
+
+
+def test_a_right_dynamic_quantizer_passes(monkeypatch):
+    assert hold(monkeypatch, DynamicRangeQuantizePlan, naive_dynamic(), *DYNAMIC).problems == ()
+
+
+@pytest.mark.parametrize("fault", DYNAMIC_FAULTS)
+def test_a_faulty_dynamic_quantizer_is_found_out(monkeypatch, fault):
+    report = hold(monkeypatch, DynamicRangeQuantizePlan, naive_dynamic(fault), *DYNAMIC)
+    assert sum(plan.mismatches for plan in report.plans) > 0
+
+
+@pytest.mark.parametrize("fault", ["rounded down", "by logarithm", "not clamped"])
+def test_faulty_power_of_two_scales_are_found_out(monkeypatch, fault):
+    def scale_of(amax, limit):
+        exponent = {
+            "rounded down": np.floor(np.log2(amax / limit)),
+            "by logarithm": np.ceil(np.log2((amax / limit).astype(np.float32)).astype(np.float32)),
+            "not clamped": np.maximum(np.ceil(np.log2(amax.astype(np.float64) / limit)), -126),
+        }[fault]
+        codes = np.clip(np.nan_to_num(exponent, neginf=-127) + 127, 0, 254).astype(np.uint8)
+        codes[~np.isfinite(amax)] = 0xFF
+        return codes.view(ml_dtypes.float8_e8m0fnu)
+
+    monkeypatch.setattr("quantplan.reference.dynamic_range_quantize.power_of_two_scale", scale_of)
+    desc = DynamicRangeQuantizeDescriptor(m=3, k=37, output_element="fp8_e4m3", scope="group:32", scale_element="e8m0")
+    report = hold(monkeypatch, DynamicRangeQuantizePlan, None, desc)
+    assert sum(plan.mismatches for plan in report.plans) > 0
+
+
+# ---- dequantization
+
+
+def naive_dequantize(fault=None):
+    """Scope tensor, s8 asymmetric, F32 scales, f16 output."""
+
+    def dequantize(q, output, scale, zero_point, **_):
+        difference = q.astype(np.int64) - int(zero_point[0])
+        factor = np.float32(np.nan) if np.isnan(scale[0]) else scale[0]
+        if fault == "rounded difference":
+            product = difference.astype(np.float32) * factor
+        elif fault == "rounded once":
+            product = difference.astype(np.float64) * float(factor)
+        else:
+            wide = difference.astype(np.longdouble) * np.longdouble(factor)
+            product = wide.astype(np.float32)
+        if fault == "flushed":
+            product = np.where(np.abs(product) < SMALLEST, np.float32(0), product)
+        result = product.astype(np.float16)
+        if fault == "saturated":
+            result = np.where(np.isinf(result), np.copysign(np.float16(65504), result), result)
+        output[...] = result
+        if fault != "payload":
+            output.view(np.uint16)[np.isnan(output)] = 0x7FFF
+
+    return dequantize
+
+
+ASYMMETRIC_S8 = DequantizeDescriptor(m=3, k=37, mode="asymmetric", output_element="f16")
+
+
+def test_a_right_dequantizer_passes(monkeypatch):
+    if np.finfo(np.longdouble).nmant < 60:
+        pytest.skip("long double holds no exact product on this platform")
+    assert hold(monkeypatch, DequantizePlan, naive_dequantize(), ASYMMETRIC_S8).problems == ()
+
+
+@pytest.mark.parametrize("fault", ["rounded once", "saturated", "payload"])
+def test_a_faulty_dequantizer_is_found_out(monkeypatch, fault):
+    report = hold(monkeypatch, DequantizePlan, naive_dequantize(fault), ASYMMETRIC_S8)
+    assert sum(plan.mismatches for plan in report.plans) > 0
+
+
+@pytest.mark.parametrize("fault", ["rounded difference", "flushed"])
+def test_a_faulty_wide_dequantizer_is_found_out(monkeypatch, fault):
+    def dequantize(q, output, scale, zero_point, **_):
+        difference = (q.astype(np.int64) - int(zero_point[0])).astype(np.float32)
+        product = difference * scale[0]
+        if fault == "flushed":
+            product = np.where(np.abs(product) < SMALLEST, np.float32(0), product)
+        output[...] = np.where(np.isnan(product), NAN32, product)
+
+    desc = ASYMMETRIC_S8.replace(output_element="f32")
+    assert not hold(monkeypatch, DequantizePlan, dequantize, desc).ok
+
+
+# ---- linears
+
+
+def naive_linear(fault=None):
+    """SmoothQuantLinear and QuantizedLinear, f32, f16 or s8 output, identity or ReLU."""
+
+    def linear(act_q, weight_q, weight_scale, output, *, act_scale, act_zero_point, bias, epilogue, output_scale, **_):
+        zero_point = 0 if act_zero_point is None or fault == "zero point ignored" else act_zero_point
+        a = act_q.astype(np.int64) - np.reshape(np.asarray(zero_point, np.int64), (-1, 1))
+        w = weight_q.astype(np.int64)
+        if fault == "-128 as 128":
+            a = np.where(a == -128, 128, a)
+        acc = a @ w.T
+        if fault == "f32 sum":
+            acc = np.zeros(acc.shape, np.float32)
+            for j in range(a.shape[1]):
+                acc += a[:, j, None].astype(np.float32) * w[:, j].astype(np.float32)
+        if fault == "saturated to 24 bits":
+            acc = np.clip(acc, -(2**24), 2**24)
+        host = np.asarray(act_scale, np.float64 if fault == "host scale in f64" else np.float32).reshape(-1, 1)
+        if fault == "scales one after the other":
+            y = (acc.astype(np.float32) * host) * weight_scale
+        elif fault == "host scale in f64":
+            y = acc.astype(np.float32) * (host * weight_scale).astype(np.float32)
+        else:
+            scale = host * weight_scale
+            y = acc.astype(np.float32) * scale
+            if fault == "bias fused" and bias is not None:
+                y = (acc.astype(np.float32).astype(np.float64) * scale + bias).astype(np.float32)
+        if bias is not None and fault != "bias fused":
+            y = y + bias
+        if epilogue is EpilogueKind.RELU:
+            y = (
+                np.fmax(y, np.float32(0))
+                if fault == "ReLU swallows NaN"
+                else np.where((y > 0) | np.isnan(y), y, 0 * acc)
+            )
+            y = y.astype(np.float32)
+        if output.dtype == np.int8:
+            y = y.astype(np.float16).astype(np.float32) if fault == "codes of rounded results" else y
+            codes = np.rint(y / np.asarray(output_scale, np.float32))
+            low = -128 if fault == "-128 produced" else -127
+            output[...] = np.where(np.isnan(codes), 127 if fault == "NaN to 127" else 0, np.clip(codes, low, 127))
+            return
+        result = y.astype(output.dtype)
+        if fault == "f16 saturated" and output.dtype == np.float16:
+            result = np.where(np.isinf(result), np.copysign(np.float16(65504), result), result)
+        output[...] = result
+        output.view({2: np.uint16, 4: np.uint32}[output.itemsize])[np.isnan(output)] = {2: 0x7FFF, 4: 0x7FFFFFFF}[
+            output.itemsize
+        ]
+
+    return linear
+
+
+def per_token(linear):
+    def quantized_linear(act_q, act_scale, weight_q, weight_scale, output, **options):
+        linear(act_q, weight_q, weight_scale, output, act_scale=act_scale, **options)
+
+    return quantized_linear
+
+
+LINEAR_FIELDS = [
+    {},
+    {"act_element": "u8"},
+    {"output_element": "f16", "epilogue": "relu"},
+    {"output_element": "s8"},
+]
+LINEAR_FAULTS = ["zero point ignored", "-128 as 128", "f32 sum", "saturated to 24 bits", "scales one after the other"]
+LINEAR_FAULTS += ["bias fused", "ReLU swallows NaN", "-128 produced", "NaN to 127", "codes of rounded results"]
+LINEAR_FAULTS += ["f16 saturated"]
+
+
+def hold_linear(monkeypatch, plan, fault):
+    kind = plan.descriptor_type
+    function = naive_linear(fault)
+    function = per_token(function) if plan is QuantizedLinearPlan else function
+    return hold(monkeypatch, plan, function, *(kind(m=3, n=5, k=37, **fields) for fields in LINEAR_FIELDS))
+
+
+@pytest.mark.parametrize("plan", [SmoothQuantLinearPlan, QuantizedLinearPlan])
+def test_a_right_linear_passes(monkeypatch, plan):
+    assert hold_linear(monkeypatch, plan, None).problems == ()
+
+
+@pytest.mark.parametrize("plan", [SmoothQuantLinearPlan, QuantizedLinearPlan])
+@pytest.mark.parametrize("fault", LINEAR_FAULTS)
+def test_a_faulty_linear_is_found_out(monkeypatch, plan, fault):
+    report = hold_linear(monkeypatch, plan, fault)
+    assert sum(p.mismatches for p in report.plans) > 0
+
+
+def test_a_host_scale_that_is_not_rounded_first_is_found_out(monkeypatch):
+    assert not hold_linear(monkeypatch, SmoothQuantLinearPlan, "host scale in f64").ok
+
+
+# ---- bounds
+
+GELU = SmoothQuantLinearDescriptor(m=3, n=5, k=37, epilogue="gelu_erf")
+
+
+def test_another_activation_is_found_out(monkeypatch):
+    """The tanh approximation of GELU is within 5e-4 of GELU, and far outside of its bound."""
+
+    def linear(*operands, epilogue, **options):
+        assert epilogue is EpilogueKind.GELU_ERF
+        original(*operands, epilogue=EpilogueKind.GELU_TANH, **options)
+
+    original = quantplan.ops.smoothquant_linear.smoothquant_linear
+    report = hold(monkeypatch, SmoothQuantLinearPlan, linear, GELU)
+    assert report.plans[0].mismatches > 0
+    assert report.plans[0].worst_fraction > 1
+
+
+@pytest.mark.parametrize("output", ["f32", "f16", "bf16", "s8"])
+def test_a_bound_of_another_size_is_found_out(monkeypatch, output):
+    original = LinearErrorBound.bound
+    desc = GELU.replace(output_element=output)
+    for factor, complaint in ((1000, "the error bound is useless"), (0.001, "breaks its guarantee")):
+        monkeypatch.setattr(LinearErrorBound, "bound", lambda self, d, a, f=factor: f * original(self, d, a))
+        report = hold(monkeypatch, SmoothQuantLinearPlan, None, desc)
+        assert complaint in report.problems[0]
+        assert not report.ok
+
+
+def test_nan_where_a_number_belongs_is_found_out(monkeypatch):
+    def linear(*operands, **options):
+        original(*operands, **options)
+        operands[3][0, 0] = NAN32
+
+    original = quantplan.ops.smoothquant_linear.smoothquant_linear
+    report = hold(monkeypatch, SmoothQuantLinearPlan, linear, GELU)
+    assert report.plans[0].worst_fraction == pytest.approx(1e300)
+
+
+# ---- the other promises
+
+
+def disturbed(before=None, after=None):
+    """Return the reference of Quantize with something done before or after it."""
+    original = quantplan.ops.quantize.quantize
+
+    def quantize(x, q, *operands, **options):
+        if before:
+            before(x, q)
+        original(x, q, *operands, **options)
+        if after:
+            after(x, q)
+
+    return quantize
+
+
+def test_a_plan_that_gives_other_bits_the_second_time_is_found_out(monkeypatch):
+    runs = []
+
+    def after(_, q):
+        runs.append(1)
+        if len(runs) % 2 == 0:
+            q[0, 0] ^= 1
+
+    report = hold(monkeypatch, QuantizePlan, disturbed(after=after), STATIC[0])
+    assert any("gives other bits when it runs again" in problem for problem in report.problems)
+
+
+def test_a_row_that_depends_on_m_is_found_out(monkeypatch):
+    def after(x, q):
+        if x.shape[0] == 1:
+            q[0, 0] ^= 1
+
+    report = hold(monkeypatch, QuantizePlan, disturbed(after=after), STATIC[0])
+    assert [problem for problem in report.problems if "other bits when it runs alone" in problem]
+    assert sum(plan.mismatches for plan in report.plans) == 0
+
+
+def test_writes_beside_the_output_are_found_out(monkeypatch):
+    def after(_, q):
+        np.lib.stride_tricks.as_strided(q, (q.shape[0], q.shape[1] + 1))[0, -1] = 1
+
+    report = hold(monkeypatch, QuantizePlan, disturbed(after=after), STATIC[0])
+    assert "wrote beyond the ends of its rows" in report.problems[0]
+
+
+def test_writes_into_an_input_are_found_out(monkeypatch):
+    def after(x, _):
+        x[0, 0] = 0.25
+
+    report = hold(monkeypatch, QuantizePlan, disturbed(after=after), STATIC[0])
+    assert any("writes an operand that it should only read" in problem for problem in report.problems)
+
+
+def test_an_element_that_is_never_written_is_found_out(monkeypatch):
+    def linear(act_q, weight_q, weight_scale, output, **options):
+        original(act_q, weight_q, weight_scale, result := output.copy(), **options)
+        output[:-1] = result[:-1]
+
+    original = quantplan.ops.smoothquant_linear.smoothquant_linear
+    assert not hold(monkeypatch, SmoothQuantLinearPlan, linear, SmoothQuantLinearDescriptor(m=3, n=5, k=37)).ok
+
+
+def test_a_plan_that_refuses_a_sound_problem_is_found_out(monkeypatch):
+    def refuse(x, *_):
+        if np.isnan(x.astype(np.float64)).any():
+            raise InvalidProblem(field="x", expected="numbers", got="NaN")
+
+    report = hold(monkeypatch, QuantizePlan, disturbed(before=refuse), STATIC[0])
+    assert "refuses a sound problem" in report.problems[0]
+
+
+# ---- targets
+
+
+def test_nothing_to_verify_is_not_ok(monkeypatch):
+    report = hold(monkeypatch, QuantizePlan, None)
+    assert (report.plans, report.ok) == ((), False)
+    assert "nothing was verified" in report.problems[0]
+
+
+def test_a_target_without_plans_is_not_ok():
+    report = verify("emulated:sm_90a", "dequantize")
+    assert report.problems == ("nothing was verified: dequantize has no plan for emulated:sm_90a",)
+
+
+def test_a_reference_that_answers_for_another_target_is_not_ok(monkeypatch):
+    monkeypatch.setattr(ReferenceVariant, "why_not", lambda *_: None)
+    monkeypatch.setattr(QuantizePlan, "catalogue", classmethod(lambda cls: iter(STATIC[:1])))
+    report = verify("emulated:sm_90a", "quantize")
+    assert report.target == "emulated:sm_90a"
+    assert "the reference answers for emulated:sm_90a" in report.problems[0]
+    assert report.plans[0].mismatches == 0
+
+
+def test_an_op_without_an_oracle_is_not_ok(monkeypatch):
+    monkeypatch.delitem(runner.SUITES, QuantizePlan.op)
+    report = verify("cpu", "quantize")
+    assert "quantize: there is no oracle for it" in report.problems
+
+
+def test_an_architecture_has_nothing_to_run_on():
+    with pytest.raises(Unsupported, match="cannot be placed on sm_90a"):
+        verify("sm_90a")
+
+
+def test_an_unknown_op_is_refused():
+    with pytest.raises(InvalidProblem, match="expected one of quantize, "):
+        verify("cpu", "quantise")
+
+
+def test_workspace_is_lent_to_plans_that_need_it(monkeypatch):
+    lent = []
+    monkeypatch.setattr(ReferenceVariant, "workspace_size", lambda *_: 256)
+    monkeypatch.setattr(
+        ReferenceVariant, "load", lambda self, *_: lambda d, a, w, s: (lent.append(w.nbytes), self.function(d, a))
+    )
+    assert hold(monkeypatch, QuantizePlan, None, STATIC[0]).ok
+    assert set(lent) == {256}
+
+
+@pytest.mark.parametrize("scope", ["tensor", "token", "channel:1", "group:2:0", "group:2:1"])
+def test_a_row_runs_alone_with_the_scales_that_are_its_own(monkeypatch, scope):
+    desc = QuantizeDescriptor(m=5, k=3, output_element="s4", mode="asymmetric", scope=scope)
+    assert hold(monkeypatch, QuantizePlan, None, desc).problems == ()
+
+
+def test_one_row_needs_no_comparison(monkeypatch):
+    assert hold(monkeypatch, QuantizePlan, None, QuantizeDescriptor(m=1, k=5)).ok
