@@ -7,7 +7,8 @@ import quantplan as qp
 x, w = np.random.default_rng(0).standard_normal((2, 8, 64), dtype=np.float32)
 
 # Quantize rows: the activations' tokens, and the weight's output channels.
-quantizer = qp.DynamicRangeQuantizePlan.select("cpu", qp.DynamicRangeQuantizeDescriptor(m=8, k=64, scope="token"))
+rows = qp.DynamicRangeQuantizeDescriptor(m=8, k=64, scope=qp.Scope.token())
+quantizer = qp.DynamicRangeQuantizePlan.select("cpu", rows)
 x_q, w_q = np.empty((2, 8, 64), np.int8)
 x_scale, w_scale = np.empty((2, 8), np.float32)
 quantizer.run(None, None, qp.DynamicRangeQuantizeArgs(x=x, q=x_q, scale=x_scale))

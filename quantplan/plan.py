@@ -92,6 +92,10 @@ class Plan(ABC, Generic[D, A]):
         """Return why no variant whatsoever can run a sound problem, or None."""
         return None
 
+    @classmethod
+    def check_preference(cls, desc: D, pref: PlanPreference) -> None:
+        """Raise `InvalidProblem` for a preference that contradicts the descriptor."""
+
     # ---- selection
 
     @classmethod
@@ -118,6 +122,7 @@ class Plan(ABC, Generic[D, A]):
         """
         cls.check(desc)
         where, wanted = Target.parse(target), pref or PlanPreference()
+        cls.check_preference(desc, wanted)
         reasons = [(variant, cls._reason(variant, where, desc, wanted)) for variant in cls.variants]
         return tuple(VariantReport(name=v.name, supported=r is None, reason=r or "") for v, r in reasons)
 
@@ -176,8 +181,9 @@ class Plan(ABC, Generic[D, A]):
         missing = sorted(pref.required_flags - variant.guarantee(desc).flags)
         if missing:
             return f"does not promise {', '.join(missing)}"
-        if pref.accumulation is not None:
-            return f"has no choice of accumulation, and {pref.accumulation.value} is required"
+        if pref.accumulation not in (None, variant.accumulation):
+            own = "no choice of accumulation" if variant.accumulation is None else f"{variant.accumulation.value} accumulation"
+            return f"has {own}, and {pref.accumulation.value} is required"
         return None
 
     # ---- use

@@ -89,6 +89,8 @@ def _rows(kind: type[Plan[Any, Any]], target: Target) -> Iterator[PlanSupport]:
     seen = set()
     for desc in kind.catalogue():
         for variant, report in zip(kind.variants, kind.why_not(target, desc), strict=True):
+            if variant.limit(desc):
+                continue  # no kernel of this variant exists for it
             sku = variant.sku(kind.category, kind.op, kind.identity(desc), desc)
             if sku.name not in seen:
                 seen.add(sku.name)

@@ -7,7 +7,7 @@ import importlib.util
 from abc import ABC, abstractmethod
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from quantplan.devices.target import Target
     from quantplan.elements import ElementKind
+    from quantplan.types import Accumulation
     from quantplan.workspace import Workspace
 
     Launch = Callable[[Any, Any, "Workspace | None", Any], None]
@@ -80,13 +81,18 @@ class VariantReport(Record):
 class Variant(ABC):
     """A row of an op's table of variants, which is in order of preference."""
 
-    name: ClassVar[str]
-    arch: ClassVar[ArchSku]
-    backend: ClassVar[BackendKind]
+    name: str
+    arch: ArchSku
+    backend: BackendKind
+    accumulation: Accumulation | None = None
 
-    def why_not(self, desc: Any, target: Target) -> str | None:  # noqa: ANN401, ARG002 - each op has its own descriptor; variants may look at it
+    def limit(self, desc: Any) -> str | None:  # noqa: ANN401, ARG002 - each op has its own descriptor; variants may look at it
+        """Return why it runs the problem on no target whatsoever, or None."""
+        return None
+
+    def why_not(self, desc: Any, target: Target) -> str | None:  # noqa: ANN401 - each op has its own descriptor
         """Return why it cannot run the problem on the target, or None."""
-        return target.why_not(self.arch)
+        return self.limit(desc) or target.why_not(self.arch)
 
     @abstractmethod
     def guarantee(self, desc: Any) -> PrecisionGuarantee:  # noqa: ANN401 - each op has its own descriptor
@@ -132,12 +138,17 @@ class ReferenceVariant(Variant):
         Runs a descriptor and its arguments in host memory.
     promise : callable
         Returns the guarantee for a descriptor.
+    name : str
+        Name of the row.
+    accumulation : Accumulation, optional
+        How it keeps partial sums, where an op offers the choice.
     """
 
     function: Callable[[Any, Any], None]
     promise: Callable[[Any], PrecisionGuarantee]
+    name: str = "reference"
+    accumulation: Accumulation | None = None
 
-    name = "reference"
     arch = ArchSku.CPU
     backend = BackendKind.REFERENCE
 

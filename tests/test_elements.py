@@ -87,7 +87,7 @@ def test_torchs_own_dtypes():
 
 STRANGERS = [
     "float8", "int16", "fp16", "", "f32 ", "q8", None, 8, 1.5, object(), np.int16, np.uint64, np.complex64, bool,
-    object, np.dtype("datetime64[s]"), np.dtype("V8"), np.dtype([("a", "f4")]), np.dtype(("f4", (2,))),
+    object, np.floating, np.dtype("datetime64[s]"), np.dtype("V8"), np.dtype([("a", "f4")]), np.dtype(("f4", (2,))),
     # near relations of formats that there are, with other values for the same bits
     ml_dtypes.float8_e4m3, ml_dtypes.float8_e4m3fnuz, ml_dtypes.float8_e4m3b11fnuz, ml_dtypes.float8_e5m2fnuz,
     ml_dtypes.float8_e3m4, ml_dtypes.float6_e2m3fn, ml_dtypes.int2, TorchDtype("torch.qint8"),

@@ -13,9 +13,12 @@ import pytest
 
 import quantplan as qp
 from quantplan.doctor import Finding
+from quantplan.ops.fp8_gemm import Fp8GemmDescriptor
+from quantplan.ops.int4_marlin_gemm import Int4MarlinGemmDescriptor
 from quantplan.queries import Explanation, PlanSupport
 from quantplan.record import SCHEMA, Record, dimension, field, to_flag, to_integer, to_number, to_tuple
 from quantplan.reference.bounds import DequantizeErrorBound, LinearErrorBound, QuantizeErrorBound
+from quantplan.reference.gemm_bounds import Fp8GemmErrorBound, Int4GemmErrorBound
 
 GUARANTEE = qp.PrecisionGuarantee(
     math_precision="int8",
@@ -60,6 +63,8 @@ EXAMPLES = [
     LinearErrorBound(),
     QuantizeErrorBound(),
     DequantizeErrorBound(),
+    Int4GemmErrorBound(),
+    Fp8GemmErrorBound(accumulation="fast"),
     GUARANTEE,
     SKU,
     qp.PlanPreference(),
@@ -79,6 +84,10 @@ EXAMPLES = [
     qp.DynamicRangeQuantizeDescriptor(m=3, k=5, scope="group:2:0", mode="asymmetric", q_min=-5, q_max=9),
     LINEAR,
     qp.QuantizedLinearDescriptor(m=1, n=2, k=3, act_zero_point=True, output_element="f64", epilogue="silu"),
+    Int4MarlinGemmDescriptor(m=1, n=64, k=256, act_element="bf16"),
+    Int4MarlinGemmDescriptor(m=1, n=64, k=256, group_size=-1, zero_point=True, output_element="f32", bias=True),
+    Fp8GemmDescriptor(m=1, n=2, k=3, weight_element="fp8_e5m2", act_scale=0.25, bias=True, epilogue="relu"),
+    Fp8GemmDescriptor(m=1, n=2, k=3, scaling="mx", output_element="fp8_e4m3", output_scale=0.5),
     REPORT,
     PlanSupport(sku=SKU, supported=False, reason="needs sm_90a, and the target is sm_80"),
     Explanation(target="sm_90a", op="smoothquant_linear", descriptor=LINEAR, sku=SKU, variants=[REPORT, REPORT]),
@@ -137,7 +146,7 @@ def test_fields_cannot_be_assigned_or_added(record):
 @example
 def test_pickle_round_trip(record):
     for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
-        assert pickle.loads(pickle.dumps(record, protocol)) == record  # noqa: S301 - our own bytes
+        assert pickle.loads(pickle.dumps(record, protocol)) == record
 
 
 @pytest.mark.parametrize(

@@ -250,7 +250,6 @@ def test_preferences_insist_on_the_union_of_what_they_ask(fields, flags):
         {"backend": "cublas"},
         {"accumulation": "slow"},
         {"max_workspace_bytes": "1 GB"},
-        {"max_workspace_bytes": -1},
         {"require_deterministic": "no"},
         {"min_guarantee": "the best"},
     ],

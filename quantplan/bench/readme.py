@@ -49,7 +49,9 @@ def recipes_table(data: Row) -> str:
         for row in data["rows"]
     ]
     header = ("Recipe", "Perplexity", "Top-1 agreement with fp32", "Weights", "Tokens/s")
-    return _markdown(header, rows) + "\n\n" + _source(data, f"{data['model']} on held-out text")
+    return (
+        _markdown(header, rows) + "\n\n" + _source(data, f"{data['model']}, {data['layers']} layers, on held-out text")
+    )
 
 
 def reference_table(data: Row) -> str:

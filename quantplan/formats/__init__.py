@@ -1,7 +1,7 @@
 """Weight formats: the layouts of quantized checkpoints, in and out, in plain NumPy.
 
-Every 4-bit format is read into one form in memory, `Int4Weight`, and written from it; `marlin` then makes the words that
-kernels load. FP8 checkpoints become an `Fp8Weight`. docs/formats.md draws each layout.
+Every 4-bit format is read into one form in memory, `Int4Weight`, and written from it; `marlin` then makes the words
+that kernels load. FP8 checkpoints become an `Fp8Weight`. docs/formats.md draws each layout.
 
     weight = formats.gptq.from_gptq(qweight, qzeros, scales, g_idx, version=1, group_size=128)
     packed = formats.marlin.to_marlin(formats.padding.pad_to_supported(weight))

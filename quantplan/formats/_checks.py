@@ -66,7 +66,9 @@ def size(op: str, field: str, name: str, value: int) -> int:
 def multiple(op: str, field: str, name: str, value: int, of: int) -> None:
     """Refuse a K or N that is no multiple of what a layout needs."""
     if value % of:
-        raise InvalidProblem(op=op, field=field, expected=f"{name} a multiple of {of}", got=f"{name}={value}", hint=HINT)
+        raise InvalidProblem(
+            op=op, field=field, expected=f"{name} a multiple of {of}", got=f"{name}={value}", hint=HINT
+        )
 
 
 def groups(op: str, k: int, group_size: object) -> int:
@@ -119,6 +121,4 @@ def _within(op: str, field: str, value: NDArray[Any], largest: int) -> None:
         return
     low, high = int(value.min()), int(value.max())
     if low < 0 or high > largest:
-        raise InvalidProblem(
-            op=op, field=field, expected=f"values from 0 to {largest}", got=low if low < 0 else high
-        )
+        raise InvalidProblem(op=op, field=field, expected=f"values from 0 to {largest}", got=low if low < 0 else high)

@@ -9,7 +9,7 @@ import numpy as np
 
 from quantplan.errors import InvalidProblem
 from quantplan.formats import _checks
-from quantplan.record import to_integer
+from quantplan.record import field, to_integer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,8 +20,9 @@ SYMMETRIC_ZERO = 8
 _BLOCK = 1 << 20
 
 
-def _stored(axis: int) -> Any:  # noqa: ANN401 - attrs.Factory passes as any field's default
-    return attrs.Factory(lambda weight: np.shape(weight.q)[axis] if np.ndim(weight.q) == 2 else 0, takes_self=True)  # noqa: PLR2004
+def _stored(axis: int) -> Any:  # noqa: ANN401 - attrs.field's own type
+    """Make the field of a logical size, by default the stored one; a q without that axis is refused afterwards."""
+    return field(to_integer, attrs.Factory(lambda weight: (*np.shape(weight.q), 0, 0)[axis], takes_self=True))
 
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
@@ -51,7 +52,7 @@ class Int4Weight:
     scales: NDArray[Any]
     zeros: NDArray[np.uint8] | None = None
     g_idx: NDArray[np.int32] | None = None
-    group_size: int = attrs.field(default=-1)
+    group_size: int = field(to_integer, -1)
     k: int = _stored(0)
     n: int = _stored(1)
 
@@ -72,7 +73,7 @@ class Int4Weight:
         if self.g_idx is not None:
             object.__setattr__(self, "g_idx", _checks.group_index(op, "g_idx", self.g_idx, rows, expected[0]))
         for name, stored in (("k", rows), ("n", columns)):
-            if not 1 <= to_integer(getattr(self, name)) <= stored:
+            if not 1 <= getattr(self, name) <= stored:
                 raise InvalidProblem(op=op, field=name, expected=f"from 1 to {stored}", got=getattr(self, name))
 
     @classmethod
@@ -98,7 +99,7 @@ class Int4Weight:
     @property
     def groups(self) -> int:
         """Number of groups, of stored rows."""
-        return self.scales.shape[0]
+        return len(self.scales)
 
     @property
     def symmetric(self) -> bool:

@@ -1,7 +1,7 @@
 """SmoothQuant: move the difficulty of quantizing activations into the weights, offline.
 
-A linear layer computes ``x · wᵀ``. Some input channels of x have magnitudes far above the others', and one scale for the
-whole activation then wastes its codes on them. Dividing each channel of x by a factor and multiplying the matching
+A linear layer computes ``x · wᵀ``. Some input channels of x have magnitudes far above the others', and one scale for
+the whole activation then wastes its codes on them. Dividing each channel of x by a factor and multiplying the matching
 column of w by it changes nothing in real numbers, and evens out the two:
 
     (x / s) · (w · s)ᵀ = x · wᵀ,   s_j = max|x_j|^alpha / max|w_j|^(1 − alpha)
@@ -44,8 +44,8 @@ _CHUNK = 1 << 20
 class ActivationRange:
     """Ranges of the activations that enter a linear layer, collected over calibration batches.
 
-    Keeps the largest magnitude of each channel, and a histogram of all magnitudes over the values that bfloat16 has, for
-    percentiles. Both are the same whatever the order of the samples and however they are batched.
+    Keeps the largest magnitude of each channel, and a histogram of all magnitudes over the values that bfloat16 has,
+    for percentiles. Both are the same whatever the order of the samples and however they are batched.
 
     Parameters
     ----------
@@ -80,14 +80,16 @@ class ActivationRange:
             raise InvalidProblem(op="ActivationRange", field="batch", expected=expected, got=batch.shape)
         rows = batch.reshape(-1, self.channels)
         step = max(1, _CHUNK // max(1, self.channels))
+        amax, histogram = self._amax.copy(), self._histogram.copy()
         for start in range(0, len(rows), step):
             with np.errstate(over="ignore"):
                 part = np.abs(rows[start : start + step].astype(np.float32))
-            if not np.isfinite(part).all():
-                raise _not_finite("ActivationRange", "batch")
-            np.maximum(self._amax, part.max(axis=0), out=self._amax)
+            np.maximum(amax, part.max(axis=0), out=amax)  # propagates NaN
             upper_halves = part.view(np.uint32).reshape(-1) >> np.uint32(16)
-            self._histogram += np.bincount(upper_halves, minlength=self._histogram.size)
+            histogram += np.bincount(upper_halves, minlength=histogram.size)
+        if not np.isfinite(amax).all():
+            raise _not_finite("ActivationRange", "batch")
+        self._amax, self._histogram = amax, histogram
 
     @property
     def count(self) -> int:
@@ -175,8 +177,8 @@ def smoothing_factors(
 ) -> NDArray[np.float32]:
     """Return the factor of each input channel: ``act_amax^alpha / weight_amax^(1 − alpha)``.
 
-    A channel whose activations or weights are all zero keeps the factor 1: there is nothing to balance. Factors are kept
-    within the normal numbers of float32.
+    A channel whose activations or weights are all zero keeps the factor 1: there is nothing to balance. Factors are
+    kept within the normal numbers of float32.
 
     Parameters
     ----------
@@ -216,7 +218,8 @@ def smoothing_factors(
         raise _not_finite(op, "act_amax")
     one = (activations == 0) | (weight_amax == 0)
     activations[one] = weight_amax[one] = 1
-    factors = np.power(activations, alpha) / np.power(weight_amax, 1 - alpha)
+    with np.errstate(over="ignore"):
+        factors = np.power(activations, alpha) / np.power(weight_amax, 1 - alpha)
     return np.clip(factors, _SMALLEST_NORMAL, _LARGEST).astype(np.float32)
 
 
@@ -245,6 +248,8 @@ def fold_into_norm(parameter: NDArray[Any], factors: NDArray[Any]) -> NDArray[An
     InvalidProblem
         Shapes that do not match, NaN or infinities, or a quotient that overflows.
     """
+    if parameter.ndim != 1:
+        raise InvalidProblem(op="fold_into_norm", field="parameter", expected="shape (K,)", got=parameter.shape)
     _require_factors("fold_into_norm", factors, len(parameter))
     return _finite("fold_into_norm", "parameter", np.divide, parameter, factors)
 
@@ -252,9 +257,10 @@ def fold_into_norm(parameter: NDArray[Any], factors: NDArray[Any]) -> NDArray[An
 def fold_into_linear(
     weight: NDArray[Any], bias: NDArray[Any] | None, factors: NDArray[Any]
 ) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    """Return the preceding linear layer's weight [K, J] and bias [K] divided by the factors: it then produces ``x / s``.
+    """Return the preceding linear layer's weight [K, J] and bias [K] divided by the factors.
 
-    Only where nothing nonlinear lies between the two layers: a factor moves through neither GELU nor SiLU.
+    It then produces ``x / s``. Only where nothing nonlinear lies between the two layers: a factor moves through neither
+    GELU nor SiLU.
 
     Raises
     ------
@@ -262,6 +268,7 @@ def fold_into_linear(
         Shapes that do not match, NaN or infinities, or a quotient that overflows.
     """
     op = "fold_into_linear"
+    _require_matrix(op, "weight", weight, None)
     _require_factors(op, factors, len(weight))
     if bias is not None and bias.shape != factors.shape:
         raise InvalidProblem(op=op, field="bias", expected=f"shape (K={len(factors)},)", got=bias.shape)

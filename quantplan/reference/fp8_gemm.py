@@ -66,7 +66,7 @@ def fp8_gemm(
     (M, K), N = act_q.shape, len(weight_q)
     a_kind, w_kind = ElementKind.of(act_q.dtype), ElementKind.of(weight_q.dtype)
     depth = {Fp8Scaling.BLOCK: BLOCK, Fp8Scaling.MX: MX_BLOCK}.get(scaling, max(K, 1))
-    a_scales, w_scales = _columns(act_scale, M, scaling), _columns(weight_scale, N, scaling, per_block=True)
+    a_scales, w_scales = scale_columns(act_scale, M, scaling), scale_columns(weight_scale, N, scaling, shared_rows=True)
     for rows, columns in tiles(M, N):
         a = fp8_values(act_q[rows], a_kind).astype(np.float64)
         w = fp8_values(weight_q[columns], w_kind).astype(np.float64)
@@ -90,8 +90,8 @@ def fp8_gemm(
         )
 
 
-def _columns(
-    scales: float | NDArray[Any], length: int, scaling: Fp8Scaling, *, per_block: bool = False
+def scale_columns(
+    scales: float | NDArray[Any], length: int, scaling: Fp8Scaling, *, shared_rows: bool = False
 ) -> NDArray[np.float32]:
     """Return scales as (length, blocks of K): one row per row of the operand."""
     given: NDArray[Any] = np.asarray(scales)
@@ -103,7 +103,7 @@ def _columns(
     with np.errstate(all="ignore"):
         given = given.astype(np.float32)
     if scaling is Fp8Scaling.BLOCK:
-        return np.repeat(given, BLOCK, axis=0)[:length] if per_block else given
+        return np.repeat(given, BLOCK, axis=0)[:length] if shared_rows else given
     return np.broadcast_to(given.reshape(-1, 1), (length, 1))
 
 

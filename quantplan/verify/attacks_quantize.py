@@ -30,49 +30,64 @@ _FAR = [2**24 + 1, 2**31 - 1, -(2**31), -(2**30) - 1]  # zero points that no f32
 _ODD_LEVELS = (3, 7, -3, -7, 5, 13)
 _SMALL_POWERS = [2.0**e for e in (0, -3, 2, 1, -1)]  # scales under which ties stay exact in every input element
 _ODD_SCALES = [0.1, 1 / 3, 0.7, 1.1, 0.013, 2.9]
+_HOST_SCALE = 0.1  # not a number of f32 or f64
 _SPECIAL = [math.nan, math.inf, 0.0, -0.0, -0.5, 1.0]
 
 
 def quantize_attacks(plan: AnyPlan, desc: QuantizeDescriptor) -> Iterator[Case]:
     """Yield attacks on a static quantization."""
+    yield from _on_values(plan, desc)
+    yield from _on_static_scales(plan, desc)
+
+
+def _on_values(plan: AnyPlan, desc: QuantizeDescriptor) -> Iterator[Case]:
+    """Yield ties, extremes and poison under ordinary scales."""
     element, kind = desc.input_element, desc.output_element
     place = segment_of(desc.scope, desc.m, desc.k)
-    count, segments = len(place), math.prod(desc.scope.scale_shape(desc.m, desc.k))
-    ties = _picks("ties", tie_levels(kind), count)
-    inner = _zero_points(desc.q_min or 0, desc.q_max or 0)
-
-    def case(name: str, x: list[float], scale: list[float], zero_point: list[int], desc: Any = desc) -> Case:  # noqa: ANN401
-        # The global scale of 1 leaves the block scales as they are.
-        return make_case(plan, name, desc, x=x, scale=scale, zero_point=zero_point, global_scale=[1.0])
-
+    ties = _picks("ties", tie_levels(kind), len(place))
     powers = [_SMALL_POWERS[i % len(_SMALL_POWERS)] for i in place]
-    yield case("ties", [level * s for level, s in zip(ties, powers, strict=True)], _SMALL_POWERS, inner)
     odd = [fit(_ODD_SCALES[i % len(_ODD_SCALES)], desc.scale_element) for i in place]
-    yield case("near ties", _near(element, ties, odd), _ODD_SCALES, inner)
-    yield case("wide", _wide(element, count), _positive(desc.scale_element), inner)
+    near = _near(element, ties, odd)
+    # The global scale of 1 leaves NVFP4's block scales as they are.
+    usual: dict[str, Any] = {"zero_point": _zero_points(desc.q_min or 0, desc.q_max or 0), "global_scale": [1.0]}
+
+    exact = [level * scale for level, scale in zip(ties, powers, strict=True)]
+    yield make_case(plan, "ties", desc, x=exact, scale=_SMALL_POWERS, **usual)
+    yield make_case(plan, "near ties", desc, x=near, scale=_ODD_SCALES, **usual)
     for bad, codes in _poisons(element, desc.m, desc.k):
-        yield _with_codes(case(f"poison {bad:#x}", [0.0], _SMALL_POWERS, inner), "x", codes)
-    for scales in _chunks([1.0, *_edges(desc.scale_element)], segments):
-        yield case(f"extremes under {scales[0]}", _extremes(element), scales, inner)
-    for scales in _chunks(_SPECIAL, segments):
-        yield case(f"scale {scales[0]}", [1.5, -2.5, 0.0, -0.0, math.nan, math.inf, -math.inf], scales, inner)
-    if desc.mode is QuantizeMode.ASYMMETRIC:
-        for zero_points in _chunks(_FAR, segments):
-            x = [-float(z) + d for d in (0, 1, -1, 2**31) for z in _FAR]
-            yield case(f"zero point {zero_points[0]}", x, [1.0], zero_points)
-    if desc.scale_element is ElementKind.FP8_E4M3:
-        for value in (0.3, 2.0**-126, 0.0, math.nan, math.inf):
-            x = _near(element, ties, [0.3 * s for s in odd])
-            yield make_case(plan, f"global scale {value}", desc, x=x, scale=[*_ODD_SCALES, 0.0], global_scale=[value])
-    elif segments == 1 and desc.scale_element is not ElementKind.E8M0:
-        yield case(
-            "host scale", _near(element, ties, [fit(0.1, desc.scale_element)] * count), [], [], _on_host(desc, inner)
-        )
+        poisoned = make_case(plan, f"poison {bad:#x}", desc, x=[0.0], scale=_SMALL_POWERS, **usual)
+        yield _with_codes(poisoned, "x", codes)
     if kind.is_integer:
         first, last = kind.integer_range
-        yield case(
-            "own range", _near(element, ties, odd), _ODD_SCALES, [1, first], desc.replace(q_min=first, q_max=last - 2)
-        )
+        narrow = desc.replace(q_min=first, q_max=last - 2)
+        yield make_case(plan, "own range", narrow, x=near, scale=_ODD_SCALES, zero_point=[1, first])
+    if desc.scale_element is ElementKind.FP8_E4M3:
+        for value in (0.3, 2.0**-126, 0.0, math.nan, math.inf):
+            x = _near(element, ties, [0.3 * scale for scale in odd])
+            yield make_case(plan, f"global scale {value}", desc, x=x, scale=[*_ODD_SCALES, 0.0], global_scale=[value])
+
+
+def _on_static_scales(plan: AnyPlan, desc: QuantizeDescriptor) -> Iterator[Case]:
+    """Yield scales and zero points of every kind, from the edges of their elements and beyond all sense."""
+    element, kind = desc.input_element, desc.output_element
+    count, segments = desc.m * desc.k, math.prod(desc.scope.scale_shape(desc.m, desc.k))
+    inner = _zero_points(desc.q_min or 0, desc.q_max or 0)
+    usual: dict[str, Any] = {"zero_point": inner, "global_scale": [1.0]}
+
+    yield make_case(plan, "wide", desc, x=_wide(element, count), scale=_positive(desc.scale_element), **usual)
+    for scales in _chunks([1.0, *_edges(desc.scale_element)], segments):
+        yield make_case(plan, f"extremes under {scales[0]}", desc, x=_extremes(element), scale=scales, **usual)
+    for scales in _chunks(_SPECIAL, segments):
+        x = [1.5, -2.5, 0.0, -0.0, math.nan, math.inf, -math.inf]
+        yield make_case(plan, f"scale {scales[0]}", desc, x=x, scale=scales, **usual)
+    if desc.mode is QuantizeMode.ASYMMETRIC:
+        x = [-float(zero_point) + offset for offset in (0, 1, -1, 2**31) for zero_point in _FAR]
+        for zero_points in _chunks(_FAR, segments):
+            yield make_case(plan, f"zero point {zero_points[0]}", desc, x=x, scale=[1.0], zero_point=zero_points)
+    if segments == 1 and desc.scale_element in (ElementKind.F32, ElementKind.F64):
+        ties = _picks("ties", tie_levels(kind), count)
+        x = _near(element, ties, [fit(_HOST_SCALE, desc.scale_element)] * count)
+        yield make_case(plan, "host scale", _on_host(desc, inner), x=x)
 
 
 def dynamic_attacks(plan: AnyPlan, desc: DynamicRangeQuantizeDescriptor) -> Iterator[Case]:
@@ -131,7 +146,7 @@ def dequantize_attacks(plan: AnyPlan, desc: DequantizeDescriptor) -> Iterator[Ca
     if desc.scale_element is ElementKind.FP8_E4M3:
         for value in (0.3, 2.0**-126, 1e38, 0.0, math.nan, math.inf):
             yield case(f"global scale {value}", _ODD_SCALES, inner, overall=value)
-    elif segments == 1 and desc.scale_element is not ElementKind.E8M0:
+    if segments == 1 and desc.scale_element in (ElementKind.F32, ElementKind.F64):
         yield case("host scale", [], [], _on_host(desc, inner))
 
 
@@ -239,7 +254,7 @@ def _zero_points(low: int, high: int) -> list[int]:
 
 def _on_host(desc: Any, zero_points: list[int]) -> Any:  # noqa: ANN401 - two descriptors
     """Return the problem with its scale, and its zero point if it has one, in the descriptor."""
-    return desc.replace(scale=0.1, zero_point=zero_points[0] if desc.mode is QuantizeMode.ASYMMETRIC else None)
+    return desc.replace(scale=_HOST_SCALE, zero_point=zero_points[0] if desc.mode is QuantizeMode.ASYMMETRIC else None)
 
 
 def _chunks(values: Sequence[Any], segments: int) -> Iterator[list[Any]]:

@@ -109,4 +109,6 @@ def _real(desc: LinearDescriptor, terms: Terms) -> Fraction | None:
     result = activation(product + Fraction(terms.bias or 0), desc.epilogue)
     if terms.output_scale is None:
         return result
+    if terms.output_scale == 0:  # the quotient is infinite, or 0 / 0
+        return Fraction(CODE_LIMIT if result > 0 else -CODE_LIMIT) if result else None
     return min(max(result / Fraction(terms.output_scale), Fraction(-CODE_LIMIT)), Fraction(CODE_LIMIT))

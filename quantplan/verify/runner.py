@@ -106,7 +106,7 @@ def verify(target: object = "cpu", op: str | None = None) -> VerifyReport:
             for case in suite.attacks(plan_type, desc):
                 _Trial(plan_type, suite, where, memory).hold(case, tallies)
     if not tallies:
-        problems.append(f"nothing was verified: {op or 'no op'} has no plan for {where}")
+        problems.append(f"nothing was verified: no plan of {op or 'any op'} runs on {where}")
     for tally in tallies.values():
         problems += tally.problems(where)
     plans = tuple(tally.report() for tally in tallies.values())

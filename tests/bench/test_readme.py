@@ -12,6 +12,7 @@ RECIPES = {
     "date": "2031-02-03",
     "machine": MACHINE,
     "model": "Tiny-1M",
+    "layers": 3,
     "rows": [
         {
             "recipe": "fp32",
@@ -85,6 +86,11 @@ def test_tables_replace_what_stands_between_their_markers(tree):
 def test_every_table_names_its_date_and_machine(tree):
     run(tree)
     assert text(tree).count("measured 2031-02-03 on Abacus 9 (cores: 2, BLAS threads: 1, NumPy 2.4.6)") == 2
+
+
+def test_the_recipes_name_the_model_and_how_much_of_it_ran(tree):
+    run(tree)
+    assert "Tiny-1M, 3 layers, on held-out text" in text(tree)
 
 
 def test_writing_twice_changes_nothing(tree):

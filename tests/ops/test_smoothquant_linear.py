@@ -96,13 +96,14 @@ def test_one_scale_for_the_whole_weight():
 
 
 def test_the_order_of_roundings():
-    """s = rne(act · weight), then rne(acc · s), then rne(+ bias): each differs from a fused or regrouped one."""
-    act, weight, bias, acc = F32(0.1), F32(0.3), F32(1e-3), F32(16256)
-    output = linear(describe(m=1, n=1, k=1, act_scale=0.1, bias=True), [[-128]], [[-127]], [weight], bias=[bias])
-    expected = F32(F32(acc * F32(act * weight)) + bias)
+    """Scales first, then the sum with them, then the bias, with no fused multiply-add: here each order differs."""
+    scale, bias, acc = F32(0.7), F32(0.3), F32(127 * 127)
+    output = linear(describe(m=1, n=1, k=1, act_scale=0.7, bias=True), [[127]], [[127]], [scale], bias=[bias])
+    expected = F32(F32(acc * F32(scale * scale)) + bias)
     assert output[0, 0] == expected
-    exact = Fraction(float(act)) * Fraction(float(weight)) * 16256 + Fraction(float(bias))
-    assert F32(float(exact)) != expected, "these numbers do not tell the orders apart"
+    regrouped = F32(F32(acc * scale) * scale) + bias
+    fused = F32(float(acc) * float(F32(scale * scale)) + float(bias))
+    assert expected not in (regrouped, fused), "these numbers do not tell the orders apart"
 
 
 def test_bias_and_relu_by_hand():

@@ -130,6 +130,12 @@ def test_there_is_no_real_result_of_what_is_not_finite():
     assert oracle.real(desc, inputs) == [None]
 
 
+@pytest.mark.parametrize("total, expected", [(3, 127), (-3, -127), (0, None)])
+def test_an_output_scale_of_zero_gives_the_ends_of_the_range(total, expected):
+    desc, inputs = smooth([total], [1], output_scale=[0.0], fields={"output_element": "s8"})
+    assert oracle.real(desc, inputs) == [expected]
+
+
 def test_one_weight_scale_serves_every_column():
     desc, inputs = smooth([1], [2, 3], n=2, weight_scale=[0.5], fields={"weight_scope": Scope.tensor()})
     assert inputs["weight_scale"].shape == (1,)

@@ -1,0 +1,175 @@
+"""A-priori error bounds of the floating-point GEMMs; the symbols are those of `quantplan.reference.error_model`.
+
+The real result is act(Σ_b P_b·s_b + bias): P_b the sum of products of a block of K, s_b its scale.
+
+1. P_b in f64 is off by at most ω·A_b, A_b = Σ|a·w|: bands and parts are each exact, and only adding them rounds.
+   ω = 2·(K + 8)·2⁻⁵³ covers that, and the bound's own evaluation of P_b. FAST adds τ(J)·Σ|step sums|: J steps of 32,
+   each cutting the running sum to 14 bits, τ(J) = J·2⁻¹³ / (1 − J·2⁻¹³).
+2. A term is rne(rne(P_b)·s_b) with n = 2 roundings, and n = 3 where s_b itself is a rounded product:
+   δ_b = γ(n)·|P_b·s_b| + (|P_b| + |s_b| + 1)·2η + the error of 1. times |s_b|.
+3. B terms are added one by one: δ_t = Σ δ_b + γ(B − 1)·Σ(|P_b·s_b| + δ_b).
+4. Bias, activation and output as for the W8A8 linears. An FP8 output is compared with act(x) / output_scale, clamped
+   to the format: δ = (δ_a·(1 + u) + u·|act(x)|) / output_scale + η, then one rounding to FP8.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import numpy as np
+
+from quantplan.elements import ElementKind
+from quantplan.formats import marlin
+from quantplan.record import field
+from quantplan.reference.epilogue import activation
+from quantplan.reference.error_model import FORMATS, SLACK, after_activation, f64, finish
+from quantplan.reference.fp8_gemm import BLOCK, FAST_BITS, FAST_STEP, MX_BLOCK, scale_columns
+from quantplan.reference.int4_marlin_gemm import SYMMETRIC_ZERO
+from quantplan.reference.rounding import fp8_values
+from quantplan.types import Accumulation, EpilogueKind, ErrorBound, Fp8Scaling
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    Block = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
+    """One block of K: activations [M, k], weight [N, k], scales that broadcast to [M, N]."""
+
+_F32 = FORMATS[ElementKind.F32]
+_F64_UNIT = FORMATS[ElementKind.F64].unit
+
+
+@attrs.frozen(kw_only=True, repr=False)
+class Int4GemmErrorBound(ErrorBound):
+    """Bound of Int4MarlinGemm's reference; see the module."""
+
+    @property
+    def formula(self) -> str:
+        """The bound as one line of text."""
+        return "(gamma(2) + gamma(G - 1))·Σ_g|scale_g·Σ act·(q - z)| + u32·|exact| + u_out·|exact| + eta, G groups"
+
+    def bound(self, desc: Any, args: Any) -> NDArray[np.float64]:  # noqa: ANN401 - the op's own types
+        """Return the bound of each output element."""
+        total = _Total((desc.m, desc.n), roundings=2)
+        for block in _int4_blocks(desc, args):
+            total.add(block)
+        return _after_sum(total, desc, args, EpilogueKind.IDENTITY)
+
+
+@attrs.frozen(kw_only=True, repr=False)
+class Fp8GemmErrorBound(ErrorBound):
+    """Bound of Fp8Gemm's reference; see the module.
+
+    Parameters
+    ----------
+    accumulation : Accumulation
+        FAST has the term τ(J).
+    """
+
+    accumulation: Accumulation = field(Accumulation, Accumulation.PROMOTED)
+
+    @property
+    def formula(self) -> str:
+        """The bound as one line of text."""
+        fast = "tau(K/32)·Σ_steps|scale·step| + " if self.accumulation is Accumulation.FAST else ""
+        return f"L·({fast}(gamma(3) + gamma(B - 1))·Σ_b|scale_b·Σ a·w| + u32·|y|) + u_out·|exact| + eta, B blocks"
+
+    def bound(self, desc: Any, args: Any) -> NDArray[np.float64]:  # noqa: ANN401 - the op's own types
+        """Return the bound of each output element."""
+        total = _Total((desc.m, desc.n), roundings=3, fast=self.accumulation is Accumulation.FAST)
+        for block in _fp8_blocks(desc, args):
+            total.add(block)
+        return _after_sum(total, desc, args, desc.epilogue)
+
+
+class _Total:
+    """Sums over blocks: the real result, the sizes of the terms, their errors, and whether nothing overflows."""
+
+    def __init__(self, shape: tuple[int, int], *, roundings: int, fast: bool = False) -> None:
+        self.value, self.size, self.error = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+        self.sound = np.ones(shape, np.bool)
+        self._blocks, self._fast, self._relative = 0, fast, _F32.gamma(roundings)
+
+    def add(self, block: Block) -> None:
+        """Add a block's term and its error (steps 1 and 2)."""
+        a, w, scale = block
+        depth = a.shape[1]
+        with np.errstate(all="ignore"):
+            P = a @ w.T
+            lost = 2 * (depth + 8) * _F64_UNIT * (np.abs(a) @ np.abs(w).T)
+            if self._fast:
+                lost += _fast_loss(a, w)
+            term, s = P * scale, np.abs(scale)
+            size = np.abs(term)
+            self.value += term
+            self.size += size
+            self.error += self._relative * size + 2 * _F32.tiny * (np.abs(P) + s + 1) + lost * s * (1 + self._relative)
+            largest = np.maximum(np.abs(P) + lost, s)
+            self.sound &= np.isfinite(term) & (largest * SLACK < _F32.overflow)
+        self._blocks += 1
+
+    def summed(self) -> NDArray[np.float64]:
+        """Return the error of the sum (step 3)."""
+        return self.error + _F32.gamma(max(0, self._blocks - 1)) * (self.size + self.error)
+
+
+def _fast_loss(a: NDArray[np.float64], w: NDArray[np.float64]) -> NDArray[np.float64]:
+    steps = range(0, a.shape[1], FAST_STEP)
+    cut = len(steps) * 2.0 ** (1 - FAST_BITS)
+    if cut >= 1:
+        return np.full((len(a), len(w)), np.inf)
+    sizes = sum(np.abs(a[:, k : k + FAST_STEP] @ w[:, k : k + FAST_STEP].T) for k in steps)
+    return np.asarray(cut / (1 - cut) * sizes)
+
+
+def _after_sum(total: _Total, desc: Any, args: Any, epilogue: EpilogueKind) -> NDArray[np.float64]:  # noqa: ANN401 - two types
+    """Return the bound after bias, activation and output (step 4)."""
+    with np.errstate(all="ignore"):
+        x, error = total.value, total.summed()
+        if args.bias is not None:
+            x = x + f64(args.bias)
+            error = error + _F32.unit * (np.abs(x) + error)
+        sound = total.sound & ((total.size + np.abs(x) + error) * SLACK < _F32.overflow)
+        error = after_activation(epilogue, x, error, _F32, 1.0)
+        size = np.abs(activation(x, epilogue))
+        output = FORMATS[desc.output_element]
+        if desc.output_element.is_fp8:
+            scale = f64(args.output_scale) if desc.output_scale is None else np.float64(desc.output_scale)
+            error = (error * (1 + 2 * _F32.unit) + 2 * _F32.unit * size) / scale + _F32.tiny
+            size = np.minimum(size / scale, desc.output_element.largest)
+        else:
+            sound &= (size + error) * SLACK < output.overflow
+        if output.unit > _F32.unit:
+            error = error + output.unit * (size + error) + output.tiny
+        return finish(error, sound)
+
+
+def _int4_blocks(desc: Any, args: Any) -> Iterator[Block]:  # noqa: ANN401 - the op's own types
+    act = f64(args.act)
+    if args.perm is not None:
+        act = act[:, np.asarray(args.perm)]
+    K, N = desc.k, desc.n
+    q = marlin.unpack_weight(np.asarray(args.weight_q))[:K, :N].astype(np.float64)
+    scale = f64(marlin.unpack_scales(np.asarray(args.weight_scale), desc.group_size))[:, :N]
+    zero = np.full(scale.shape, float(SYMMETRIC_ZERO))
+    if args.weight_zero_point is not None:
+        zero = f64(marlin.unpack_zeros(np.asarray(args.weight_zero_point)))[:, :N]
+    size = max(K, 1) if desc.group_size < 0 else desc.group_size
+    for g, start in enumerate(range(0, K, size)):
+        part = slice(start, start + size)
+        yield act[:, part], (q[part] - zero[g]).T, scale[g][np.newaxis, :]
+
+
+def _fp8_blocks(desc: Any, args: Any) -> Iterator[Block]:  # noqa: ANN401 - the op's own types
+    a = f64(fp8_values(np.asarray(args.act_q), desc.act_element))
+    w = f64(fp8_values(np.asarray(args.weight_q), desc.weight_element))
+    given = {name: getattr(desc, name) for name in ("act_scale", "weight_scale")}
+    scales = {name: np.asarray(getattr(args, name)) if host is None else host for name, host in given.items()}
+    a_scale = f64(scale_columns(scales["act_scale"], desc.m, desc.scaling))
+    w_scale = f64(scale_columns(scales["weight_scale"], desc.n, desc.scaling, shared_rows=True))
+    depth = {Fp8Scaling.BLOCK: BLOCK, Fp8Scaling.MX: MX_BLOCK}.get(desc.scaling, max(desc.k, 1))
+    for b, start in enumerate(range(0, desc.k, depth)):
+        part = slice(start, start + depth)
+        yield a[:, part], w[:, part], a_scale[:, b, np.newaxis] * w_scale[np.newaxis, :, b]

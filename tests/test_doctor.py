@@ -1,0 +1,294 @@
+"""doctor: every finding, and a remedy for each that is missing."""
+
+import importlib.metadata
+import os
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+import quantplan as qp
+
+doctor = sys.modules[qp.doctor.__module__]  # as an attribute of the package it is the function
+
+
+def finding(name):
+    found = [row for row in qp.doctor() if row.name == name]
+    assert len(found) == 1, name
+    return found[0]
+
+
+@pytest.fixture
+def own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("QUANTPLAN_CACHE_DIR", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def without_cuda(monkeypatch):
+    """Pretend that cuda-python is not installed."""
+    monkeypatch.setitem(sys.modules, "cuda", None)
+
+
+@pytest.fixture
+def cuda_python(monkeypatch):
+    """Pretend that cuda-python is installed; its parts are the test's to change."""
+
+    class DynamicLibNotFoundError(RuntimeError):
+        pass
+
+    def load(name):
+        return SimpleNamespace(abs_path=f"/usr/lib/lib{name}.so")
+
+    package, pathfinder, core = (ModuleType(name) for name in ("cuda", "cuda.pathfinder", "cuda.core"))
+    pathfinder.DynamicLibNotFoundError = DynamicLibNotFoundError
+    pathfinder.load_nvidia_dynamic_lib = load
+    core.system = SimpleNamespace(get_num_devices=lambda: 2)
+    package.pathfinder, package.core = pathfinder, core
+    for module in (package, pathfinder, core):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    return package
+
+
+def test_what_is_missing_has_a_remedy_and_what_is_there_a_detail(own_cache, without_cuda):
+    rows = qp.doctor()
+    assert [row.name for row in rows if row.found and not row.detail] == []
+    assert [row.name for row in rows if not row.found and not (row.remedy and row.needed_for)] == []
+    assert [row.name for row in rows if row.found and row.remedy] == []
+    assert len({row.name for row in rows}) == len(rows)
+
+
+def test_everything_of_interest_is_looked_for(own_cache, without_cuda):
+    names = {row.name for row in qp.doctor()}
+    assert names >= {"python", "quantplan", "numpy", "ml_dtypes", "attrs", "CUDA driver", "GPUs", "NVRTC"}
+    assert names >= {"host C++ compiler", "cache folder", "cuda-core"}
+
+
+def test_nothing_is_changed(monkeypatch, tmp_path):
+    root = tmp_path / "cache"
+    monkeypatch.setenv("QUANTPLAN_CACHE_DIR", str(root))
+    qp.doctor()
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- versions
+
+
+def test_versions_are_those_installed(own_cache):
+    assert finding("quantplan").detail == qp.__version__
+    assert finding("numpy").detail == importlib.metadata.version("numpy")
+    assert finding("python").detail.startswith(f"{sys.version_info.major}.{sys.version_info.minor}.")
+
+
+def test_a_missing_package_comes_with_the_command_that_installs_it(own_cache, monkeypatch):
+    def version(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    row = finding("numpy")
+    assert (row.found, row.needed_for, row.remedy) == (False, "everything", "pip install numpy")
+    row = finding("cuda-core")
+    assert (row.found, row.needed_for) == (False, "running on a GPU")
+    assert row.remedy == "pip install 'quantplan[cuda13]'", "zsh globs unquoted brackets"
+
+
+def test_one_cuda_package_is_enough(own_cache, monkeypatch):
+    """CuPy for CUDA 12 beside CuPy for CUDA 13 breaks both: nobody is told to install the second one."""
+    installed = {"cupy-cuda13x": "14.2.0"}
+
+    def version(name):
+        if name in installed or not name.startswith("cupy"):
+            return installed.get(name, "1.0")
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    rows = [row for row in qp.doctor() if "cupy" in row.name.lower()]
+    assert any(row.found for row in rows)
+    assert not any("cuda12" in row.remedy for row in rows)
+
+
+# ---- CUDA
+
+
+def test_without_cuda_python_driver_gpus_and_nvrtc_are_missing(own_cache, without_cuda):
+    assert finding("CUDA driver").detail == "cuda-python is not installed"
+    assert "quantplan[cuda13]" in finding("CUDA driver").remedy
+    assert (finding("GPUs").found, finding("GPUs").detail) == (False, "0")
+    assert not finding("NVRTC").found
+    assert "quantplan[cuda13]" in finding("NVRTC").remedy
+
+
+def test_with_everything_they_are_found(own_cache, cuda_python):
+    assert (finding("CUDA driver").found, finding("CUDA driver").remedy) == (True, "")
+    assert (finding("GPUs").found, finding("GPUs").detail, finding("GPUs").remedy) == (True, "2", "")
+    row = finding("NVRTC")
+    assert (row.found, row.detail, row.remedy) == (True, "/usr/lib/libnvrtc.so", "")
+
+
+def test_cuda_python_without_a_driver(own_cache, cuda_python):
+    def load(name):
+        raise cuda_python.pathfinder.DynamicLibNotFoundError(f"{name} not found\nsearched everywhere")
+
+    cuda_python.pathfinder.load_nvidia_dynamic_lib = load
+    row = finding("CUDA driver")
+    assert (row.found, row.detail) == (False, "no CUDA driver on this machine")
+    assert "install the NVIDIA driver" in row.remedy
+    assert finding("NVRTC").detail == "nvrtc not found", "details are one line"
+
+
+def test_a_driver_without_a_gpu(own_cache, cuda_python):
+    cuda_python.core.system.get_num_devices = lambda: 0
+    assert finding("CUDA driver").found
+    assert (finding("GPUs").found, finding("GPUs").detail) == (False, "0")
+
+
+def test_a_driver_that_does_not_start_is_a_finding(own_cache, cuda_python):
+    """A library of another version than the kernel's module loads, and fails at its first call."""
+
+    class CUDAError(Exception):
+        """cuda.core's, which is no RuntimeError."""
+
+    def get_num_devices():
+        raise CUDAError("CUDA_ERROR_SYSTEM_DRIVER_MISMATCH: versions differ")
+
+    cuda_python.core.system.get_num_devices = get_num_devices
+    row = finding("GPUs")
+    assert not row.found
+    assert "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH" in row.detail
+
+
+# ---- compiler
+
+
+def program(folder, name):
+    path = folder / name
+    path.write_text("#!/bin/sh\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_the_compiler_is_the_first_on_the_path(own_cache, monkeypatch, tmp_path):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    row = finding("host C++ compiler")
+    assert (row.found, row.detail) == (False, "none of g++, clang++")
+    assert row.remedy == "install g++ or clang++, or set CXX"
+    clang = program(tmp_path, "clang++")
+    assert finding("host C++ compiler").detail == str(clang)
+    gcc = program(tmp_path, "g++")
+    row = finding("host C++ compiler")
+    assert (row.found, row.detail, row.remedy) == (True, str(gcc), "")
+
+
+def test_cxx_names_the_compiler(own_cache, monkeypatch, tmp_path):
+    own = program(tmp_path, "my-c++")
+    monkeypatch.setenv("CXX", str(own))
+    assert finding("host C++ compiler").detail == str(own)
+    monkeypatch.setenv("CXX", "")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not finding("host C++ compiler").found, "empty is unset"
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    row = finding("host C++ compiler")
+    assert (row.found, row.detail) == (False, "none of no-such-compiler")
+
+
+def test_cxx_may_carry_arguments(own_cache, monkeypatch, tmp_path):
+    """``CXX="ccache g++"`` and ``CXX="clang++ -stdlib=libc++"`` are common."""
+    own = program(tmp_path, "my-c++")
+    monkeypatch.setenv("CXX", f"{own} -std=c++20")
+    assert finding("host C++ compiler").found
+
+
+# ---- cache
+
+
+@pytest.mark.parametrize(
+    "platform, variable, folder",
+    [
+        ("linux", "XDG_CACHE_HOME", ".cache"),
+        ("win32", "LOCALAPPDATA", "AppData/Local"),
+        ("darwin", None, "Library/Caches"),
+        ("freebsd14", "XDG_CACHE_HOME", ".cache"),
+    ],
+)
+def test_the_cache_is_where_the_platform_keeps_caches(monkeypatch, tmp_path, platform, variable, folder):
+    monkeypatch.delenv("QUANTPLAN_CACHE_DIR", raising=False)
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    assert doctor.cache_root() == tmp_path / folder / "quantplan"
+    if variable:
+        monkeypatch.setenv(variable, str(tmp_path / "elsewhere"))
+        assert doctor.cache_root() == tmp_path / "elsewhere" / "quantplan"
+
+
+def test_an_empty_variable_is_an_unset_one(monkeypatch, tmp_path):
+    """Fault 38: an empty XDG_CACHE_HOME must not put the cache into the working directory."""
+    monkeypatch.delenv("QUANTPLAN_CACHE_DIR", raising=False)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    for platform, variable in (("linux", "XDG_CACHE_HOME"), ("win32", "LOCALAPPDATA")):
+        monkeypatch.setattr(sys, "platform", platform)
+        monkeypatch.setenv(variable, "")
+        assert doctor.cache_root().is_absolute()
+
+
+def test_quantplan_cache_dir_names_the_folder_itself(monkeypatch, tmp_path):
+    monkeypatch.setenv("QUANTPLAN_CACHE_DIR", str(tmp_path))
+    for platform in ("linux", "win32", "darwin"):
+        monkeypatch.setattr(sys, "platform", platform)
+        assert doctor.cache_root() == tmp_path
+
+
+def test_a_folder_that_exists_and_one_that_will(monkeypatch, tmp_path):
+    monkeypatch.setenv("QUANTPLAN_CACHE_DIR", str(tmp_path))
+    row = finding("cache folder")
+    assert (row.found, row.detail, row.remedy) == (True, f"{tmp_path} (exists)", "")
+    monkeypatch.setenv("QUANTPLAN_CACHE_DIR", str(tmp_path / "a" / "b"))
+    row = finding("cache folder")
+    assert (row.found, row.detail) == (True, f"{tmp_path / 'a' / 'b'} (made when first needed)")
+
+
+def test_a_relative_folder_is_found_too(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("QUANTPLAN_CACHE_DIR", "a/b")
+    assert finding("cache folder").found
+
+
+def test_a_file_is_no_folder(monkeypatch, tmp_path):
+    path = tmp_path / "cache"
+    path.write_text("")
+    for root in (path, path / "below"):
+        monkeypatch.setenv("QUANTPLAN_CACHE_DIR", str(root))
+        row = finding("cache folder")
+        assert not row.found
+        assert "QUANTPLAN_CACHE_DIR" in row.remedy
+
+
+def test_a_folder_that_cannot_be_written(own_cache, monkeypatch):
+    """Faked: the superuser may write anywhere."""
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    row = finding("cache folder")
+    assert not row.found
+    assert "QUANTPLAN_CACHE_DIR" in row.remedy
+
+
+def test_a_folder_that_cannot_even_be_looked_into_is_a_finding(own_cache, monkeypatch):
+    """Faked: ``Path.exists`` raises PermissionError below a folder without search permission."""
+
+    def exists(path, **options):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", exists)
+    row = finding("cache folder")
+    assert not row.found
+    assert "QUANTPLAN_CACHE_DIR" in row.remedy
+
+
+def test_a_drive_that_is_not_there_is_a_finding(own_cache, monkeypatch):
+    """Faked: on Windows no parent of a path on a missing drive exists."""
+    monkeypatch.setattr(Path, "exists", lambda path, **options: False)
+    row = finding("cache folder")
+    assert not row.found
+    assert "QUANTPLAN_CACHE_DIR" in row.remedy

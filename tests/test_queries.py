@@ -1,0 +1,165 @@
+"""What can be asked about plans and devices, as data."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+import quantplan as qp
+from quantplan import queries
+from quantplan.devices import cuda
+from quantplan.ops import PLANS
+from quantplan.record import Record
+
+LINEAR = qp.SmoothQuantLinearDescriptor(m=16, n=4096, k=4096, output_element="f16")
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """Pretend to be a machine with an H100 and an L40."""
+    capabilities = [(9, 0), (8, 9)]
+
+    def device(index):
+        return SimpleNamespace(compute_capability=capabilities[index])
+
+    core = SimpleNamespace(system=SimpleNamespace(get_num_devices=lambda: len(capabilities)), Device=device)
+    monkeypatch.setattr(cuda, "driver", lambda: core)
+
+
+@pytest.fixture
+def no_driver(monkeypatch):
+    def driver():
+        raise qp.DriverNotFound("no CUDA driver on this machine", hint="install it")
+
+    monkeypatch.setattr(cuda, "driver", driver)
+
+
+# ---- plans
+
+
+def test_plans_lists_every_sku_of_every_op_as_supported_on_cpu():
+    rows = qp.plans()
+    assert {row.sku.op.value for row in rows} == set(PLANS)
+    assert all(row.supported and row.reason == "" for row in rows)
+    assert len({row.sku.name for row in rows}) == len(rows)
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90a", "sm_121", "emulated:sm_90a"])
+def test_plans_lists_the_same_skus_for_every_target_with_reasons(target):
+    rows = qp.plans(target)
+    assert [row.sku for row in rows] == [row.sku for row in qp.plans("cpu")]
+    for row in rows:
+        if row.sku.backend is qp.BackendKind.REFERENCE:
+            assert not row.supported
+            assert target in row.reason
+
+
+@pytest.mark.parametrize("op", PLANS)
+def test_plans_of_one_op_are_a_part_of_all(op):
+    rows = qp.plans("cpu", op)
+    assert rows == [row for row in qp.plans() if row.sku.op.value == op]
+    assert rows
+    assert {row.sku.name.split(".")[0] for row in rows} == {op}
+
+
+def test_plans_name_what_select_selects():
+    names = {row.sku.name: row.sku for row in qp.plans()}
+    plan = qp.SmoothQuantLinearPlan.select("cpu", LINEAR)
+    assert names[plan.sku.name] == plan.sku
+
+
+@pytest.mark.parametrize("op", ["", "gemm", "SmoothQuantLinear"])
+def test_an_unknown_op_is_refused_with_the_known_ones(op):
+    with pytest.raises(qp.InvalidProblem, match="smoothquant_linear") as caught:
+        qp.plans("cpu", op)
+    assert caught.value.field == "op"
+
+
+@pytest.mark.parametrize("target", ["gpu", "sm_9", "sm_90b", "CPU", "cuda:", "cuda:-1", "emulated:cpu", ""])
+def test_an_unknown_target_is_refused_with_the_known_forms(target):
+    for ask in (qp.plans, lambda where: qp.explain(LINEAR, where)):
+        with pytest.raises(qp.InvalidProblem, match="sm_90a") as caught:
+            ask(target)
+        assert caught.value.field == "target"
+
+
+def test_a_gpu_without_a_driver_is_an_error_with_a_hint(no_driver):
+    with pytest.raises(qp.DriverNotFound) as caught:
+        qp.plans("cuda:0")
+    assert caught.value.hint
+
+
+# ---- explain
+
+
+def test_explain_says_what_would_run():
+    found = qp.explain(LINEAR)
+    assert (found.target, found.op, found.descriptor) == ("cpu", "smoothquant_linear", LINEAR)
+    assert found.sku == qp.SmoothQuantLinearPlan.select("cpu", LINEAR).sku
+    assert [(v.name, v.supported, v.reason) for v in found.variants] == [("reference", True, "")]
+
+
+@pytest.mark.parametrize("target", ["sm_90a", "sm_121", "emulated:sm_80"])
+def test_explain_says_why_nothing_would(target):
+    found = qp.explain(LINEAR, target)
+    assert found.sku is None
+    assert found.variants
+    assert all(v.reason and not v.supported for v in found.variants)
+    with pytest.raises(qp.Unsupported) as caught:
+        qp.SmoothQuantLinearPlan.select(target, LINEAR)
+    assert caught.value.variants == found.variants
+
+
+def test_explain_takes_preferences():
+    found = qp.explain(LINEAR, "cpu", qp.PlanPreference(backend="bespoke"))
+    assert found.sku is None
+    assert found.variants[0].reason == "backend is reference, and bespoke is required"
+
+
+def test_explain_takes_a_parsed_target_and_a_gpu(two_gpus):
+    assert qp.explain(LINEAR, qp.Target.parse("sm_90a")).target == "sm_90a"
+    found = qp.explain(LINEAR, "cuda:1")
+    assert found.target == "cuda:1"
+    assert all("cuda:1" in v.reason for v in found.variants if v.name == "reference")
+
+
+@pytest.mark.parametrize("desc", [None, "smoothquant_linear", {"m": 1}, qp.Scope.tensor(), qp.SmoothQuantLinearPlan])
+def test_explain_refuses_what_is_no_descriptor(desc):
+    with pytest.raises(qp.InvalidProblem, match="SmoothQuantLinearDescriptor") as caught:
+        qp.explain(desc)
+    assert caught.value.field == "desc"
+
+
+# ---- devices, find_op
+
+
+def test_without_a_driver_only_the_cpu_runs(no_driver):
+    assert [str(target) for target in qp.devices()] == ["cpu"]
+
+
+def test_devices_lists_every_gpu(two_gpus):
+    found = qp.devices()
+    assert [str(target) for target in found] == ["cpu", "cuda:0", "cuda:1"]
+    assert [target.arch for target in found] == ["cpu", "sm_90a", "sm_89"]
+
+
+def test_every_device_is_a_target(two_gpus):
+    for target in qp.devices():
+        assert qp.explain(LINEAR, target).target == str(target)
+
+
+def test_find_op_by_name():
+    assert {name: queries.find_op(name) for name in PLANS} == PLANS
+    with pytest.raises(qp.InvalidProblem, match="quantized_linear"):
+        queries.find_op("linear")
+
+
+# ---- as data
+
+
+@pytest.mark.parametrize("target", ["cpu", "sm_90a"])
+def test_answers_survive_json(target):
+    for answer in (qp.explain(LINEAR, target), *qp.plans(target), *qp.doctor(), *qp.devices()):
+        text = json.dumps(answer.to_dict(), allow_nan=False)
+        assert Record.from_dict(json.loads(text)) == answer
+        assert answer.to_dict()["schema"] == 1
