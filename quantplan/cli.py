@@ -7,7 +7,9 @@ optional package is missing; 3 the op is sound but unsupported on the target.
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import os
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -32,7 +34,7 @@ _UNBOUNDED = 10_000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; errors of quantplan are one line on standard error.
+    """Run a command: its answer goes to standard output as a whole, an error as one line to standard error.
 
     Parameters
     ----------
@@ -44,20 +46,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         The exit code.
     """
-    args = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a pipe on Windows cannot hold every sign
     try:
-        code: int = args.command(args)
+        args = _parser().parse_args(argv)
+        code, text = args.command(args)
     except QuantPlanError as error:
         print(f"quantplan: {error}", file=sys.stderr)
         return USAGE
     except ModuleNotFoundError as error:
         print(f"quantplan: {error.name} is missing: pip install 'quantplan[cli]', or use --json", file=sys.stderr)
         return USAGE
-    except BrokenPipeError:  # the reader went away, as `quantplan plans | head` does
-        sys.stderr.close()
-    else:
-        return code
-    return OK
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # the reader went away, as `quantplan plans | head` does; the code stays what it is
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return int(code)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -97,65 +101,64 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-# ---- commands
+# ---- commands: each returns its exit code and what it prints
 
 
-def _doctor(args: argparse.Namespace) -> int:
+def _doctor(args: argparse.Namespace) -> tuple[int, str]:
     findings = doctor()
     if args.json:
-        return _print_json({"findings": [_data(f) for f in findings]})
+        return OK, _json({"findings": [_data(f) for f in findings]})
     rows = [("yes" if f.found else "no", f.name, f.detail, f.remedy) for f in findings]
-    return _print_table("quantplan doctor", ("", "what", "detail", "remedy"), rows)
+    return OK, _table("quantplan doctor", ("", "what", "detail", "remedy"), rows)
 
 
-def _plans(args: argparse.Namespace) -> int:
+def _plans(args: argparse.Namespace) -> tuple[int, str]:
     rows = plans(args.target, args.op)
     if args.json:
-        return _print_json({"target": args.target, "plans": [_data(row) for row in rows]})
+        return OK, _json({"target": args.target, "plans": [_data(row) for row in rows]})
     cells = [
         (row.sku.name, "yes" if row.supported else row.reason, guarantee_text(row.sku.precision_guarantee))
         for row in rows
     ]
-    return _print_table(f"{len(rows)} SKUs, target {args.target}", ("SKU", "supported", "guarantee"), cells)
+    return OK, _table(f"{len(rows)} SKUs, target {args.target}", ("SKU", "supported", "guarantee"), cells)
 
 
-def _explain(args: argparse.Namespace) -> int:
+def _explain(args: argparse.Namespace) -> tuple[int, str]:
     kind: type[Plan[Any, Any]] = args.kind
     fields = {a.name: getattr(args, a.name) for a in attrs.fields(kind.descriptor_type) if hasattr(args, a.name)}
     found = explain(kind.descriptor_type(**fields), args.target)
+    code = OK if found.sku else UNSUPPORTED
     if args.json:
-        _print_json(_data(found))
-    else:
-        print(f"{found.op} on {found.target}: {found.sku.name if found.sku else 'unsupported'}")
-        rows = [(v.name, "yes" if v.supported else "no", v.reason) for v in found.variants]
-        _print_table("variants, in order of preference", ("variant", "supported", "reason"), rows)
-        if found.sku:
-            print(guarantee_text(found.sku.precision_guarantee))
-    return OK if found.sku else UNSUPPORTED
+        return code, _json(_data(found))
+    lines = [f"{found.op} on {found.target}: {found.sku.name if found.sku else 'unsupported'}"]
+    rows = [(v.name, "yes" if v.supported else "no", v.reason) for v in found.variants]
+    lines.append(_table("variants, in order of preference", ("variant", "supported", "reason"), rows))
+    if found.sku:
+        lines.append(guarantee_text(found.sku.precision_guarantee))
+    return code, "\n".join(lines)
 
 
-def _verify(args: argparse.Namespace) -> int:
+def _verify(args: argparse.Namespace) -> tuple[int, str]:
     from quantplan.verify import verify  # noqa: PLC0415 - exact arithmetic is needed by nothing else
 
     report = verify(target=args.target, op=args.op)
+    code = OK if report.ok else FAILED
     if args.json:
-        print(json.dumps(report.to_dict(), indent=2))
-    else:
-        rows = [
-            (
-                p.sku,
-                p.backend,
-                str(p.cases),
-                str(p.mismatches),
-                "" if p.worst_fraction is None else f"{p.worst_fraction:.3f}",
-            )
-            for p in report.plans
-        ]
-        _print_table(f"verify on {report.target}", ("SKU", "backend", "cases", "mismatches", "worst fraction"), rows)
-        for problem in report.problems:
-            print(problem)
-        print("every guarantee holds" if report.ok else f"{len(report.problems)} problems")
-    return OK if report.ok else FAILED
+        return code, json.dumps(report.to_dict(), indent=2)
+    rows = [
+        (
+            p.sku,
+            p.backend,
+            str(p.cases),
+            str(p.mismatches),
+            "" if p.worst_fraction is None else f"{p.worst_fraction:.3f}",
+        )
+        for p in report.plans
+    ]
+    columns = ("SKU", "backend", "cases", "mismatches", "worst fraction")
+    count = len(report.problems)
+    verdict = "every guarantee holds" if report.ok else f"{count} problem{'s' if count > 1 else ''}"
+    return code, "\n".join([_table(f"verify on {report.target}", columns, rows), *report.problems, verdict])
 
 
 # ---- descriptor flags
@@ -203,12 +206,11 @@ def _data(value: Any) -> dict[str, Any]:  # noqa: ANN401 - any record
     return {name: item for name, item in value.to_dict().items() if name != "schema"}
 
 
-def _print_json(data: dict[str, Any]) -> int:
-    print(json.dumps({"schema": SCHEMA, **data}, indent=2))
-    return OK
+def _json(data: dict[str, Any]) -> str:
+    return json.dumps({"schema": SCHEMA, **data}, indent=2)
 
 
-def _print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> int:
+def _table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     from rich.console import Console  # noqa: PLC0415 - JSON output does without
     from rich.markup import escape  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
@@ -219,5 +221,7 @@ def _print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     # in a file or pipe a table is as wide as its text, so that each row is one line
-    Console(width=None if sys.stdout.isatty() else _UNBOUNDED).print(table)
-    return OK
+    console = Console(width=None if sys.stdout.isatty() else _UNBOUNDED)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get().rstrip("\n")

@@ -14,6 +14,7 @@ from quantplan.tensor import HOST, Location, dense_strides
 
 _CPU, _CUDA, _CUDA_HOST, _CUDA_MANAGED = 1, 2, 3, 13
 _READ_ONLY = 1
+_MAJOR = 1
 
 # (type code, bits, lanes): the codes of DLDataTypeCode
 _ELEMENTS = {
@@ -117,6 +118,8 @@ def _tensor(capsule: Any) -> tuple[_Tensor, bool]:  # noqa: ANN401 - PyCapsule h
     is_valid.restype, is_valid.argtypes = ctypes.c_int, (ctypes.py_object, ctypes.c_char_p)
     if is_valid(capsule, b"dltensor_versioned"):
         managed = ctypes.cast(get_pointer(capsule, b"dltensor_versioned"), ctypes.POINTER(_Versioned)).contents
+        if managed.major != _MAJOR:
+            raise InvalidProblem(expected=f"DLPack {_MAJOR}", got=f"DLPack {managed.major}.{managed.minor}")
         return managed.dl_tensor, bool(managed.flags & _READ_ONLY)
     # the unversioned struct begins with the tensor and cannot say that it is read-only
     return ctypes.cast(get_pointer(capsule, b"dltensor"), ctypes.POINTER(_Tensor)).contents, False

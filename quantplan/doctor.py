@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -11,11 +13,13 @@ from pathlib import Path
 import attrs
 
 from quantplan.devices import cuda
-from quantplan.errors import DriverNotFound
+from quantplan.errors import DriverError, DriverNotFound
 from quantplan.record import Record
 
 _CORE = ("numpy", "ml_dtypes", "attrs")
-_CUDA = ("cupy-cuda13x", "cupy-cuda12x", "cuda-core", "cuda-bindings")
+_CUDA = (("cupy-cuda13x", "cupy-cuda12x"), ("cuda-core",), ("cuda-bindings",))
+"""Packages that running on a GPU needs: of each group, one."""
+_CUDA_REMEDY = "pip install 'quantplan[cuda13]'"
 _COMPILERS = ("g++", "clang++")
 
 
@@ -54,70 +58,80 @@ def cache_root() -> Path:
     if chosen := os.environ.get("QUANTPLAN_CACHE_DIR"):
         return Path(chosen)
     if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+        base = _absolute("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
     elif sys.platform == "darwin":
         base = Path.home() / "Library" / "Caches"
     else:
-        base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        base = _absolute("XDG_CACHE_HOME") or Path.home() / ".cache"
     return base / "quantplan"
 
 
-def _versions() -> list[Finding]:
-    from importlib import metadata  # noqa: PLC0415 - a fifth of what importing quantplan would cost
+def _absolute(variable: str) -> Path | None:
+    """Return the folder that an environment variable names; a relative one would follow the working directory."""
+    folder = Path(os.environ.get(variable, ""))
+    return folder if folder.is_absolute() else None
 
+
+def _versions() -> list[Finding]:
     import quantplan  # noqa: PLC0415 - which imports this module
 
-    rows = [Finding(name="python", found=True, detail=f"{platform.python_version()} on {platform.platform()}")]
-    rows.append(Finding(name="quantplan", found=True, detail=quantplan.__version__))
-    for name in (*_CORE, *_CUDA):
-        required = name in _CORE
-        try:
-            rows.append(Finding(name=name, found=True, detail=metadata.version(name)))
-        except metadata.PackageNotFoundError:
-            extra = "quantplan[cuda12]" if "12" in name else "quantplan[cuda13]"
-            remedy = f"pip install {name if required else extra}"
-            needed = "everything" if required else "running on a GPU"
-            rows.append(Finding(name=name, found=False, detail="not installed", remedy=remedy, needed_for=needed))
-    return rows
+    rows = [
+        Finding(name="python", found=True, detail=f"{platform.python_version()} on {platform.platform()}"),
+        Finding(name="quantplan", found=True, detail=quantplan.__version__),
+    ]
+    rows += [_package((name,), remedy=f"pip install {name}", needed_for="everything") for name in _CORE]
+    return rows + [_package(names, remedy=_CUDA_REMEDY, needed_for="running on a GPU") for names in _CUDA]
+
+
+def _package(names: tuple[str, ...], *, remedy: str, needed_for: str) -> Finding:
+    """Look for the first of some packages that is installed."""
+    from importlib import metadata  # noqa: PLC0415 - a fifth of what importing quantplan would cost
+
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return Finding(name=name, found=True, detail=metadata.version(name), needed_for=needed_for)
+    return Finding(name=" or ".join(names), found=False, detail="not installed", remedy=remedy, needed_for=needed_for)
 
 
 def _driver() -> Finding:
+    needed = "running on a GPU"
     try:
         cuda.driver()
     except DriverNotFound as error:
         return Finding(
-            name="CUDA driver",
-            found=False,
-            detail=error.message,
-            remedy=error.hint or "",
-            needed_for="running on a GPU",
+            name="CUDA driver", found=False, detail=error.message, remedy=error.hint or "", needed_for=needed
         )
-    return Finding(name="CUDA driver", found=True, detail="loads")
+    return Finding(name="CUDA driver", found=True, detail="loads", needed_for=needed)
 
 
 def _gpus() -> Finding:
+    needed = "running on a GPU"
     try:
         count = cuda.device_count()
     except DriverNotFound:
         count = 0
+    except DriverError as error:
+        remedy = "nvidia-smi tells what the driver is short of"
+        return Finding(name="GPUs", found=False, detail=error.message, remedy=remedy, needed_for=needed)
     remedy = "" if count else "none needed for 'cpu' and for selection by architecture"
-    return Finding(name="GPUs", found=count > 0, detail=str(count), remedy=remedy, needed_for="running on a GPU")
+    return Finding(name="GPUs", found=count > 0, detail=str(count), remedy=remedy, needed_for=needed)
 
 
 def _nvrtc() -> Finding:
     needed = "compiling kernels"
-    remedy = "pip install 'quantplan[cuda13]'"
     try:
         from cuda import pathfinder  # noqa: PLC0415 - importing quantplan touches no CUDA
 
         library = pathfinder.load_nvidia_dynamic_lib("nvrtc")
     except (ImportError, RuntimeError) as error:  # pathfinder's own errors are RuntimeErrors
-        return Finding(name="NVRTC", found=False, detail=str(error).splitlines()[0], remedy=remedy, needed_for=needed)
+        detail = str(error).splitlines()[0]
+        return Finding(name="NVRTC", found=False, detail=detail, remedy=_CUDA_REMEDY, needed_for=needed)
     return Finding(name="NVRTC", found=True, detail=str(library.abs_path), needed_for=needed)
 
 
 def _compiler() -> Finding:
-    names = [os.environ["CXX"]] if os.environ.get("CXX") else list(_COMPILERS)
+    chosen = shlex.split(os.environ.get("CXX", ""))[:1]  # it may carry options
+    names = chosen or list(_COMPILERS)
     found = next((path for path in map(shutil.which, names) if path), None)
     remedy = "" if found else "install g++ or clang++, or set CXX"
     return Finding(
@@ -130,13 +144,12 @@ def _compiler() -> Finding:
 
 
 def _cache() -> Finding:
-    root = cache_root()
-    nearest = next(folder for folder in (root, *root.parents) if folder.exists())
-    writable = nearest.is_dir() and os.access(nearest, os.W_OK)
-    remedy = (
-        "" if writable else "set QUANTPLAN_CACHE_DIR to a folder of your own; without one, kernels are compiled anew"
-    )
-    state = "exists" if root.exists() else "made when first needed"
-    return Finding(
-        name="cache folder", found=writable, detail=f"{root} ({state})", remedy=remedy, needed_for="fast starts"
-    )
+    root, needed = cache_root(), "fast starts"
+    try:
+        nearest = next((folder for folder in (root, *root.parents) if folder.exists()), None)
+        writable = nearest is not None and nearest.is_dir() and os.access(nearest, os.W_OK)
+        state = "exists" if nearest == root else "made when first needed"
+    except OSError as error:
+        writable, state = False, error.strerror or str(error)
+    remedy = "" if writable else "set QUANTPLAN_CACHE_DIR to a folder of your own; without one, kernels compile anew"
+    return Finding(name="cache folder", found=writable, detail=f"{root} ({state})", remedy=remedy, needed_for=needed)

@@ -54,7 +54,8 @@ class ElementKind(enum.Enum):
         """Return the kind like `of`, or None where there is none."""
         if isinstance(value, cls):
             return value
-        kind = _find(value) if isinstance(value, (str, np.dtype, type)) else None
+        scalar = isinstance(value, type) and issubclass(value, np.generic)  # Python's float says nothing of a width
+        kind = _find(value) if scalar or isinstance(value, (str, np.dtype)) else None
         return kind or _BY_NAME.get(str(value).rpartition(".")[2].lower())
 
     @property
@@ -161,6 +162,7 @@ _BY_NAME = {kind.value: kind for kind in ElementKind} | {
     "float8_e5m2": ElementKind.FP8_E5M2,
     "e2m1": ElementKind.FP4_E2M1,
     "float4_e2m1fn": ElementKind.FP4_E2M1,
+    "float4_e2m1fn_x2": ElementKind.FP4_E2M1,  # torch's name for a pair
     "float8_e8m0fnu": ElementKind.E8M0,
 }
 

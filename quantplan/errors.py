@@ -50,6 +50,10 @@ class QuantPlanError(Exception):
         text = ": ".join(parts)
         return f"{text} ({self.hint})" if self.hint else text
 
+    def __repr__(self) -> str:
+        """Show the kind and the whole message."""
+        return f"{type(self).__name__}({str(self)!r})"
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by attributes: keyword-only exceptions do not pickle by themselves."""
         return _rebuild, (type(self), self.message, dict(self.__dict__))

@@ -5,17 +5,19 @@ Each op lists its operands once; ``can_implement``, ``bind``, error messages and
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
 
-from quantplan.errors import DeviceMismatch, InvalidProblem, MisalignedOperand
+from quantplan.elements import ElementKind
+from quantplan.errors import DeviceMismatch, InvalidProblem, MisalignedOperand, QuantPlanError
 from quantplan.tensor import Location, TensorView, dense_strides, overlap
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from quantplan.elements import ElementKind
+Tensor: TypeAlias = Any
+"""What callers pass as an operand: any library's tensor, or None where it is optional. Args hold it as a TensorView."""
 
 
 @attrs.frozen
@@ -160,13 +162,22 @@ def check_overlap(op: str, operands: Iterable[Operand], given: dict[str, Any]) -
 
 def tensor_field(*, optional: bool = False) -> Any:  # noqa: ANN401 - attrs.field's own type
     """Make an Args field that takes any library's tensor and holds a `TensorView`."""
-    if optional:
-        return attrs.field(default=None, converter=attrs.converters.optional(TensorView.of))
-    return attrs.field(converter=TensorView.of)
+
+    def to_view(value: Any, attribute: attrs.Attribute[Any]) -> TensorView | None:  # noqa: ANN401 - any library's tensor
+        if value is None and optional:
+            return None
+        try:
+            return TensorView.of(value)
+        except QuantPlanError as error:
+            error.field = f"{attribute.name}.{error.field}" if error.field else attribute.name
+            raise
+
+    default = None if optional else attrs.NOTHING
+    return attrs.field(default=default, converter=attrs.Converter(to_view, takes_field=True))
 
 
 def _element_hint(expected: ElementKind, got: ElementKind) -> str | None:
     carries = got.is_integer and not got.packed and got.itemsize == expected.itemsize
-    if carries and (expected.packed or not expected.is_integer):
+    if carries and (expected.packed or expected.is_fp8 or expected is ElementKind.E8M0):
         return f"wrap the codes in quantplan.typed(array, quantplan.{expected.name})"
     return None

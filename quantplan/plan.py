@@ -121,7 +121,9 @@ class Plan(ABC, Generic[D, A]):
             What the caller insists on.
         """
         cls.check(desc)
-        where, wanted = Target.parse(target), pref or PlanPreference()
+        where, wanted = Target.parse(target), PlanPreference() if pref is None else pref
+        if not isinstance(wanted, PlanPreference):
+            raise InvalidProblem(op=cls.op.value, field="pref", expected="PlanPreference", got=repr(pref))
         cls.check_preference(desc, wanted)
         reasons = [(variant, cls._reason(variant, where, desc, wanted)) for variant in cls.variants]
         return tuple(VariantReport(name=v.name, supported=r is None, reason=r or "") for v, r in reasons)
@@ -182,8 +184,8 @@ class Plan(ABC, Generic[D, A]):
         if missing:
             return f"does not promise {', '.join(missing)}"
         if pref.accumulation not in (None, variant.accumulation):
-            own = "no choice of accumulation" if variant.accumulation is None else f"{variant.accumulation.value} accumulation"
-            return f"has {own}, and {pref.accumulation.value} is required"
+            own = "no choice of" if variant.accumulation is None else variant.accumulation.value
+            return f"has {own} accumulation, and {pref.accumulation.value} is required"
         return None
 
     # ---- use

@@ -9,7 +9,7 @@ import attrs
 
 from quantplan.devices import cuda
 from quantplan.devices.target import Target, TargetKind
-from quantplan.errors import DriverNotFound, InvalidProblem
+from quantplan.errors import DriverError, DriverNotFound, InvalidProblem
 from quantplan.ops import PLANS
 from quantplan.plan import plan_type
 from quantplan.record import Record, to_tuple
@@ -82,7 +82,7 @@ def plans(target: object = "cpu", op: str | None = None) -> list[PlanSupport]:
         There is no such op or target.
     """
     where = Target.parse(target)
-    return [row for kind in ([find_op(op)] if op else PLANS.values()) for row in _rows(kind, where)]
+    return [row for kind in (PLANS.values() if op is None else [find_op(op)]) for row in _rows(kind, where)]
 
 
 def _rows(kind: type[Plan[Any, Any]], target: Target) -> Iterator[PlanSupport]:
@@ -143,6 +143,6 @@ def find_op(name: str) -> type[Plan[Any, Any]]:
 def devices() -> list[Target]:
     """List the targets that this machine can run on: ``cpu``, then each GPU that a driver shows."""
     found = [Target(kind=TargetKind.CPU)]
-    with contextlib.suppress(DriverNotFound):
+    with contextlib.suppress(DriverNotFound, DriverError):
         found += [Target.parse(f"cuda:{index}") for index in range(cuda.device_count())]
     return found

@@ -47,6 +47,8 @@ class Record:
     def replace(self, **changes: Any) -> Self:  # noqa: ANN401 - each field has its own type
         """Return a copy with some fields changed; every rule of the class is checked again.
 
+        Fields that have the default which follows from others follow them again.
+
         Raises
         ------
         InvalidProblem
@@ -58,7 +60,8 @@ class Record:
                 raise InvalidProblem(
                     op=type(self).__name__, field=name, expected=f"one of {', '.join(sorted(known))}", got=name
                 )
-        return attrs.evolve(self, **changes)  # type: ignore[misc] # every subclass is an attrs class
+        kept = {a.name: getattr(self, a.name) for a in self.__attrs_attrs__ if not _follows(a, self)}
+        return type(self)(**(kept | changes))
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-compatible data: ``schema``, ``type`` and one entry per field."""
@@ -74,6 +77,8 @@ class Record:
         InvalidProblem
             Another schema version, another class than asked for, or unknown or missing fields.
         """
+        if not isinstance(data, dict):
+            raise InvalidProblem(op=cls.__name__, expected="a dictionary", got=type(data).__name__)
         _expect(cls, "schema", SCHEMA, data.get("schema"))
         kind = _KINDS.get(str(data.get("type")))
         if kind is None or not issubclass(kind, cls):
@@ -82,6 +87,12 @@ class Record:
         known = {a.name for a in kind.__attrs_attrs__}
         _expect(kind, "fields", sorted(known), sorted(values))
         return kind(**values)
+
+
+def _follows(field: attrs.Attribute[Any], owner: Record) -> bool:
+    """Whether a field has the default that follows from the other fields."""
+    takes_self = getattr(field.default, "takes_self", False)
+    return takes_self and getattr(owner, field.name) == _plain_default(field, owner)
 
 
 def _plain_default(field: attrs.Attribute[Any], owner: Record) -> object:
@@ -175,7 +186,8 @@ def to_integer(value: object) -> int:
 def to_number(value: object) -> float:
     """Convert a Python or NumPy real number to float; refuse everything else, booleans and arrays too."""
     if isinstance(value, (int, float, np.floating, np.integer)) and not isinstance(value, bool):
-        return float(value)
+        with contextlib.suppress(OverflowError):  # an integer beyond f64
+            return float(value)
     raise InvalidProblem(expected="a number", got=repr(value))
 
 

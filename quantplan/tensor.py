@@ -71,20 +71,7 @@ class TensorView:
         MisalignedOperand
             Its strides are no multiple of its item size.
         """
-        if isinstance(obj, TensorView):
-            return obj
-        if isinstance(obj, np.ndarray):
-            return _of_numpy(obj)
-        if hasattr(obj, "data_ptr") and hasattr(obj, "stride"):
-            return _of_torch(obj)
-        if hasattr(obj, "__cuda_array_interface__"):
-            return _of_cuda_array_interface(obj)
-        if hasattr(obj, "__dlpack__"):
-            from quantplan import dlpack  # noqa: PLC0415 - ctypes is only loaded for those who need it
-
-            return cls(**dlpack.read(obj))
-        hint = "pass a NumPy, CuPy, torch or JAX array; wrap a number in a one-element array"
-        raise InvalidProblem(expected="a tensor", got=type(obj).__name__, hint=hint)
+        return _view(obj, None)
 
     def numpy(self) -> NDArray[Any]:
         """Return the storage as a NumPy array over the same memory (uint8 for packed kinds).
@@ -146,7 +133,8 @@ def typed(array: object, element: ElementKind | str) -> TensorView:
     InvalidProblem
         The array is no integer carrier of that width.
     """
-    view, kind = TensorView.of(array), ElementKind.of(element)
+    kind = ElementKind.of(element)
+    view = _view(array, kind)
     if view.element is kind:
         return view
     if not (view.element.is_integer and not view.element.packed and view.element.itemsize == kind.itemsize):
@@ -181,9 +169,35 @@ def overlap(a: TensorView, b: TensorView) -> bool:
     pitch, other = (v.strides[0] * v.element.itemsize if len(v.shape) == 2 else 0 for v in (a, b))  # noqa: PLR2004
     if pitch != other or pitch <= 0:
         return True
-    width_a, width_b = (v.storage_shape[1] * v.element.itemsize for v in (a, b))
-    gap = (b.pointer - a.pointer) % pitch
+    (start_a, width_a), (start_b, width_b) = _row_span(a), _row_span(b)
+    gap = (start_b - start_a) % pitch
     return gap < width_a or gap + width_b > pitch
+
+
+def _row_span(view: TensorView) -> tuple[int, int]:
+    """Return where the first row of a matrix begins, and how many bytes it spans."""
+    reach = (view.storage_shape[1] - 1) * view.strides[1] * view.element.itemsize
+    return view.pointer + min(reach, 0), abs(reach) + view.element.itemsize
+
+
+def _view(obj: Any, carried: ElementKind | None) -> TensorView:  # noqa: ANN401 - any library's tensor
+    """View an object; 16-bit integers, which are no element of their own, are taken as what they are said to carry."""
+    if isinstance(obj, TensorView):
+        return obj
+    if isinstance(obj, np.ndarray):
+        return _of_numpy(obj, carried)
+    if hasattr(obj, "data_ptr") and hasattr(obj, "stride"):
+        return _of_torch(obj, carried)
+    if hasattr(obj, "__cuda_array_interface__"):
+        return _of_cuda_array_interface(obj, carried)
+    if hasattr(obj, "__dlpack__"):
+        from quantplan import dlpack  # noqa: PLC0415 - ctypes is only loaded for those who need it
+
+        view = TensorView(**dlpack.read(obj))
+        # JAX arrays are immutable, whatever their capsule says
+        return attrs.evolve(view, readonly=True) if type(obj).__module__.startswith("jax") else view
+    hint = "pass a NumPy, CuPy, torch or JAX array; wrap a number in a one-element array"
+    raise InvalidProblem(expected="a tensor", got=type(obj).__name__, hint=hint)
 
 
 class _Memory:
@@ -201,9 +215,11 @@ class _Memory:
         }
 
 
-def _element(dtype: object) -> tuple[ElementKind, int]:
+def _element(dtype: object, carried: ElementKind | None) -> tuple[ElementKind, int]:
     """Return the kind of a dtype, and how many elements one storage item counts in the owner's shape."""
     kind = ElementKind.find(dtype)
+    if kind is None and carried in (ElementKind.BF16, ElementKind.F16) and str(dtype).endswith("int16"):
+        kind = carried
     if kind is None:
         raise InvalidProblem(expected="a dtype with an element kind", got=str(dtype), hint="see quantplan.ElementKind")
     if not kind.packed:
@@ -220,14 +236,16 @@ def _steps(strides: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     return tuple(s // itemsize for s in strides)
 
 
-def _of_numpy(array: NDArray[Any]) -> TensorView:
-    kind, _ = _element(array.dtype)
+def _of_numpy(array: NDArray[Any], carried: ElementKind | None) -> TensorView:
+    if isinstance(array, np.ma.MaskedArray):
+        raise InvalidProblem(expected="a dense array", got="one with a mask")
+    kind, _ = _element(array.dtype, carried)
     pointer, readonly = array.__array_interface__["data"]
     return TensorView(pointer, array.shape, _steps(array.strides, kind.itemsize), kind, HOST, readonly, array)
 
 
-def _of_torch(tensor: Any) -> TensorView:  # noqa: ANN401 - torch is not a dependency
-    kind, per_item = _element(tensor.dtype)
+def _of_torch(tensor: Any, carried: ElementKind | None) -> TensorView:  # noqa: ANN401 - torch is not a dependency
+    kind, per_item = _element(tensor.dtype, carried)
     shape = tuple(tensor.shape)
     if per_item > 1 and shape:
         shape = (*shape[:-1], per_item * shape[-1])
@@ -236,11 +254,11 @@ def _of_torch(tensor: Any) -> TensorView:  # noqa: ANN401 - torch is not a depen
     return TensorView(tensor.data_ptr(), shape, tuple(tensor.stride()), kind, location, False, tensor)
 
 
-def _of_cuda_array_interface(obj: Any) -> TensorView:  # noqa: ANN401 - any library's array
+def _of_cuda_array_interface(obj: Any, carried: ElementKind | None) -> TensorView:  # noqa: ANN401 - any library's array
     interface = obj.__cuda_array_interface__
     if interface.get("mask") is not None:
         raise InvalidProblem(expected="a dense array", got="one with a mask")
-    kind, _ = _element(np.dtype(interface["typestr"]))
+    kind, _ = _element(np.dtype(interface["typestr"]), carried)
     shape = tuple(interface["shape"])
     strides = interface.get("strides")
     steps = dense_strides(shape) if strides is None else _steps(tuple(strides), kind.itemsize)

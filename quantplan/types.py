@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -222,7 +222,7 @@ class Scope(Record):
 
 
 @attrs.frozen(repr=False)
-class ErrorBound(Record):
+class ErrorBound(Record, ABC):
     """An a-priori bound on the error of each output element.
 
     Subclasses live beside the reference of their op and derive their formula in docs/numerics.md.
@@ -334,6 +334,13 @@ class KernelSku(Record):
     source_digest: str
 
 
+def _is_guarantee(owner: Record, field: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, PrecisionGuarantee):
+        raise InvalidProblem(
+            op=type(owner).__name__, field=field.name, expected="a PrecisionGuarantee", got=repr(value)
+        )
+
+
 @attrs.frozen(kw_only=True, repr=False)
 class PlanPreference(Record):
     """What a caller insists on. A preference that cannot be met is an error, never a hint.
@@ -357,7 +364,9 @@ class PlanPreference(Record):
     require_deterministic: bool = field(to_flag, default=False)
     require_batch_invariant: bool = field(to_flag, default=False)
     require_bit_identical: bool = field(to_flag, default=False)
-    min_guarantee: PrecisionGuarantee | None = None
+    min_guarantee: PrecisionGuarantee | None = attrs.field(
+        default=None, validator=attrs.validators.optional(_is_guarantee)
+    )
     accumulation: Accumulation | None = field(Accumulation, None)
 
     @property

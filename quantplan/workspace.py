@@ -80,9 +80,9 @@ class Workspace:
             It is read-only or has gaps.
         """
         view = TensorView.of(obj)
-        first, last = view.extent
+        first, _ = view.extent
         nbytes = math.prod(view.storage_shape) * view.element.itemsize
-        if view.readonly or last - first != nbytes:
+        if view.readonly or not _without_gaps(view):
             raise InvalidProblem(op="Workspace", field="buffer", expected="writable memory without gaps", got=view)
         if first % ALIGNMENT:
             raise MisalignedOperand(
@@ -93,3 +93,15 @@ class Workspace:
     def numpy(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """Return the bytes as a NumPy array (host memory only)."""
         return TensorView(self.pointer, (self.nbytes,), (1,), ElementKind.U8, self.location, False, self.owner).numpy()
+
+
+def _without_gaps(view: TensorView) -> bool:
+    """Whether each byte between the first and the last belongs to exactly one item."""
+    if 0 in view.shape:
+        return True
+    step = 1
+    for stride, extent in sorted((abs(s), n) for s, n in zip(view.strides, view.storage_shape, strict=True) if n > 1):
+        if stride != step:
+            return False
+        step *= extent
+    return True

@@ -143,5 +143,5 @@ def test_the_checks_see_what_they_look_for(tmp_path):
     page.write_text("# A b\n[x](#a-b) [y](#gone) [z](missing.md)\nsee packages.example.org and docs.nvidia.com\n")
     assert list(broken_links(page)) == ["#gone: no such heading", "missing.md: no such file"]
     assert list(foreign_hosts(text_of(page))) == ["packages.example.org"]
-    for text in ("cd /" + "home/me", "in this session", "see issue 12", "TODO: write", "milestone two"):
+    for text in ("cd /" + "home/me", "in the last " + "session", "see issue 12", "TODO: write", "milestone two"):
         assert list(forbidden_words(text)), text

@@ -4,11 +4,12 @@ import importlib.metadata
 import os
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
 import pytest
 
 import quantplan as qp
+from tests import fake_cuda
+from tests.fake_cuda import CUresult
 
 doctor = sys.modules[qp.doctor.__module__]  # as an attribute of the package it is the function
 
@@ -34,21 +35,9 @@ def without_cuda(monkeypatch):
 @pytest.fixture
 def cuda_python(monkeypatch):
     """Pretend that cuda-python is installed; its parts are the test's to change."""
-
-    class DynamicLibNotFoundError(RuntimeError):
-        pass
-
-    def load(name):
-        return SimpleNamespace(abs_path=f"/usr/lib/lib{name}.so")
-
-    package, pathfinder, core = (ModuleType(name) for name in ("cuda", "cuda.pathfinder", "cuda.core"))
-    pathfinder.DynamicLibNotFoundError = DynamicLibNotFoundError
-    pathfinder.load_nvidia_dynamic_lib = load
-    core.system = SimpleNamespace(get_num_devices=lambda: 2)
-    package.pathfinder, package.core = pathfinder, core
-    for module in (package, pathfinder, core):
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-    return package
+    machine = fake_cuda.Machine([(9, 0), (8, 9)], libraries=("cuda", "nvrtc"))
+    fake_cuda.install(monkeypatch, machine)
+    return machine
 
 
 def test_what_is_missing_has_a_remedy_and_what_is_there_a_detail(own_cache, without_cuda):
@@ -127,35 +116,26 @@ def test_with_everything_they_are_found(own_cache, cuda_python):
 
 
 def test_cuda_python_without_a_driver(own_cache, cuda_python):
-    def load(name):
-        raise cuda_python.pathfinder.DynamicLibNotFoundError(f"{name} not found\nsearched everywhere")
-
-    cuda_python.pathfinder.load_nvidia_dynamic_lib = load
+    cuda_python.libraries = ()
     row = finding("CUDA driver")
     assert (row.found, row.detail) == (False, "no CUDA driver on this machine")
     assert "install the NVIDIA driver" in row.remedy
-    assert finding("NVRTC").detail == "nvrtc not found", "details are one line"
+    assert finding("NVRTC").detail == '"nvrtc" is an NVIDIA library', "details are one line"
 
 
 def test_a_driver_without_a_gpu(own_cache, cuda_python):
-    cuda_python.core.system.get_num_devices = lambda: 0
+    cuda_python.capabilities = []
     assert finding("CUDA driver").found
     assert (finding("GPUs").found, finding("GPUs").detail) == (False, "0")
 
 
-def test_a_driver_that_does_not_start_is_a_finding(own_cache, cuda_python):
+def test_a_driver_that_does_not_start_is_a_finding(own_cache, cuda_python, monkeypatch):
     """A library of another version than the kernel's module loads, and fails at its first call."""
-
-    class CUDAError(Exception):
-        """cuda.core's, which is no RuntimeError."""
-
-    def get_num_devices():
-        raise CUDAError("CUDA_ERROR_SYSTEM_DRIVER_MISMATCH: versions differ")
-
-    cuda_python.core.system.get_num_devices = get_num_devices
+    monkeypatch.setattr(sys.modules["cuda.bindings.driver"], "cuInit", lambda _: (CUresult.CUDA_ERROR_NOT_INITIALIZED,))
     row = finding("GPUs")
     assert not row.found
-    assert "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH" in row.detail
+    assert "CUDA_ERROR_NOT_INITIALIZED" in row.detail
+    assert qp.devices() == [qp.Target.parse("cpu")]
 
 
 # ---- compiler

@@ -98,7 +98,7 @@ class TestSelect:
     def test_a_descriptor_names_its_op(self):
         assert plan_type(DESC) is ToyPlan
         assert plan_type(qp.DequantizeDescriptor(m=1, k=1)) is qp.DequantizePlan
-        with pytest.raises(qp.InvalidProblem, match="expected one of .*ToyDescriptor.*, got int"):
+        with pytest.raises(qp.InvalidProblem, match=r"expected one of .*ToyDescriptor.*, got int"):
             plan_type(3)
 
     def test_threads_may_select_and_run_at_once(self):

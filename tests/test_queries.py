@@ -1,7 +1,6 @@
 """What can be asked about plans and devices, as data."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 
@@ -10,6 +9,7 @@ from quantplan import queries
 from quantplan.devices import cuda
 from quantplan.ops import PLANS
 from quantplan.record import Record
+from tests import fake_cuda
 
 LINEAR = qp.SmoothQuantLinearDescriptor(m=16, n=4096, k=4096, output_element="f16")
 
@@ -17,13 +17,7 @@ LINEAR = qp.SmoothQuantLinearDescriptor(m=16, n=4096, k=4096, output_element="f1
 @pytest.fixture
 def two_gpus(monkeypatch):
     """Pretend to be a machine with an H100 and an L40."""
-    capabilities = [(9, 0), (8, 9)]
-
-    def device(index):
-        return SimpleNamespace(compute_capability=capabilities[index])
-
-    core = SimpleNamespace(system=SimpleNamespace(get_num_devices=lambda: len(capabilities)), Device=device)
-    monkeypatch.setattr(cuda, "driver", lambda: core)
+    fake_cuda.install(monkeypatch, fake_cuda.Machine([(9, 0), (8, 9)]))
 
 
 @pytest.fixture

@@ -194,6 +194,9 @@ class NoError(qp.ErrorBound):
 
     formula = "0"
 
+    def bound(self, desc, args):
+        raise NotImplementedError
+
 
 FLAGS = ("bit_stable_on_same_hardware", "deterministic", "bit_identical_to_reference", "batch_invariant")
 

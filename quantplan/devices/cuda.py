@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from quantplan.errors import DriverNotFound, InvalidProblem
+from quantplan.errors import DriverError, DriverNotFound, InvalidProblem
 
 
 def driver() -> Any:  # noqa: ANN401 - cuda.core has no stub that holds on every version
@@ -29,8 +29,27 @@ def driver() -> Any:  # noqa: ANN401 - cuda.core has no stub that holds on every
 
 
 def device_count() -> int:
-    """Return the number of GPUs that the driver shows."""
-    return int(driver().system.get_num_devices())
+    """Return the number of GPUs that CUDA shows this process.
+
+    Raises
+    ------
+    DriverNotFound
+        There is no driver.
+    DriverError
+        It does not start.
+    """
+    driver()
+    from cuda.bindings import driver as api  # noqa: PLC0415 - importing quantplan touches no CUDA
+
+    # Not cuda.core.system: NVML also counts GPUs that CUDA_VISIBLE_DEVICES hides, and may be missing where CUDA is not.
+    (status,), count = api.cuInit(0), 0
+    if status == api.CUresult.CUDA_SUCCESS:
+        status, count = api.cuDeviceGetCount()
+    if status == api.CUresult.CUDA_ERROR_NO_DEVICE:
+        return 0
+    if status != api.CUresult.CUDA_SUCCESS:
+        raise DriverError(op="cuda", code=int(status), name=status.name)
+    return int(count)
 
 
 def compute_capability(index: int) -> tuple[int, int]:

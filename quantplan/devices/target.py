@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import re
+from typing import Any
 
 import attrs
 
@@ -17,6 +18,7 @@ from quantplan.types import ArchSku
 _FLOORS = {ArchSku.SM80: (8, 0), ArchSku.SM86: (8, 6), ArchSku.SM89: (8, 9)}
 _EXACT = {ArchSku.SM90A: (9, 0), ArchSku.SM100A: (10, 0), ArchSku.SM120A: (12, 0)}
 _FIRST_WITH_SPECIFIC_CODE = (9, 0)
+_FORMS = "'cpu', 'cuda:0', 'sm_90a', 'emulated:sm_90a', or a stream"
 
 
 class TargetKind(enum.Enum):
@@ -47,6 +49,16 @@ class Target(Record):
     index: int = field(to_integer, 0)
     capability: tuple[int, int] | None = attrs.field(default=None, converter=to_tuple)
 
+    def __attrs_post_init__(self) -> None:
+        """Refuse fields that the kind does not have."""
+        capability: Any = self.capability  # not yet known to be a pair
+        if self.index < 0 or (self.index and self.kind is not TargetKind.CUDA):
+            raise InvalidProblem(op="Target", field="index", expected="a device index; 0 but for cuda", got=self.index)
+        pair = capability is not None and len(capability) == 2 and all(isinstance(n, int) for n in capability)  # noqa: PLR2004
+        if pair == (self.kind is TargetKind.CPU) or not (pair or capability is None):
+            expected = "(major, minor); None for cpu"
+            raise InvalidProblem(op="Target", field="capability", expected=expected, got=repr(capability))
+
     @classmethod
     def parse(cls, value: object) -> Target:
         """Read ``cpu``, ``cuda:0``, ``emulated:sm_90a``, ``sm_90a``, or take the device of a stream.
@@ -61,7 +73,13 @@ class Target(Record):
         if isinstance(value, Target):
             return value
         if not isinstance(value, str):
-            return cls._cuda(Stream.of(value).device)
+            try:
+                stream = Stream.of(value)
+            except InvalidProblem as error:
+                raise InvalidProblem(
+                    op="select", field="target", expected=_FORMS, got=repr(value), hint=error.hint
+                ) from None
+            return cls._cuda(stream.device)
         if value == "cpu":
             return cls(kind=TargetKind.CPU)
         if match := re.fullmatch(r"cuda(?::(\d+))?", value):
@@ -69,12 +87,7 @@ class Target(Record):
         if match := re.fullmatch(r"(emulated:)?sm_(\d{1,2})(\d)[af]?", value):
             kind = TargetKind.EMULATED if match[1] else TargetKind.ARCH
             return cls(kind=kind, capability=(int(match[2]), int(match[3])))
-        raise InvalidProblem(
-            op="select",
-            field="target",
-            expected="'cpu', 'cuda:0', 'sm_90a', 'emulated:sm_90a', or a stream",
-            got=repr(value),
-        )
+        raise InvalidProblem(op="select", field="target", expected=_FORMS, got=repr(value))
 
     @classmethod
     def _cuda(cls, index: int) -> Target:
@@ -103,7 +116,7 @@ class Target(Record):
         if floor is ArchSku.CPU or self.capability is None:
             if floor is ArchSku.CPU and self.kind is TargetKind.CPU:
                 return None
-            return f"{'runs on' if floor is ArchSku.CPU else 'needs'} {floor.value} only, and the target is {self}"
+            return f"{'runs on cpu only' if floor is ArchSku.CPU else f'needs {floor.value}'}, and the target is {self}"
         exact = _EXACT.get(floor)
         fits = self.capability == exact if exact else self.capability >= _FLOORS[floor]
         return None if fits else f"needs {floor.value}, and the target is {self.arch}"

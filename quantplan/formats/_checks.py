@@ -41,8 +41,6 @@ def tensor(op: str, field: str, value: object, dtypes: Sequence[np.dtype[Any]], 
         raise InvalidProblem(op=op, field=field, expected=names, got=value.dtype)
     if ndim is not None and value.ndim != ndim:
         raise InvalidProblem(op=op, field=field, expected=f"{ndim} axes", got=f"shape {value.shape}")
-    if any(size > MAX_DIMENSION for size in value.shape):
-        raise InvalidProblem(op=op, field=field, expected=f"sizes up to {MAX_DIMENSION}", got=f"shape {value.shape}")
     low, high = np.lib.array_utils.byte_bounds(value)
     if value.size and high - low < value.nbytes:
         claimed = f"{value.nbytes} bytes of elements in {high - low} bytes of memory"

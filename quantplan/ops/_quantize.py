@@ -49,6 +49,11 @@ def default_scale_element(real: ElementKind, quantized: ElementKind) -> ElementK
     return ElementKind.F64 if real is ElementKind.F64 else ElementKind.F32
 
 
+def default_scope(quantized: ElementKind, usual: Scope) -> Scope:
+    """NVFP4's blocks of 16 for FP4, which has no other."""
+    return NVFP4_SCOPE if quantized is ElementKind.FP4_E2M1 else usual
+
+
 def default_range(quantized: ElementKind, mode: QuantizeMode) -> tuple[int | None, int | None]:
     """Return (q_min, q_max): the whole format, but symmetric signed formats leave their smallest value out."""
     if not quantized.is_integer:

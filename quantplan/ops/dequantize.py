@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from quantplan.elements import ElementKind, to_element
-from quantplan.operands import Operand, tensor_field
+from quantplan.operands import Operand, Tensor, tensor_field
 from quantplan.ops import _quantize as family
 from quantplan.plan import Plan
 from quantplan.record import Record, dimension, field, to_integer, to_number
@@ -18,8 +18,6 @@ from quantplan.variant import Identity, ReferenceVariant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from quantplan.tensor import TensorView
 
 
 @attrs.frozen(kw_only=True, repr=False)
@@ -55,7 +53,7 @@ class DequantizeDescriptor(Record):
     k: int = dimension()
     input_element: ElementKind = field(to_element, ElementKind.S8)
     output_element: ElementKind = field(to_element, ElementKind.F32)
-    scope: Scope = field(Scope.parse, Scope.tensor())
+    scope: Scope = family.derived(Scope.parse, lambda self: family.default_scope(self.input_element, Scope.tensor()))
     mode: QuantizeMode = field(QuantizeMode, QuantizeMode.SYMMETRIC)
     scale_element: ElementKind = family.derived(
         to_element, lambda self: family.default_scale_element(self.output_element, self.input_element)
@@ -90,11 +88,11 @@ class DequantizeArgs:
         NVFP4's second level.
     """
 
-    q: TensorView = tensor_field()
-    output: TensorView = tensor_field()
-    scale: TensorView | None = tensor_field(optional=True)
-    zero_point: TensorView | None = tensor_field(optional=True)
-    global_scale: TensorView | None = tensor_field(optional=True)
+    q: Tensor = tensor_field()
+    output: Tensor = tensor_field()
+    scale: Tensor = tensor_field(optional=True)
+    zero_point: Tensor = tensor_field(optional=True)
+    global_scale: Tensor = tensor_field(optional=True)
 
 
 def _run(desc: DequantizeDescriptor, args: DequantizeArgs) -> None:

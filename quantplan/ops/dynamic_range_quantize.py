@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from quantplan.elements import ElementKind, to_element
-from quantplan.operands import Operand, tensor_field
+from quantplan.operands import Operand, Tensor, tensor_field
 from quantplan.ops import _quantize as family
 from quantplan.plan import Plan
 from quantplan.record import Record, dimension, field, to_flag
@@ -18,8 +18,6 @@ from quantplan.variant import Identity, ReferenceVariant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from quantplan.tensor import TensorView
 
 
 @attrs.frozen(kw_only=True, repr=False)
@@ -56,9 +54,7 @@ class DynamicRangeQuantizeDescriptor(Record):
     k: int = dimension()
     input_element: ElementKind = field(to_element, ElementKind.F32)
     output_element: ElementKind = field(to_element, ElementKind.S8)
-    scope: Scope = family.derived(
-        Scope.parse, lambda self: family.NVFP4_SCOPE if self.output_element is ElementKind.FP4_E2M1 else Scope.token()
-    )
+    scope: Scope = family.derived(Scope.parse, lambda self: family.default_scope(self.output_element, Scope.token()))
     mode: QuantizeMode = field(QuantizeMode, QuantizeMode.SYMMETRIC)
     scale_element: ElementKind = family.derived(
         to_element, lambda self: family.default_scale_element(self.input_element, self.output_element)
@@ -95,11 +91,11 @@ class DynamicRangeQuantizeArgs:
         Written: NVFP4's second level.
     """
 
-    x: TensorView = tensor_field()
-    q: TensorView = tensor_field()
-    scale: TensorView = tensor_field()
-    zero_point: TensorView | None = tensor_field(optional=True)
-    global_scale: TensorView | None = tensor_field(optional=True)
+    x: Tensor = tensor_field()
+    q: Tensor = tensor_field()
+    scale: Tensor = tensor_field()
+    zero_point: Tensor = tensor_field(optional=True)
+    global_scale: Tensor = tensor_field(optional=True)
 
 
 def _run(desc: DynamicRangeQuantizeDescriptor, args: DynamicRangeQuantizeArgs) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from quantplan.elements import ElementKind, to_element
 from quantplan.errors import InvalidProblem
-from quantplan.operands import Operand, tensor_field
+from quantplan.operands import Operand, Tensor, tensor_field
 from quantplan.plan import Plan
 from quantplan.record import Record, dimension, field, to_flag, to_number
 from quantplan.reference.fp8_gemm import BLOCK, MX_BLOCK, fp8_gemm
@@ -137,13 +137,13 @@ class Fp8GemmArgs:
         Scale of an FP8 output; absent when the descriptor has a host value.
     """
 
-    act_q: TensorView = tensor_field()
-    weight_q: TensorView = tensor_field()
-    output: TensorView = tensor_field()
-    act_scale: TensorView | None = tensor_field(optional=True)
-    weight_scale: TensorView | None = tensor_field(optional=True)
-    bias: TensorView | None = tensor_field(optional=True)
-    output_scale: TensorView | None = tensor_field(optional=True)
+    act_q: Tensor = tensor_field()
+    weight_q: Tensor = tensor_field()
+    output: Tensor = tensor_field()
+    act_scale: Tensor = tensor_field(optional=True)
+    weight_scale: Tensor = tensor_field(optional=True)
+    bias: Tensor = tensor_field(optional=True)
+    output_scale: Tensor = tensor_field(optional=True)
 
 
 def _static_scale(host: float | None, operand: TensorView | None) -> Any:  # noqa: ANN401 - float, array, or None

@@ -9,7 +9,7 @@ import attrs
 
 from quantplan.elements import ElementKind, to_element
 from quantplan.errors import InvalidProblem
-from quantplan.operands import Operand, tensor_field
+from quantplan.operands import Operand, Tensor, tensor_field
 from quantplan.plan import Plan
 from quantplan.record import Record, dimension, field, to_flag, to_integer
 from quantplan.reference.gemm_bounds import Int4GemmErrorBound
@@ -20,7 +20,6 @@ from quantplan.variant import Identity, ReferenceVariant
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from quantplan.tensor import TensorView
 
 ACT = (ElementKind.F16, ElementKind.BF16)
 OUTPUT = (ElementKind.F16, ElementKind.BF16, ElementKind.F32)
@@ -114,13 +113,13 @@ class Int4MarlinGemmArgs:
         Added to the result.
     """
 
-    act: TensorView = tensor_field()
-    weight_q: TensorView = tensor_field()
-    weight_scale: TensorView = tensor_field()
-    output: TensorView = tensor_field()
-    weight_zero_point: TensorView | None = tensor_field(optional=True)
-    perm: TensorView | None = tensor_field(optional=True)
-    bias: TensorView | None = tensor_field(optional=True)
+    act: Tensor = tensor_field()
+    weight_q: Tensor = tensor_field()
+    weight_scale: Tensor = tensor_field()
+    output: Tensor = tensor_field()
+    weight_zero_point: Tensor = tensor_field(optional=True)
+    perm: Tensor = tensor_field(optional=True)
+    bias: Tensor = tensor_field(optional=True)
 
 
 def _run(desc: Int4MarlinGemmDescriptor, args: Int4MarlinGemmArgs) -> None:

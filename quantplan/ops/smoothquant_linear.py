@@ -8,7 +8,7 @@ import attrs
 
 from quantplan.elements import ElementKind, to_element
 from quantplan.errors import InvalidProblem
-from quantplan.operands import Operand, tensor_field
+from quantplan.operands import Operand, Tensor, tensor_field
 from quantplan.ops import _linear as linear
 from quantplan.plan import Plan
 from quantplan.record import Record, dimension, field, to_flag, to_integer, to_number
@@ -18,8 +18,6 @@ from quantplan.variant import Identity, ReferenceVariant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from quantplan.tensor import TensorView
 
 
 @attrs.frozen(kw_only=True, repr=False)
@@ -102,13 +100,13 @@ class SmoothQuantLinearArgs:
         Scale of an s8 output; absent when the descriptor has a host value.
     """
 
-    act_q: TensorView = tensor_field()
-    weight_q: TensorView = tensor_field()
-    weight_scale: TensorView = tensor_field()
-    output: TensorView = tensor_field()
-    act_scale: TensorView | None = tensor_field(optional=True)
-    bias: TensorView | None = tensor_field(optional=True)
-    output_scale: TensorView | None = tensor_field(optional=True)
+    act_q: Tensor = tensor_field()
+    weight_q: Tensor = tensor_field()
+    weight_scale: Tensor = tensor_field()
+    output: Tensor = tensor_field()
+    act_scale: Tensor = tensor_field(optional=True)
+    bias: Tensor = tensor_field(optional=True)
+    output_scale: Tensor = tensor_field(optional=True)
 
 
 def _run(desc: SmoothQuantLinearDescriptor, args: SmoothQuantLinearArgs) -> None:

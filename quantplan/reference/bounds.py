@@ -1,18 +1,11 @@
-"""A-priori error bounds of the reference, and of every kernel that makes no more roundings than it.
+"""A-priori error bounds of the quantize family's and the W8A8 linears' reference.
 
-One rounding to nearest of a real v into a format with unit roundoff u and smallest subnormal 2η gives v·(1 + d) + e
-with |d| ≤ u and |e| ≤ η, and only one of d and e is not zero. n roundings in a row of products give a factor within
-1 ± γ(n), γ(n) = n·u / (1 − n·u) (Higham, Accuracy and Stability of Numerical Algorithms, lemma 3.1). A sum of two
-floats that underflows is exact, so additions have no e. Below, u and η are those of the arithmetic, f32 or f64; u_out
-and η_out those of an output that is narrower than it.
-
-The bounds are themselves computed in f64. `_SLACK` covers their own relative rounding errors, and η of f64 is taken
-several times too large to cover their underflows.
+The symbols are those of `quantplan.reference.error_model`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import numpy as np
@@ -20,46 +13,14 @@ import numpy as np
 from quantplan.elements import ElementKind, to_element
 from quantplan.reference.dequantize import dequantize
 from quantplan.reference.epilogue import OUTPUT_CODE_MAX, activation
+from quantplan.reference.error_model import FORMATS, SLACK, Format, after_activation, f64, finish
 from quantplan.reference.igemm import int_gemm
 from quantplan.reference.scales import widen_scale
 from quantplan.reference.segments import spread
-from quantplan.types import EpilogueKind, ErrorBound, Scope
+from quantplan.types import ErrorBound, Scope
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-_SLACK = 1 + 2.0**-20
-
-
-class _Format(NamedTuple):
-    """Unit roundoff, half of the smallest subnormal, and the magnitude from which values round to infinity."""
-
-    unit: float
-    tiny: float
-    overflow: float
-
-
-_FORMATS = {
-    ElementKind.F64: _Format(2.0**-53, 2.0**-1072, ElementKind.F64.largest),
-    ElementKind.F32: _Format(2.0**-24, 2.0**-150, 2.0**128 - 2.0**103),
-    ElementKind.F16: _Format(2.0**-11, 2.0**-25, 65520.0),
-    ElementKind.BF16: _Format(2.0**-8, 2.0**-134, 2.0**128 - 2.0**119),
-    # Quantized formats: the bound of an element that rounds to the largest finite value holds up to `overflow`.
-    ElementKind.FP8_E4M3: _Format(2.0**-4, 2.0**-10, 464.0),
-    ElementKind.FP8_E5M2: _Format(2.0**-3, 2.0**-17, 61440.0),
-    ElementKind.FP4_E2M1: _Format(2.0**-2, 2.0**-2, 7.0),
-}
-
-# Largest slopes: 1.12894 (GELU tanh at 1.418), 1.12891 (GELU erf at √2), 1.09984 (SiLU at 2.399).
-_LIPSCHITZ = {
-    EpilogueKind.IDENTITY: 1.0,
-    EpilogueKind.RELU: 1.0,
-    EpilogueKind.GELU_TANH: 1.13,
-    EpilogueKind.GELU_ERF: 1.13,
-    EpilogueKind.SILU: 1.1,
-}
-_F64_EVALUATION_ULPS = 8
-_F64_EVALUATION_UNDERFLOW = 2.0**-1060
 
 
 @attrs.frozen(kw_only=True, repr=False)
@@ -105,38 +66,29 @@ class LinearErrorBound(ErrorBound):
     def bound(self, desc: Any, args: Any) -> NDArray[np.float64]:  # noqa: ANN401 - two types
         """Return the bound of each output element; see the class."""
         wide = ElementKind.F64 if desc.output_element is ElementKind.F64 else ElementKind.F32
-        compute = _FORMATS[self.compute or wide]
+        compute = FORMATS[self.compute or wide]
         with np.errstate(all="ignore"):
             acc, fits = _exact_sums(desc, args)
             act, act_gap = _host_or_operand(desc, args, "act_scale", self.compute or wide)
             act = act.reshape(-1, 1)
-            scale = act * _f64(args.weight_scale).reshape(1, -1)
+            scale = act * f64(args.weight_scale).reshape(1, -1)
             product = acc * scale
-            x = product if args.bias is None else product + _f64(args.bias)
+            x = product if args.bias is None else product + f64(args.bias)
             relative = self.roundings * compute.unit
             error = (relative / (1 - relative) + act_gap) * np.abs(product) + (np.abs(acc) + 1) * compute.tiny
             if args.bias is not None:
                 error += compute.unit * (np.abs(x) + error)
-            sound = fits & (np.abs(scale) * _SLACK < compute.overflow)
-            sound &= (np.abs(product) + np.abs(x) + error) * _SLACK < compute.overflow
-            error = self._after_activation(desc.epilogue, x, error, compute)
+            sound = fits & (np.abs(scale) * SLACK < compute.overflow)
+            sound &= (np.abs(product) + np.abs(x) + error) * SLACK < compute.overflow
+            error = after_activation(desc.epilogue, x, error, compute, self.activation_ulps)
             size = np.abs(activation(x, desc.epilogue))
             if desc.output_element is ElementKind.S8:
                 return _in_codes(desc, args, size, error, compute)
-            output = _FORMATS[desc.output_element]
-            sound &= (size + error) * _SLACK < output.overflow
+            output = FORMATS[desc.output_element]
+            sound &= (size + error) * SLACK < output.overflow
             if output.unit > compute.unit:
                 error += output.unit * (size + error) + output.tiny
-            return _finish(error, sound)
-
-    def _after_activation(
-        self, epilogue: EpilogueKind, x: NDArray[np.float64], error: NDArray[np.float64], compute: _Format
-    ) -> NDArray[np.float64]:
-        if epilogue.exact:
-            return error
-        ulps = self.activation_ulps * compute.unit + _F64_EVALUATION_ULPS * _FORMATS[ElementKind.F64].unit
-        lost = compute.tiny + _F64_EVALUATION_UNDERFLOW
-        return _LIPSCHITZ[epilogue] * error + ulps * (np.abs(x) + error) + lost
+            return finish(error, sound)
 
 
 @attrs.frozen(kw_only=True, repr=False)
@@ -169,8 +121,8 @@ class QuantizeErrorBound(ErrorBound):
     def bound(self, desc: Any, args: Any) -> NDArray[np.float64]:  # noqa: ANN401 - two types
         """Return the bound of each element's reconstruction error; see the class."""
         kind = desc.output_element
-        compute = _FORMATS[ElementKind.F64 if desc.input_element is ElementKind.F64 else ElementKind.F32]
-        x = _f64(args.x)
+        compute = FORMATS[ElementKind.F64 if desc.input_element is ElementKind.F64 else ElementKind.F32]
+        x = f64(args.x)
         with np.errstate(all="ignore"):
             scale = _segment_scales(desc, args, desc.input_element)
             ratio = x / scale
@@ -182,17 +134,17 @@ class QuantizeErrorBound(ErrorBound):
                 step = np.maximum(0.5, np.maximum(position - desc.q_max, desc.q_min - position))
                 sound &= step <= 0.5 + 2.0**-10 + rounding
             else:
-                quantized = _FORMATS[kind]
+                quantized = FORMATS[kind]
                 step = np.maximum(quantized.unit / (1 + quantized.unit) * size, quantized.tiny)
                 if kind is ElementKind.FP4_E2M1:
                     step = np.maximum(step, size - kind.largest) + kind.largest * compute.unit
                 else:
-                    sound &= (size + rounding) * _SLACK < quantized.overflow
+                    sound &= (size + rounding) * SLACK < quantized.overflow
             error = np.abs(scale) * (step + rounding)
             if kind is ElementKind.FP4_E2M1:
-                lost = kind.largest * _FORMATS[ElementKind.F32].tiny
+                lost = kind.largest * FORMATS[ElementKind.F32].tiny
                 error = np.where(_zero_blocks(desc, args) | (scale == 0), np.abs(x), error) + lost
-            return _finish(error, sound)
+            return finish(error, sound)
 
 
 @attrs.frozen(kw_only=True, repr=False)
@@ -216,27 +168,18 @@ class DequantizeErrorBound(ErrorBound):
             ElementKind.F64,
             ElementKind.E8M0,
         )
-        compute, output = _FORMATS[ElementKind.F64 if wide else ElementKind.F32], _FORMATS[desc.output_element]
+        compute, output = FORMATS[ElementKind.F64 if wide else ElementKind.F32], FORMATS[desc.output_element]
         two_levels = desc.scale_element is ElementKind.FP8_E4M3
         with np.errstate(all="ignore"):
             scale = _segment_scales(desc, args, desc.output_element)
             exact = np.abs((_code_values(desc, args) - _segment_zero_points(desc, args)) * scale)
             relative = (2 if two_levels else 1) * compute.unit
             error = relative / (1 - relative) * exact + (7 if two_levels else 1) * compute.tiny
-            sound = (exact + error) * _SLACK < min(compute.overflow, output.overflow)
-            sound &= np.abs(scale) * _SLACK < compute.overflow
+            sound = (exact + error) * SLACK < min(compute.overflow, output.overflow)
+            sound &= np.abs(scale) * SLACK < compute.overflow
             if output.unit > compute.unit:
                 error += output.unit * (exact + error) + output.tiny
-            return _finish(error, sound)
-
-
-def _f64(operand: Any) -> NDArray[np.float64]:  # noqa: ANN401 - whatever NumPy can read
-    return np.asarray(operand).astype(np.float64)
-
-
-def _finish(error: NDArray[np.float64], sound: NDArray[np.bool]) -> NDArray[np.float64]:
-    """Inflate a bound for its own roundings; infinity where it does not apply."""
-    return np.where(sound & np.isfinite(error), error * _SLACK, np.inf)
+            return finish(error, sound)
 
 
 def _exact_sums(desc: Any, args: Any) -> tuple[NDArray[np.float64], NDArray[np.bool]]:  # noqa: ANN401 - two types
@@ -252,12 +195,14 @@ def _exact_sums(desc: Any, args: Any) -> tuple[NDArray[np.float64], NDArray[np.b
 
 
 def _host_or_operand(desc: Any, args: Any, name: str, element: ElementKind) -> tuple[NDArray[np.float64], float]:  # noqa: ANN401 - two types
-    """Return scales, and how far rounding the host value to its element moves it, relatively."""
+    """Return scales, and how far rounding the host value to its element moves a product or quotient, relatively."""
     host = getattr(desc, name, None)
     if host is None:
-        return _f64(getattr(args, name)), 0.0
+        return f64(getattr(args, name)), 0.0
     rounded = float(element.dtype.type(host))
-    return np.array([host], np.float64), abs(rounded / host - 1) if host else 0.0
+    if not host or not rounded:
+        return np.array([host], np.float64), abs(host - rounded) and 1.0
+    return np.array([host], np.float64), max(abs(rounded / host - 1), abs(host / rounded - 1))
 
 
 def _in_codes(
@@ -265,7 +210,7 @@ def _in_codes(
     args: Any,  # noqa: ANN401 - two types
     size: NDArray[np.float64],
     error: NDArray[np.float64],
-    compute: _Format,
+    compute: Format,
 ) -> NDArray[np.float64]:
     """Return the bound of s8 codes, given the size and the error of what they are codes of."""
     scale, gap = _host_or_operand(desc, args, "output_scale", ElementKind.F32)
@@ -274,7 +219,7 @@ def _in_codes(
     furthest = 2.0 * OUTPUT_CODE_MAX
     # Where an operand is not finite there is no real result; an overflow on the way can at worst give the other end.
     known = np.isfinite(scale) & ~np.isnan(size) & ~np.isnan(error)
-    return np.where(known, np.fmin(codes * _SLACK, furthest), np.inf)
+    return np.where(known, np.fmin(codes * SLACK, furthest), np.inf)
 
 
 def _segment_scales(desc: Any, args: Any, real: ElementKind) -> NDArray[np.float64]:  # noqa: ANN401 - three types
@@ -285,7 +230,7 @@ def _segment_scales(desc: Any, args: Any, real: ElementKind) -> NDArray[np.float
     wide = ElementKind.F64 in (real, element)
     overall = None if args.global_scale is None else np.asarray(args.global_scale)
     scales = widen_scale(given, element, np.float64 if wide else np.float32, overall)
-    return _f64(spread(scales, desc.scope, slice(0, desc.m), desc.k))
+    return f64(spread(scales, desc.scope, slice(0, desc.m), desc.k))
 
 
 def _segment_zero_points(desc: Any, args: Any) -> NDArray[np.float64]:  # noqa: ANN401 - three types
@@ -294,7 +239,7 @@ def _segment_zero_points(desc: Any, args: Any) -> NDArray[np.float64]:  # noqa: 
     if host is None and args.zero_point is None:
         return np.zeros((1, 1))
     given = np.array([host]) if host is not None else np.asarray(args.zero_point)
-    return _f64(spread(given, desc.scope, slice(0, desc.m), desc.k))
+    return f64(spread(given, desc.scope, slice(0, desc.m), desc.k))
 
 
 def _zero_blocks(desc: Any, args: Any) -> NDArray[np.bool]:  # noqa: ANN401 - two types

@@ -43,8 +43,8 @@ def power_of_two_scale(amax: NDArray[Any], limit: float) -> NDArray[Any]:
     """
     with np.errstate(all="ignore"):
         significand, exponent = np.frexp(amax)
-    limit_significand, limit_exponent = np.frexp(limit)
-    exponent = exponent - limit_exponent + (significand > limit_significand)
+        limit_significand, limit_exponent = np.frexp(limit)
+        exponent = exponent - limit_exponent + (significand > limit_significand)
     codes = (np.clip(exponent, -_E8M0_BIAS, _E8M0_BIAS) + _E8M0_BIAS).astype(np.uint8)
     codes[amax == 0] = 0
     codes[~np.isfinite(amax)] = CANONICAL_NAN[ElementKind.E8M0]

@@ -204,7 +204,7 @@ REFUSED = [
     ({"scale_element": "e8m0"}, "scale_element", "f32 or f64 for s8", "e8m0"),
     ({"scale_element": "bf16"}, "scale_element", "f32 or f64 for s8", "bf16"),
     ({"input_element": "fp8_e4m3", "scale_element": "fp8_e4m3"}, "scale_element", "f32 or f64 or e8m0", "fp8_e4m3"),
-    ({"input_element": "fp4_e2m1"}, "scope", "group:16:1 (NVFP4)", "tensor"),
+    ({"input_element": "fp4_e2m1", "scope": "tensor"}, "scope", "group:16:1 (NVFP4)", "tensor"),
     ({"input_element": "fp4_e2m1", "scope": "group:16", "scale_element": "f32"}, "scale_element", "fp8_e4m3", "f32"),
     ({"input_element": "fp8_e5m2", "mode": "asymmetric"}, "mode", "symmetric for fp8_e5m2", "asymmetric"),
     ({"scope": "token", "scale": 1.0}, "scale", "None unless the scope is tensor", "1.0"),

@@ -224,7 +224,7 @@ REFUSED = [
     ({"scale_element": "f64"}, "scale_element", "f32 for s8", "f64"),
     ({"input_element": "f64", "scale_element": "f32"}, "scale_element", "f64 for s8", "f32"),
     ({"output_element": "fp8_e4m3", "scale_element": "fp8_e4m3"}, "scale_element", "f32 or e8m0", "fp8_e4m3"),
-    ({"output_element": "fp4_e2m1"}, "scope", "group:16:1 (NVFP4)", "tensor"),
+    ({"output_element": "fp4_e2m1", "scope": "tensor"}, "scope", "group:16:1 (NVFP4)", "tensor"),
     ({"output_element": "fp4_e2m1", "scope": "group:32"}, "scope", "group:16:1 (NVFP4)", "group:32:1"),
     ({"output_element": "fp4_e2m1", "scope": "group:16:0"}, "scope", "group:16:1 (NVFP4)", "group:16:0"),
     (
@@ -325,7 +325,7 @@ def test_a_value_that_is_none_of_its_field_is_refused_under_the_fields_name(fiel
         (describe(scale=1.0), {"zero_point": np.ones(1, np.int32)}, "zero_point", "no operand"),
         (describe(scale=1.0), {"global_scale": np.ones(1, F32)}, "global_scale", "no operand"),
         (describe(mode="asymmetric", scale=1.0), {"zero_point": None}, "zero_point", "shape (1,)"),
-        (describe(mode="asymmetric", scale=1.0), {"zero_point": np.ones(1, np.int64)}, None, "int64"),
+        (describe(mode="asymmetric", scale=1.0), {"zero_point": np.ones(1, np.int64)}, "zero_point", "int64"),
         (describe(mode="asymmetric", scale=1.0), {"zero_point": np.ones(1, np.int8)}, "zero_point", "element s32"),
         (describe(output_element="fp4_e2m1", scope="group:16"), {"global_scale": None}, "global_scale", "(1,)"),
         (describe(), {"scale": np.ones((), F32)}, "scale", "(scales=1,)"),

@@ -349,6 +349,7 @@ def test_the_quantize_bound_of_nvfp4_covers_clipping(dtype):
     assert any(clipped)
     desc, args = problems[-1]
     assert args.scale.astype(np.float64).tolist() == [[448, 2.0**-9, 2.0**-9, 0]]
+    assert np.isfinite(QuantizeErrorBound().bound(desc, args)).all()
 
 
 def test_an_asymmetric_range_that_exceeds_its_codes_by_half_and_a_little_has_a_bound():
