@@ -27,6 +27,8 @@ from quantplan.ops.dynamic_range_quantize import (
     DynamicRangeQuantizeDescriptor,
     DynamicRangeQuantizePlan,
 )
+from quantplan.ops.fp8_gemm import Fp8GemmArgs, Fp8GemmDescriptor, Fp8GemmPlan
+from quantplan.ops.int4_marlin_gemm import Int4MarlinGemmArgs, Int4MarlinGemmDescriptor, Int4MarlinGemmPlan
 from quantplan.ops.quantize import QuantizeArgs, QuantizeDescriptor, QuantizePlan
 from quantplan.ops.quantized_linear import QuantizedLinearArgs, QuantizedLinearDescriptor, QuantizedLinearPlan
 from quantplan.ops.smoothquant_linear import SmoothQuantLinearArgs, SmoothQuantLinearDescriptor, SmoothQuantLinearPlan
@@ -40,6 +42,7 @@ from quantplan.types import (
     BackendKind,
     EpilogueKind,
     ErrorBound,
+    Fp8Scaling,
     KernelSku,
     LayoutSku,
     MathPrecision,
@@ -95,6 +98,13 @@ __all__ = [
     "ElementKind",
     "EpilogueKind",
     "ErrorBound",
+    "Fp8GemmArgs",
+    "Fp8GemmDescriptor",
+    "Fp8GemmPlan",
+    "Fp8Scaling",
+    "Int4MarlinGemmArgs",
+    "Int4MarlinGemmDescriptor",
+    "Int4MarlinGemmPlan",
     "InvalidProblem",
     "KernelBuildError",
     "KernelSku",

@@ -58,11 +58,10 @@ def _byte_order() -> NDArray[np.intp]:
 _TO_TILE = _byte_order()
 _FROM_TILE = np.argsort(_TO_TILE)
 
-_T = np.arange(TILE_N)
-_GROUPED = 8 * (_T % 8) + _T // 8
-_T = np.arange(SINGLE_N)
-_SINGLE = 2 * (_T // 8) + _T % 2 + 8 * (_T % 8 // 2)
-del _T
+_COLUMN = np.arange(TILE_N)
+_GROUPED = 8 * (_COLUMN % 8) + _COLUMN // 8
+_SINGLE = (2 * (_COLUMN // 8) + _COLUMN % 2 + 8 * (_COLUMN % 8 // 2))[:SINGLE_N]
+"""Scales: stored column t of a block is original column ``order[t]``, for several groups and for one."""
 
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from quantplan.ops.dequantize import DequantizePlan
 from quantplan.ops.dynamic_range_quantize import DynamicRangeQuantizePlan
+from quantplan.ops.fp8_gemm import Fp8GemmPlan
+from quantplan.ops.int4_marlin_gemm import Int4MarlinGemmPlan
 from quantplan.ops.quantize import QuantizePlan
 from quantplan.ops.quantized_linear import QuantizedLinearPlan
 from quantplan.ops.smoothquant_linear import SmoothQuantLinearPlan
@@ -21,6 +23,8 @@ PLANS: dict[str, type[Plan[Any, Any]]] = {
         DynamicRangeQuantizePlan,
         SmoothQuantLinearPlan,
         QuantizedLinearPlan,
+        Int4MarlinGemmPlan,
+        Fp8GemmPlan,
     )
 }
 """Every op by name."""
