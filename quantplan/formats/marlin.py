@@ -70,11 +70,11 @@ class MarlinWeight:
 
     Parameters
     ----------
-    packed : ndarray of int32, shape (K / 16, 2 N)
+    weight_q : ndarray of int32, shape (K / 16, 2 N)
         Words of `pack_weight`, rows sorted by group.
-    scales : ndarray of float16, bfloat16 or float32, shape (groups, N)
+    weight_scale : ndarray of float16, bfloat16 or float32, shape (groups, N)
         In the order of `pack_scales`.
-    zeros : ndarray of int32, shape (groups, N / 8), optional
+    weight_zero_point : ndarray of int32, shape (groups, N / 8), optional
         Words of `pack_zeros`. None: symmetric, 8 everywhere.
     perm : ndarray of int32, shape (k,), optional
         Act-order: row i of the sorted weight belongs to column ``perm[i]`` of the activation, so a kernel gathers
@@ -85,9 +85,9 @@ class MarlinWeight:
         Logical size; K and N are the padded one.
     """
 
-    packed: NDArray[np.int32]
-    scales: NDArray[Any]
-    zeros: NDArray[np.int32] | None = None
+    weight_q: NDArray[np.int32]
+    weight_scale: NDArray[Any]
+    weight_zero_point: NDArray[np.int32] | None = None
     perm: NDArray[np.int32] | None = None
     group_size: int = field(to_integer)
     k: int = field(to_integer)
@@ -95,7 +95,7 @@ class MarlinWeight:
 
     def __repr__(self) -> str:
         """Show what kind of weight it is, not its numbers."""
-        kind = "symmetric" if self.zeros is None else "asymmetric"
+        kind = "symmetric" if self.weight_zero_point is None else "asymmetric"
         order = ", act-order" if self.perm is not None else ""
         return f"MarlinWeight(k={self.k}, n={self.n}, group_size={self.group_size}, {kind}{order})"
 
@@ -124,9 +124,9 @@ def to_marlin(weight: Int4Weight) -> MarlinWeight:
     if perm is not None and perm[: weight.k].max() >= weight.k:
         raise InvalidProblem("padded rows must be in the last groups", op=op, field="g_idx")
     return MarlinWeight(
-        packed=pack_weight(weight.q if perm is None else weight.q[perm]),
-        scales=pack_scales(weight.scales, weight.group_size),
-        zeros=None if weight.zeros is None else pack_zeros(weight.zeros),
+        weight_q=pack_weight(weight.q if perm is None else weight.q[perm]),
+        weight_scale=pack_scales(weight.scales, weight.group_size),
+        weight_zero_point=None if weight.zeros is None else pack_zeros(weight.zeros),
         perm=None if perm is None else perm[: weight.k],
         group_size=weight.group_size,
         k=weight.k,
@@ -143,11 +143,11 @@ def from_marlin(weight: MarlinWeight) -> Int4Weight:
         Tensors that do not fit each other, or a perm that is no permutation.
     """
     op = "from_marlin"
-    q = unpack_weight(weight.packed)
+    q = unpack_weight(weight.weight_q)
     rows = q.shape[0]
     _checks.groups(op, rows, weight.group_size)
     if not 1 <= weight.k <= rows:
-        raise InvalidProblem(op=op, field="k", expected=f"from 1 to {rows}, the rows of packed", got=weight.k)
+        raise InvalidProblem(op=op, field="k", expected=f"from 1 to {rows}, the rows of weight_q", got=weight.k)
     g_idx = None
     if weight.perm is not None:
         perm = _checks.group_index(op, "perm", weight.perm, weight.k, weight.k)
@@ -159,8 +159,8 @@ def from_marlin(weight: MarlinWeight) -> Int4Weight:
         g_idx[perm] = groups_in_order(rows, weight.group_size)
     return Int4Weight(
         q=q,
-        scales=unpack_scales(weight.scales, weight.group_size),
-        zeros=None if weight.zeros is None else unpack_zeros(weight.zeros),
+        scales=unpack_scales(weight.weight_scale, weight.group_size),
+        zeros=None if weight.weight_zero_point is None else unpack_zeros(weight.weight_zero_point),
         g_idx=g_idx,
         group_size=weight.group_size,
         k=weight.k,

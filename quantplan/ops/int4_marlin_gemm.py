@@ -88,7 +88,8 @@ class Int4MarlinGemmDescriptor(Record):
     @property
     def groups(self) -> int:
         """Rows of the scales."""
-        return 1 if self.group_size < 0 else -(-self.padded[0] // self.group_size)
+        single = self.group_size < 0 or self.k <= self.group_size  # padding keeps one group one group
+        return 1 if single else -(-self.padded[0] // self.group_size)
 
 
 @attrs.frozen(kw_only=True)

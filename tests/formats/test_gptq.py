@@ -83,9 +83,9 @@ def test_a_real_layer_through_marlin():
     weight = random_weight(np.random.default_rng(8), 4096, 1024, 128, symmetric=False, act_order=True)
     tensors = gptq.to_gptq(weight, version=1)
     packed = marlin.to_marlin(gptq.from_gptq(**tensors, version=1, group_size=128))
-    q = marlin.unpack_weight(packed.packed)
-    scales = marlin.unpack_scales(packed.scales, 128).astype(np.float64)
-    zeros = marlin.unpack_zeros(packed.zeros)
+    q = marlin.unpack_weight(packed.weight_q)
+    scales = marlin.unpack_scales(packed.weight_scale, 128).astype(np.float64)
+    zeros = marlin.unpack_zeros(packed.weight_zero_point)
     group = np.arange(4096) // 128
     np.testing.assert_array_equal((q.astype(np.float64) - zeros[group]) * scales[group], real(weight)[packed.perm])
     for k, n in picks(4096, 1024):

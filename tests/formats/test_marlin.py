@@ -163,7 +163,7 @@ def test_act_order_by_hand():
     weight = Int4Weight(q=q, scales=np.ones((2, 64), np.float16), g_idx=g_idx, group_size=16)
     packed = marlin.to_marlin(weight)
     assert packed.perm.tolist() == [*range(1, 32, 2), *range(0, 32, 2)]
-    assert marlin.unpack_weight(packed.packed)[:, 0].tolist() == [1, 3, 5, 7, 9, 11, 13, 15] * 2 + [
+    assert marlin.unpack_weight(packed.weight_q)[:, 0].tolist() == [1, 3, 5, 7, 9, 11, 13, 15] * 2 + [
         0, 2, 4, 6, 8, 10, 12, 14,
     ] * 2  # fmt: skip
 
@@ -176,10 +176,10 @@ def test_rows_that_are_sorted_need_no_perm():
 
 def test_a_symmetric_weight_carries_no_zero_points():
     rng = np.random.default_rng(0)
-    assert marlin.to_marlin(random_weight(rng, 32, 64, 16)).zeros is None
+    assert marlin.to_marlin(random_weight(rng, 32, 64, 16)).weight_zero_point is None
     asymmetric = random_weight(rng, 32, 64, 16, symmetric=False)
     packed = marlin.to_marlin(asymmetric)
-    np.testing.assert_array_equal(marlin.unpack_zeros(packed.zeros), asymmetric.zeros)
+    np.testing.assert_array_equal(marlin.unpack_zeros(packed.weight_zero_point), asymmetric.zeros)
 
 
 @pytest.mark.parametrize(
@@ -306,10 +306,10 @@ def test_padded_rows_must_come_last():
         ({"n": 65}, "n"),
         ({"group_size": 0}, "group_size"),
         ({"group_size": 8}, "scales"),
-        ({"scales": np.full((2, 64), np.nan, np.float16)}, "scales"),
-        ({"zeros": np.zeros((1, 8), np.int32)}, "zeros"),
-        ({"packed": np.zeros((2, 256), np.int32)}, "scales"),
-        ({"packed": None}, "packed"),
+        ({"weight_scale": np.full((2, 64), np.nan, np.float16)}, "scales"),
+        ({"weight_zero_point": np.zeros((1, 8), np.int32)}, "zeros"),
+        ({"weight_q": np.zeros((2, 256), np.int32)}, "scales"),
+        ({"weight_q": None}, "packed"),
     ],
 )
 def test_a_marlin_weight_that_contradicts_itself_is_refused(changes, field):

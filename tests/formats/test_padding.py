@@ -33,10 +33,10 @@ def test_a_padded_weight_goes_through_marlin(weight):
     if packed.perm is not None:
         assert sorted(packed.perm.tolist()) == list(range(packed.k))
     perm = np.arange(packed.k) if packed.perm is None else packed.perm
-    sizes = (packed.scales, packed.group_size)
+    sizes = (packed.weight_scale, packed.group_size)
     group = np.arange(packed.k) // (packed.k if packed.group_size == -1 else packed.group_size)
-    zeros = np.full(packed.scales.shape, 8) if packed.zeros is None else marlin.unpack_zeros(packed.zeros)
-    q = marlin.unpack_weight(packed.packed)[: packed.k].astype(np.float64)
+    zeros = np.full(packed.weight_scale.shape, 8) if packed.weight_zero_point is None else marlin.unpack_zeros(packed.weight_zero_point)
+    q = marlin.unpack_weight(packed.weight_q)[: packed.k].astype(np.float64)
     sorted_rows = (q - zeros[group]) * marlin.unpack_scales(*sizes).astype(np.float64)[group]
     np.testing.assert_array_equal(sorted_rows[:, : packed.n], real(weight)[perm])
     back = remove_padding(marlin.from_marlin(packed))
