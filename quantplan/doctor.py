@@ -1,20 +1,23 @@
-"""What this machine has of what quantplan can use, each with a remedy where it is missing."""
+"""What this machine has of what quantplan can use, each with a remedy where it is missing.
+
+Its imports are within its functions: together they would double what importing quantplan costs.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import platform
-import shlex
-import shutil
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import attrs
 
 from quantplan.devices import cuda
 from quantplan.errors import DriverError, DriverNotFound
 from quantplan.record import Record
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _CORE = ("numpy", "ml_dtypes", "attrs")
 _CUDA = (("cupy-cuda13x", "cupy-cuda12x"), ("cuda-core",), ("cuda-bindings",))
@@ -55,6 +58,8 @@ def doctor() -> list[Finding]:
 
 def cache_root() -> Path:
     """Return the folder for compiled kernels: ``QUANTPLAN_CACHE_DIR``, or the platform's folder for caches."""
+    from pathlib import Path  # noqa: PLC0415 - see above
+
     if chosen := os.environ.get("QUANTPLAN_CACHE_DIR"):
         return Path(chosen)
     if sys.platform == "win32":
@@ -68,11 +73,15 @@ def cache_root() -> Path:
 
 def _absolute(variable: str) -> Path | None:
     """Return the folder that an environment variable names; a relative one would follow the working directory."""
+    from pathlib import Path  # noqa: PLC0415 - see above
+
     folder = Path(os.environ.get(variable, ""))
     return folder if folder.is_absolute() else None
 
 
 def _versions() -> list[Finding]:
+    import platform  # noqa: PLC0415 - see above
+
     import quantplan  # noqa: PLC0415 - which imports this module
 
     rows = [
@@ -85,7 +94,7 @@ def _versions() -> list[Finding]:
 
 def _package(names: tuple[str, ...], *, remedy: str, needed_for: str) -> Finding:
     """Look for the first of some packages that is installed."""
-    from importlib import metadata  # noqa: PLC0415 - a fifth of what importing quantplan would cost
+    from importlib import metadata  # noqa: PLC0415 - see above
 
     for name in names:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -130,6 +139,9 @@ def _nvrtc() -> Finding:
 
 
 def _compiler() -> Finding:
+    import shlex  # noqa: PLC0415 - see above
+    import shutil  # noqa: PLC0415
+
     chosen = shlex.split(os.environ.get("CXX", ""))[:1]  # it may carry options
     names = chosen or list(_COMPILERS)
     found = next((path for path in map(shutil.which, names) if path), None)

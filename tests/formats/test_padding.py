@@ -35,7 +35,11 @@ def test_a_padded_weight_goes_through_marlin(weight):
     perm = np.arange(packed.k) if packed.perm is None else packed.perm
     sizes = (packed.weight_scale, packed.group_size)
     group = np.arange(packed.k) // (packed.k if packed.group_size == -1 else packed.group_size)
-    zeros = np.full(packed.weight_scale.shape, 8) if packed.weight_zero_point is None else marlin.unpack_zeros(packed.weight_zero_point)
+    zeros = (
+        np.full(packed.weight_scale.shape, 8)
+        if packed.weight_zero_point is None
+        else marlin.unpack_zeros(packed.weight_zero_point)
+    )
     q = marlin.unpack_weight(packed.weight_q)[: packed.k].astype(np.float64)
     sorted_rows = (q - zeros[group]) * marlin.unpack_scales(*sizes).astype(np.float64)[group]
     np.testing.assert_array_equal(sorted_rows[:, : packed.n], real(weight)[perm])
