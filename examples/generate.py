@@ -1,7 +1,7 @@
 """A language model whose linear layers run on quantplan: ``python examples/generate.py --prompt "What is …?"``.
 
 SmolLM2-135M-Instruct answers a question under one recipe, or (``--evaluate``) all recipes are measured and compared.
-The modules of ``smollm2/`` tell how, in this order: weights, tokenizer, model, calibrate, linear, build.
+The modules of ``smollm2/`` tell how, in this order: weights, tokenizer, model, calibrate, linear, w4a16, fp8, build.
 """
 
 import argparse
@@ -18,8 +18,9 @@ try:
     from smollm2.build import build
     from smollm2.calibrate import Ranges, calibrate
     from smollm2.evaluate import Score, decode, read
-    from smollm2.linear import RECIPES, Fp32, Recipe, Runtime
+    from smollm2.linear import Fp32, Recipe, Runtime
     from smollm2.model import greedy
+    from smollm2.recipes import RECIPES
     from smollm2.report import draw, plans_table, scores_table, write_json
     from smollm2.text import Tokens, calibration_text, held_out_text, windows
     from smollm2.tokenizer import ChatTokenizer
@@ -60,13 +61,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def answer(options: argparse.Namespace, runtime: Runtime, tokenizer: ChatTokenizer, weights: Weights) -> None:
     """Build the model under one recipe, print what was selected, and stream the answer."""
     recipe = RECIPES[options.recipe]
+    prompt = tokenizer.chat(options.prompt)
+    if len(prompt) + options.max_tokens > weights.config.context:
+        needed = f"{len(prompt)} of the prompt and {options.max_tokens} of the answer"
+        raise DemoError(f"expected at most {weights.config.context} tokens, got {needed}")
     with Progress(console=err, transient=True) as progress:
         calibration = calibrated(recipe, runtime, tokenizer, weights, progress)
         started = time.perf_counter()
         built = build(recipe, weights, runtime, calibration)
     out.print(plans_table(built))
     out.print(f"[dim]selected and bound in {time.perf_counter() - started:.1f} s[/]\n")
-    prompt = tokenizer.chat(options.prompt)
     started = time.perf_counter()
     ids = takewhile(lambda token: token != tokenizer.eos, greedy(built.model, prompt, options.max_tokens))
     for piece in tokenizer.stream(ids):
@@ -117,7 +121,7 @@ def evaluate(options: argparse.Namespace, runtime: Runtime, tokenizer: ChatToken
                     answer=tokenizer.decode(list(takewhile(lambda token: token != tokenizer.eos, ids))),
                 )
             )
-    out.print(scores_table(scores))
+    out.print(scores_table(scores, options.target))
     out.print(options.prompt, markup=False, highlight=False)
     for score in scores:
         out.print(f"  {score.recipe:<{max(map(len, RECIPES))}}  {score.answer}", markup=False, highlight=False)
@@ -134,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tokenizer = ChatTokenizer(checkpoint)
         weights = checkpoint.weights(checkpoint.config.layers if options.layers is None else options.layers)
         (evaluate if options.evaluate else answer)(options, runtime, tokenizer, weights)
-    except (DemoError, qp.QuantPlanError) as error:
+    except (DemoError, OSError, qp.QuantPlanError) as error:
         err.print(f"generate.py: {str(error).splitlines()[0]}", markup=False, highlight=False, soft_wrap=True)
         return 2
     return 0

@@ -22,7 +22,6 @@ FORBIDDEN = [
     (r"(?i)\bissues? #?\d", "a work item"),
     (r"(?i)\bmilestones?\b", "the making of the project"),
     (r"(?i)\bTODO\b|\bFIXME\b|\bXXX\b", "an unfinished place"),
-    (r"\bas an AI\b", "the making of the project"),
 ]
 
 

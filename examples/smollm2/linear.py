@@ -2,7 +2,7 @@
 
 A recipe knows plans, not arithmetic. At load it describes its operations, takes a family of plans for each description,
 which covers every number of rows up to MAX_ROWS, and binds the weights. At each step it hands over the activations. A
-new recipe is one more class here, listed in RECIPES.
+new recipe is one more class, listed in recipes.py: w4a16.py and fp8.py hold such.
 """
 
 from abc import ABC, abstractmethod
@@ -32,10 +32,13 @@ Scales = Mapping[str, float]
 # The numbers of rows for which a kernel is chosen: one for decoding, the others for prompts of up to that length.
 BUCKETS = (1, 8, 64, MAX_ROWS)
 
-# How much of the activations' difficulty SmoothQuant moves into the weights. At the first token of a chat some channels
-# of down's input are a hundred times larger than the rest: on the calibration text the usual 0.5 costs this model a quarter
-# in perplexity, and 0.75 a fiftieth.
+# How much of the activations' difficulty SmoothQuant moves into the weights. At the first token of a chat, channels of
+# down's input are in some layers a hundred times larger than the rest: on the calibration text the usual 0.5 costs this
+# model a quarter in perplexity, 0.75 a twentieth.
 ALPHA = 0.75
+
+# Down is smoothed in layers where the largest channel of its input exceeds the median one this many times.
+OUTLIER = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,11 +173,15 @@ class W8A8SmoothQuant(Recipe):
     def prepare(cls, weights: LayerWeights, ranges: Ranges) -> tuple[LayerWeights, Scales]:
         """Even out channels: what a site's matrices are multiplied by, the layer before it is divided by.
 
-        The input of down is silu(gate)·up, linear in up, so that up takes its factors. The input of o is left as it is.
+        The input of down is silu(gate)·up, linear in up, so that up takes its factors. Down is smoothed only where
+        outliers ask for it: there every channel is stretched to its own maximum, and one that was quiet in calibration
+        but is loud in an answer saturates. The input of o is left as it is.
         """
         attn = smoothing_factors(ranges["attn_in"].amax, [weights.q, weights.k, weights.v], ALPHA)
         ffn = smoothing_factors(ranges["ffn_in"].amax, [weights.gate, weights.up], ALPHA)
-        down = smoothing_factors(ranges["ffn_out"].amax, [weights.down], ALPHA)
+        loudest = ranges["ffn_out"].amax
+        uneven = np.max(loudest) > OUTLIER * np.median(loudest)
+        down = smoothing_factors(loudest, [weights.down], ALPHA) if uneven else np.ones_like(loudest)
         up, _ = fold_into_linear(smooth_weight(weights.up, ffn), None, down)
         smoothed = replace(
             weights,
@@ -209,6 +216,3 @@ class W8A8SmoothQuant(Recipe):
         for product, output in zip(self.products, outputs, strict=True):
             product.run(stream, workspace, act_q=act_q, output=output)
         return outputs
-
-
-RECIPES: dict[str, type[Recipe]] = {recipe.name: recipe for recipe in (Fp32, W8A8SmoothQuant, W8A8Dynamic)}

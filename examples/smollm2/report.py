@@ -67,9 +67,9 @@ def ranges(indices: Sequence[int]) -> str:
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
 
 
-def scores_table(scores: Sequence[Score]) -> Table:
+def scores_table(scores: Sequence[Score], target: str) -> Table:
     """Return one row per recipe."""
-    table = Table(title="Recipes on held-out text", box=SIMPLE_HEAD)
+    table = Table(title=f"Recipes on held-out text, plans on {target}", box=SIMPLE_HEAD)
     table.add_column("recipe", no_wrap=True)
     for heading in ("perplexity", "top-1 as fp32", "weights", "tokens/s", "of a prompt"):
         table.add_column(heading, justify="right")

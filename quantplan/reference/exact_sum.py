@@ -6,17 +6,20 @@ two. Where the activations' range is wider, they are cut into bands of exponents
 bands are then added elementwise, the smallest first: a fixed order, in which a row's bits cannot depend on other rows.
 
      exponents of a   ──────────────────────────────────►
-                      │  band 0   │  band 1  │  band 2 │ ±∞, NaN │      a = a₀ + a₁ + a₂ + …, each 0 outside its band
+                      │  band 0   │  band 1  │  band 2 │          a = a₀ + a₁ + a₂, each 0 outside its band
+
+Infinities and NaN are in no band. A result that they reach is infinite or NaN in whatever order it is formed.
 """
 
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from quantplan.elements import ElementKind
+from quantplan.reference.rounding import fp8_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +28,9 @@ if TYPE_CHECKING:
 
 _DOUBLE_BITS = 53
 _SHORT = 128
-"""Longest sum that is made of bands. Longer ones are cut, and the parts added in order."""
+"""Longest part of a sum that is cut into bands: a longer one would need more of them."""
+_LONG = 256
+"""Longest part of a sum that is not: what is widened to float64 at a time stays small beside the operands."""
 
 
 class Range(NamedTuple):
@@ -47,40 +52,55 @@ RANGES = {
 }
 
 
-def exact_sum(a: NDArray[np.float64], w: NDArray[np.float64], a_range: Range, w_bits: int) -> NDArray[np.float64]:
-    """Return ``a · wᵀ``; equal to the real sum where one band and one part hold it, else rounded in a fixed order.
+def exact_sum(a: NDArray[Any], w: NDArray[Any], w_bits: int) -> NDArray[np.float64]:
+    """Return ``a · wᵀ``, added up exactly as far as a float64 holds it, else rounded in a fixed order.
+
+    K is cut into parts, and where a part needs them, into bands. What one element's part or band adds up to is exact.
+    These sums are added part by part, each rounded to float64: a step that is exact too wherever b + w + log₂ K ≤ 53.
 
     Parameters
     ----------
-    a : ndarray of float64, shape (M, K)
-        Values of a format of range ``a_range``.
-    w : ndarray of float64, shape (N, K)
-        Values that are integers of at most ``w_bits`` bits, times one power of two.
-    a_range : Range
+    a : ndarray of float16, bfloat16 or FP8, shape (M, K)
+    w : ndarray of FP8 or integers, shape (N, K)
     w_bits : int
+        Bits of the largest magnitude in w, in units of its smallest one.
     """
-    longest = max(1 << max(0, _DOUBLE_BITS - a_range.bits - w_bits), _SHORT)
+    a_range = RANGES[ElementKind.of(a.dtype)]
+    spare = _DOUBLE_BITS - w_bits
+    longest = min(max(1 << max(0, spare - a_range.bits), _SHORT), _LONG)
+    K = a.shape[1]
     total = np.zeros((len(a), len(w)))
     with np.errstate(all="ignore"):  # infinities times zero are NaN, as they should be
-        for start in range(0, a.shape[1], longest):
-            part = slice(start, start + longest)
-            depth = min(longest, a.shape[1] - start)
-            for band in _bands(a[:, part], a_range, w_bits, depth):
-                total += band @ w[:, part].T
+        for start in range(0, K, longest):
+            part = slice(start, min(start + longest, K))
+            limits = _band_limits(a_range, spare - (part.stop - start - 1).bit_length())
+            for product in _products(_widened(a[:, part]), _widened(w[:, part]), limits):
+                total += product
     return total
 
 
-def _bands(a: NDArray[np.float64], a_range: Range, w_bits: int, depth: int) -> Iterator[NDArray[np.float64]]:
-    """Yield parts of a whose products are exact, smallest exponents first; only those that some element is in."""
-    limits = _band_limits(a_range, _DOUBLE_BITS - w_bits - (depth - 1).bit_length())
-    if len(limits) == 1 and np.isfinite(a).all():
-        yield a
+def _widened(x: NDArray[Any]) -> NDArray[np.float64]:
+    kind = ElementKind.of(x.dtype)
+    return (fp8_values(x, kind) if kind.is_fp8 else x).astype(np.float64)
+
+
+def _products(
+    a: NDArray[np.float64], w: NDArray[np.float64], limits: tuple[float, ...]
+) -> Iterator[NDArray[np.float64]]:
+    """Yield what ``a · wᵀ`` is the sum of, smallest exponents first; only bands that some element is in."""
+    if len(limits) == 1:
+        yield a @ w.T
         return
-    size = np.abs(a)
-    which = np.searchsorted(limits, size, side="right")
-    which[np.isnan(a)] = len(limits)
-    for band in np.unique(which):
-        yield np.where(which == band, a, 0.0)
+    finite = np.isfinite(a).all(axis=1, keepdims=True) & np.isfinite(w).all(axis=1)
+    if not finite.all():  # an infinity must meet the number it is multiplied by, not the zeros of another band
+        yield np.where(finite, 0.0, a @ w.T)
+        a, w = (np.where(np.isfinite(x), x, 0.0) for x in (a, w))
+    size, low = np.abs(a), 0.0
+    for high in limits:
+        inside = (low <= size) & (size < high)
+        if inside.any():
+            yield np.where(inside, a, 0.0) @ w.T
+        low = high
 
 
 @cache

@@ -17,14 +17,13 @@ if TYPE_CHECKING:
     from quantplan.elements import ElementKind
     from quantplan.types import EpilogueKind
 
-_TILE = 256
+_TILE = 192
 
 
-def tiles(M: int, N: int) -> Iterator[tuple[slice, slice]]:
-    """Cut a product into tiles whose float64 temporaries stay small beside the operands."""
-    for m in range(0, M, _TILE):
-        for n in range(0, N, _TILE):
-            yield slice(m, min(m + _TILE, M)), slice(n, min(n + _TILE, N))
+def tiles(length: int) -> Iterator[slice]:
+    """Cut rows or columns of a product into tiles whose float64 temporaries stay small beside the operands."""
+    for start in range(0, length, _TILE):
+        yield slice(start, min(start + _TILE, length))
 
 
 def add_scaled(

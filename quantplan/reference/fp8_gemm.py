@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,7 +10,6 @@ import numpy as np
 from quantplan.elements import ElementKind
 from quantplan.reference.exact_sum import RANGES, exact_sum
 from quantplan.reference.float_gemm import add_scaled, finish, tiles
-from quantplan.reference.rounding import fp8_values
 from quantplan.types import Accumulation, EpilogueKind, Fp8Scaling
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ FAST_STEP = 32
 """K that one tensor-core instruction adds to an accumulator: between two of them, FAST keeps no more than 14 bits."""
 FAST_BITS = 14
 
-_E8M0_BIAS = 127
+_E8M0_BIAS, _E8M0_NAN = 127, 0xFF
 
 
 def fp8_gemm(
@@ -64,19 +64,15 @@ def fp8_gemm(
         For FP8 output, what it is divided by.
     """
     (M, K), N = act_q.shape, len(weight_q)
-    a_kind, w_kind = ElementKind.of(act_q.dtype), ElementKind.of(weight_q.dtype)
     depth = {Fp8Scaling.BLOCK: BLOCK, Fp8Scaling.MX: MX_BLOCK}.get(scaling, max(K, 1))
+    add = _fast_sum if accumulation is Accumulation.FAST else exact_sum
+    weight_bits = RANGES[ElementKind.of(weight_q.dtype)].bits
     a_scales, w_scales = scale_columns(act_scale, M, scaling), scale_columns(weight_scale, N, scaling, shared_rows=True)
-    for rows, columns in tiles(M, N):
-        a = fp8_values(act_q[rows], a_kind).astype(np.float64)
-        w = fp8_values(weight_q[columns], w_kind).astype(np.float64)
+    for columns, rows in product(tiles(N), tiles(M)):
         total = None
         for b, start in enumerate(range(0, K, depth)):
-            part = slice(start, min(start + depth, K))
-            if accumulation is Accumulation.FAST:
-                block = _fast_sum(a[:, part], w[:, part], a_kind, w_kind)
-            else:
-                block = exact_sum(a[:, part], w[:, part], RANGES[a_kind], RANGES[w_kind].bits)
+            part = slice(start, start + depth)
+            block = add(act_q[rows, part], weight_q[columns, part], weight_bits)
             with np.errstate(all="ignore"):
                 scale = a_scales[rows, b, np.newaxis] * w_scales[np.newaxis, columns, b]
             total = add_scaled(total, block, scale)
@@ -95,25 +91,23 @@ def scale_columns(
 ) -> NDArray[np.float32]:
     """Return scales as (length, blocks of K): one row per row of the operand."""
     given: NDArray[Any] = np.asarray(scales)
-    if scaling is Fp8Scaling.MX:
-        codes = given.view(np.uint8)
-        wide = np.ldexp(np.float32(1), codes.astype(np.int32) - _E8M0_BIAS)
-        wide[codes == 0xFF] = np.nan  # noqa: PLR2004 - E8M0's only NaN
-        return wide
     with np.errstate(all="ignore"):
+        if scaling is Fp8Scaling.MX:
+            codes = given.view(np.uint8)
+            powers = np.ldexp(np.float32(1), codes.astype(np.int32) - _E8M0_BIAS)
+            return np.where(codes == _E8M0_NAN, np.float32(np.nan), powers)
         given = given.astype(np.float32)
     if scaling is Fp8Scaling.BLOCK:
         return np.repeat(given, BLOCK, axis=0)[:length] if shared_rows else given
     return np.broadcast_to(given.reshape(-1, 1), (length, 1))
 
 
-def _fast_sum(
-    a: NDArray[np.float64], w: NDArray[np.float64], a_kind: ElementKind, w_kind: ElementKind
-) -> NDArray[np.float64]:
+def _fast_sum(a: NDArray[Any], w: NDArray[Any], w_bits: int) -> NDArray[np.float64]:
+    """Return ``a · wᵀ`` with its running sum cut, not rounded, to 14 significant bits after every step."""
     total = np.zeros((len(a), len(w)))
     for start in range(0, a.shape[1], FAST_STEP):
         part = slice(start, start + FAST_STEP)
         with np.errstate(all="ignore"):
-            total += exact_sum(a[:, part], w[:, part], RANGES[a_kind], RANGES[w_kind].bits)
+            total += exact_sum(a[:, part], w[:, part], w_bits)
         total.view(np.uint64)[np.isfinite(total)] &= ~np.uint64((1 << (53 - FAST_BITS)) - 1)
     return total

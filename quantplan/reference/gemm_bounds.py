@@ -6,10 +6,11 @@ The real result is act(Σ_b P_b·s_b + bias): P_b the sum of products of a block
    ω = 2·(K + 8)·2⁻⁵³ covers that, and the bound's own evaluation of P_b. FAST adds τ(J)·Σ|step sums|: J steps of 32,
    each cutting the running sum to 14 bits, τ(J) = J·2⁻¹³ / (1 − J·2⁻¹³).
 2. A term is rne(rne(P_b)·s_b) with n = 2 roundings, and n = 3 where s_b itself is a rounded product:
-   δ_b = γ(n)·|P_b·s_b| + (|P_b| + |s_b| + 1)·2η + the error of 1. times |s_b|.
+   δ_b = γ(n)·|P_b·s_b| + (|P_b| + |s_b| + 1)·2η + the error of 1. times |s_b|. A host scale is the double that it is;
+   rounding it to f32 moves the product by a factor within 1 ± g, which adds g·|P_b·s_b| for each of them.
 3. B terms are added one by one: δ_t = Σ δ_b + γ(B − 1)·Σ(|P_b·s_b| + δ_b).
 4. Bias, activation and output as for the W8A8 linears. An FP8 output is compared with act(x) / output_scale, clamped
-   to the format: δ = (δ_a·(1 + u) + u·|act(x)|) / output_scale + η, then one rounding to FP8.
+   to the format: δ = (δ_a·(1 + r) + r·|act(x)|) / |output_scale| + η, r = u + g, then one rounding to FP8.
 """
 
 from __future__ import annotations
@@ -78,8 +79,11 @@ class Fp8GemmErrorBound(ErrorBound):
 
     def bound(self, desc: Any, args: Any) -> NDArray[np.float64]:  # noqa: ANN401 - the op's own types
         """Return the bound of each output element."""
-        total = _Total((desc.m, desc.n), roundings=3, fast=self.accumulation is Accumulation.FAST)
-        for block in _fp8_blocks(desc, args):
+        act_scale, act_gap = _scales(desc, args, "act_scale")
+        weight_scale, weight_gap = _scales(desc, args, "weight_scale")
+        gap = (1 + act_gap) * (1 + weight_gap) - 1
+        total = _Total((desc.m, desc.n), roundings=3, gap=gap, fast=self.accumulation is Accumulation.FAST)
+        for block in _fp8_blocks(desc, args, act_scale, weight_scale):
             total.add(block)
         return _after_sum(total, desc, args, desc.epilogue)
 
@@ -87,10 +91,11 @@ class Fp8GemmErrorBound(ErrorBound):
 class _Total:
     """Sums over blocks: the real result, the sizes of the terms, their errors, and whether nothing overflows."""
 
-    def __init__(self, shape: tuple[int, int], *, roundings: int, fast: bool = False) -> None:
+    def __init__(self, shape: tuple[int, int], *, roundings: int, gap: float = 0.0, fast: bool = False) -> None:
         self.value, self.size, self.error = np.zeros(shape), np.zeros(shape), np.zeros(shape)
         self.sound = np.ones(shape, np.bool)
-        self._blocks, self._fast, self._relative = 0, fast, _F32.gamma(roundings)
+        self._blocks, self._fast = 0, fast
+        self._relative = _F32.gamma(roundings) + gap * (1 + _F32.gamma(roundings))
 
     def add(self, block: Block) -> None:
         """Add a block's term and its error (steps 1 and 2)."""
@@ -136,9 +141,11 @@ def _after_sum(total: _Total, desc: Any, args: Any, epilogue: EpilogueKind) -> N
         size = np.abs(activation(x, epilogue))
         output = FORMATS[desc.output_element]
         if desc.output_element.is_fp8:
-            scale = f64(args.output_scale) if desc.output_scale is None else np.float64(desc.output_scale)
-            error = (error * (1 + 2 * _F32.unit) + 2 * _F32.unit * size) / scale + _F32.tiny
-            size = np.minimum(size / scale, desc.output_element.largest)
+            scale, gap = _host_or_operand(desc, args, "output_scale")
+            sound &= np.isfinite(scale)
+            relative, divisor = _F32.unit + gap, np.abs(scale)
+            error = (error * (1 + relative) + relative * size) / divisor + _F32.tiny
+            size = np.minimum(size / divisor, desc.output_element.largest)
         else:
             sound &= (size + error) * SLACK < output.overflow
         if output.unit > _F32.unit:
@@ -162,14 +169,34 @@ def _int4_blocks(desc: Any, args: Any) -> Iterator[Block]:  # noqa: ANN401 - the
         yield act[:, part], (q[part] - zero[g]).T, scale[g][np.newaxis, :]
 
 
-def _fp8_blocks(desc: Any, args: Any) -> Iterator[Block]:  # noqa: ANN401 - the op's own types
+def _fp8_blocks(
+    desc: Any,  # noqa: ANN401 - the op's own types
+    args: Any,  # noqa: ANN401 - the op's own types
+    act_scale: NDArray[np.float64],
+    weight_scale: NDArray[np.float64],
+) -> Iterator[Block]:
     a = f64(fp8_values(np.asarray(args.act_q), desc.act_element))
     w = f64(fp8_values(np.asarray(args.weight_q), desc.weight_element))
-    given = {name: getattr(desc, name) for name in ("act_scale", "weight_scale")}
-    scales = {name: np.asarray(getattr(args, name)) if host is None else host for name, host in given.items()}
-    a_scale = f64(scale_columns(scales["act_scale"], desc.m, desc.scaling))
-    w_scale = f64(scale_columns(scales["weight_scale"], desc.n, desc.scaling, shared_rows=True))
     depth = {Fp8Scaling.BLOCK: BLOCK, Fp8Scaling.MX: MX_BLOCK}.get(desc.scaling, max(desc.k, 1))
     for b, start in enumerate(range(0, desc.k, depth)):
         part = slice(start, start + depth)
-        yield a[:, part], w[:, part], a_scale[:, b, np.newaxis] * w_scale[np.newaxis, :, b]
+        yield a[:, part], w[:, part], act_scale[:, b, np.newaxis] * weight_scale[np.newaxis, :, b]
+
+
+def _scales(desc: Any, args: Any, name: str) -> tuple[NDArray[np.float64], float]:  # noqa: ANN401 - the op's own types
+    """Return the scales of an operand's rows, by blocks of K, and the gap of a host value."""
+    given, gap = _host_or_operand(desc, args, name)
+    weight = name == "weight_scale"
+    rows = desc.n if weight else desc.m
+    if gap:
+        return np.full((rows, 1), given), gap
+    return f64(scale_columns(given, rows, desc.scaling, shared_rows=weight)), gap
+
+
+def _host_or_operand(desc: Any, args: Any, name: str) -> tuple[NDArray[Any], float]:  # noqa: ANN401 - the op's own types
+    """Return a scale, and how far rounding the host value to f32 moves a product or quotient, relatively."""
+    host = getattr(desc, name)
+    if host is None:
+        return np.asarray(getattr(args, name)), 0.0
+    rounded = float(np.float32(host))
+    return np.asarray(host, np.float64), max(abs(rounded / host - 1), abs(host / rounded - 1))

@@ -9,7 +9,7 @@ import numpy as np
 from quantplan.elements import ElementKind
 from quantplan.errors import InvalidProblem
 from quantplan.formats import marlin
-from quantplan.reference.exact_sum import RANGES, exact_sum
+from quantplan.reference.exact_sum import exact_sum
 from quantplan.reference.float_gemm import add_scaled, finish, tiles
 from quantplan.types import EpilogueKind
 
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SYMMETRIC_ZERO = 8
-_CODE_BITS = 5
-"""Bits of q − z, which lies in −15 … 15, with its sign."""
+_CODE_BITS = 4
+"""Bits of |q − z|, which is at most 15."""
+_SLAB = 1024
+"""Rows of the weight that are unpacked at a time, a multiple of Marlin's tiles."""
 
 
 def int4_marlin_gemm(
@@ -56,27 +58,37 @@ def int4_marlin_gemm(
         F16, BF16 or F32.
     """
     (M, K), N = act.shape, output.shape[1]
-    size = K if group_size < 0 else group_size
-    kind = ElementKind.of(act.dtype)
-    q = marlin.unpack_weight(weight_q)[:K, :N].astype(np.int8)
-    scale = marlin.unpack_scales(weight_scale, group_size).astype(np.float32)[:, :N]
-    zero = None if weight_zero_point is None else marlin.unpack_zeros(weight_zero_point)[:, :N].astype(np.int8)
+    size = max(K, 1) if group_size < 0 else group_size
+    scale = marlin.unpack_scales(weight_scale, group_size)[:, :N].astype(np.float32)
+    zero = None if weight_zero_point is None else marlin.unpack_zeros(weight_zero_point)[:, :N].view(np.int8)
     gathered = act if perm is None else act[:, _checked(perm, K)]
-    for rows, columns in tiles(M, N):
-        a = gathered[rows].astype(np.float64)
-        total = None
-        for g, start in enumerate(range(0, K, size)):
-            part = slice(start, min(start + size, K))
-            code = q[part, columns] - (np.int8(SYMMETRIC_ZERO) if zero is None else zero[g, columns])
-            block = exact_sum(a[:, part], code.T.astype(np.float64), RANGES[kind], _CODE_BITS)
-            total = add_scaled(total, block, scale[g, columns])
-        finish(
-            total,
-            output[rows, columns],
-            bias=None if bias is None else bias[columns],
-            epilogue=EpilogueKind.IDENTITY,
-            output_element=output_element,
-        )
+    for columns in tiles(N):
+        q = _codes(weight_q, K, columns)
+        for rows in tiles(M):
+            total = None
+            for g, start in enumerate(range(0, K, size)):
+                part = slice(start, start + size)
+                code = q[part] - (np.int8(SYMMETRIC_ZERO) if zero is None else zero[g, columns])
+                block = exact_sum(gathered[rows, part], code.T, _CODE_BITS)
+                total = add_scaled(total, block, scale[g, columns])
+            finish(
+                total,
+                output[rows, columns],
+                bias=None if bias is None else bias[columns],
+                epilogue=EpilogueKind.IDENTITY,
+                output_element=output_element,
+            )
+
+
+def _codes(weight_q: NDArray[np.int32], K: int, columns: slice) -> NDArray[np.int8]:
+    """Unpack a tile of columns, which starts at a multiple of 64, without its padding."""
+    first, last = columns.start // marlin.TILE_N, -(-columns.stop // marlin.TILE_N)
+    words = weight_q[:, 2 * marlin.TILE_N * first : 2 * marlin.TILE_N * last]
+    q = np.empty((K, columns.stop - columns.start), np.int8)
+    for start in range(0, K, _SLAB):
+        slab = marlin.unpack_weight(words[start // marlin.TILE_K : (start + _SLAB) // marlin.TILE_K])
+        q[start : start + _SLAB] = slab[: K - start, : q.shape[1]]
+    return q
 
 
 def _checked(perm: NDArray[np.int32], K: int) -> NDArray[np.int32]:

@@ -42,7 +42,12 @@ class Case:
     inputs: Mapping[str, HostTensor]
 
 
-def make_case(plan: type[Plan[Any, Any]], name: str, desc: Any, **values: Iterable[float]) -> Case:  # noqa: ANN401 - each op has its own
+def make_case(
+    plan: type[Plan[Any, Any]],
+    name: str,
+    desc: Any,  # noqa: ANN401 - each op has its own
+    **values: Iterable[float] | HostTensor,
+) -> Case:
     """Give values to the operands that a plan reads.
 
     Parameters
@@ -53,18 +58,23 @@ def make_case(plan: type[Plan[Any, Any]], name: str, desc: Any, **values: Iterab
         Name of the case.
     desc : descriptor of the op
         The problem.
-    **values : iterable of float
-        Values by operand, repeated over its elements as often as it takes; operands that the descriptor does not ask
-        for are left out.
+    **values : iterable of float, or HostTensor
+        Values by operand, repeated over its elements as often as it takes, or the whole operand; those that the
+        descriptor does not ask for are left out.
     """
     inputs = {}
     for operand in plan.operands(desc):
-        if not operand.output:
-            count = math.prod(operand.shape)
-            given = list(itertools.islice(values[operand.name], count))
-            codes = [FORMATS[operand.element].encode(value) for value in fit_all(given, operand.element)]
-            repeated = list(itertools.islice(itertools.cycle(codes), count))
-            inputs[operand.name] = HostTensor(operand.element, operand.shape, repeated)
+        if operand.output:
+            continue
+        value = values[operand.name]
+        if isinstance(value, HostTensor):
+            inputs[operand.name] = value
+            continue
+        count = math.prod(operand.shape)
+        given = list(itertools.islice(value, count))
+        codes = [FORMATS[operand.element].encode(number) for number in fit_all(given, operand.element)]
+        repeated = list(itertools.islice(itertools.cycle(codes), count))
+        inputs[operand.name] = HostTensor(operand.element, operand.shape, repeated)
     return Case(name, desc, inputs)
 
 

@@ -52,17 +52,20 @@ def judge_bits(element: ElementKind, shape: tuple[int, ...], expected: Sequence[
 def judge_errors(
     element: ElementKind,
     shape: tuple[int, ...],
-    exact: Sequence[Fraction | None],
+    exact: Sequence[Fraction | float | None],
     bound: Sequence[float],
     got: Sequence[int],
 ) -> Verdict:
-    """Compare the distance from the real result with the bound. A NaN that is due must have its one canonical code."""
+    """Compare the distance from the real result with the bound.
+
+    Where there is no real result, because operands are NaN (None) or infinite, the code itself is determined: the one
+    canonical NaN, or the infinity, which FP8 saturates.
+    """
     mismatches, example, worst = 0, "", 0.0
     decode = FORMATS[element].decode
-    undefined = FLOATS[element].encode(math.nan) if element in FLOATS else 0
     for i, (code, target, limit) in enumerate(zip(got, exact, bound, strict=True)):
-        if target is None:
-            fraction = 0.0 if code == undefined else HOPELESS
+        if not isinstance(target, Fraction | int):
+            fraction = 0.0 if code == _special(element, target) else HOPELESS
         else:
             fraction = error_fraction(element, decode(code), target, limit)
         worst = max(worst, fraction)
@@ -85,12 +88,15 @@ def error_fraction(element: ElementKind, value: float, exact: Fraction, bound: f
     exact : Fraction
         The real result.
     bound : float
-        Largest error allowed. An infinity is right where ``|exact| + bound`` reaches the overflow threshold.
+        Largest error allowed. An infinity is right where ``|exact| + bound`` reaches the overflow threshold, but never
+        in FP8, which saturates. An infinite bound allows anything: sums that overflow on their way may become NaN.
     """
-    if math.isnan(value) or math.isnan(bound) or bound < 0:
+    if math.isnan(bound) or bound < 0:
         return HOPELESS
     if math.isinf(bound):
         return 0.0
+    if math.isnan(value) or (math.isinf(value) and element.is_fp8):
+        return HOPELESS
     if math.isinf(value):
         due = abs(exact) + Fraction(bound) >= _threshold(FLOATS[element]) and (exact > 0) == (value > 0)
         return 0.0 if due else HOPELESS
@@ -110,7 +116,15 @@ def _threshold(form: Format) -> Fraction:
     return Fraction(form.largest) + Fraction(2) ** (form.max_exponent - form.mantissa_bits - 1)
 
 
-def _to_float(value: Fraction) -> float:
+def _special(element: ElementKind, value: float | None) -> int:
+    """Return the code that NaN (None) or an infinity has in an output."""
+    if element not in FLOATS:
+        return 0
+    form = FLOATS[element]
+    return form.encode(form.convert(math.nan if value is None else value, saturate=element.is_fp8))
+
+
+def _to_float(value: Fraction | float) -> float:
     try:
         return float(value)
     except OverflowError:

@@ -13,10 +13,13 @@ from quantplan.devices.target import Target, TargetKind
 from quantplan.errors import InvalidProblem, QuantPlanError, Unsupported
 from quantplan.ops import PLANS
 from quantplan.tensor import HOST
-from quantplan.types import BackendKind, KernelSku, QuantizeKind, ScopeKind
+from quantplan.types import BackendKind, KernelSku, PlanPreference, QuantizeKind, ScopeKind
 from quantplan.verify.attacks import Case
+from quantplan.verify.attacks_fp8 import fp8_attacks
+from quantplan.verify.attacks_int4 import int4_attacks
 from quantplan.verify.attacks_linear import linear_attacks
 from quantplan.verify.attacks_quantize import dequantize_attacks, dynamic_attacks, quantize_attacks
+from quantplan.verify.gemm import fp8_gemm, int4_marlin_gemm
 from quantplan.verify.judge import Verdict, judge_bits, judge_errors
 from quantplan.verify.linear import bits, real
 from quantplan.verify.quantize import dequantize, dynamic_range_quantize, quantize
@@ -43,15 +46,16 @@ class Suite:
     ----------
     attacks : callable
         Yields the cases of a descriptor.
-    expected : callable
+    expected : callable, optional
         Returns the codes of each output, for guarantees of bits.
     exact : callable, optional
-        Returns the real-valued result, for guarantees of a bound.
+        Returns the real-valued result, for guarantees of a bound, and where no other is given: a Fraction, an
+        infinity, or None for NaN.
     """
 
     attacks: Callable[[type[Plan[Any, Any]], Any], Iterator[Case]]
-    expected: Callable[[Any, Mapping[str, HostTensor]], dict[str, list[int]]]
-    exact: Callable[[Any, Mapping[str, HostTensor]], list[Fraction | None]] | None = None
+    expected: Callable[[Any, Mapping[str, HostTensor]], dict[str, list[int]]] | None = None
+    exact: Callable[[Any, Mapping[str, HostTensor]], Sequence[Fraction | float | None]] | None = None
 
 
 def _linear_bits(desc: Any, inputs: Mapping[str, HostTensor]) -> dict[str, list[int]]:  # noqa: ANN401 - two descriptors
@@ -64,6 +68,8 @@ SUITES: dict[QuantizeKind, Suite] = {
     QuantizeKind.DYNAMIC_RANGE_QUANTIZE: Suite(dynamic_attacks, dynamic_range_quantize),
     QuantizeKind.SMOOTHQUANT_LINEAR: Suite(linear_attacks, _linear_bits, real),
     QuantizeKind.QUANTIZED_LINEAR: Suite(linear_attacks, _linear_bits, real),
+    QuantizeKind.INT4_MARLIN_GEMM: Suite(int4_attacks, exact=int4_marlin_gemm),
+    QuantizeKind.FP8_GEMM: Suite(fp8_attacks, exact=fp8_gemm),
 }
 """The oracle of each op."""
 
@@ -103,14 +109,22 @@ def verify(target: object = "cpu", op: str | None = None) -> VerifyReport:
             problems.append(f"{name}: there is no oracle for it")
             continue
         for desc in plan_type.catalogue():
-            for case in suite.attacks(plan_type, desc):
-                _Trial(plan_type, suite, where, memory).hold(case, tallies)
+            for preference in _choices(plan_type, desc):
+                trial = _Trial(plan_type, suite, where, memory, preference)
+                for case in suite.attacks(plan_type, desc):
+                    trial.hold(case, tallies)
     if not tallies:
         problems.append(f"nothing was verified: no plan of {op or 'any op'} runs on {where}")
     for tally in tallies.values():
         problems += tally.problems(where)
     plans = tuple(tally.report() for tally in tallies.values())
     return VerifyReport(target=str(where), plans=plans, problems=tuple(problems))
+
+
+def _choices(plan_type: type[Plan[Any, Any]], desc: Any) -> list[PlanPreference]:  # noqa: ANN401 - each op has its own
+    """Return the preferences that reach every variant of a problem: one per kind of accumulation."""
+    offered = (variant.accumulation for variant in plan_type.variants if variant.limit(desc) is None)
+    return [PlanPreference(accumulation=accumulation) for accumulation in dict.fromkeys(offered)]
 
 
 @attrs.define
@@ -159,6 +173,10 @@ class _Tally:
         )
 
 
+class _CrashError(Exception):
+    """A plan raised what no plan should: the cause is a finding, and no end of the run."""
+
+
 class _HostMemory:
     """Operands in host memory: what NumPy holds is what the plan reads and writes."""
 
@@ -190,11 +208,12 @@ class _Trial:
     suite: Suite
     target: Target
     memory: _HostMemory
+    preference: PlanPreference
 
     def hold(self, case: Case, tallies: dict[str, _Tally]) -> None:
         """Put the plan of a case to the test; where the target has none, there is nothing to hold to anything."""
         try:
-            plan = self.plan_type.select(self.target, case.desc)
+            plan = self.plan_type.select(self.target, case.desc, self.preference)
         except Unsupported:
             return
         tally = tallies.setdefault(plan.sku.name, _Tally(plan.sku))
@@ -203,6 +222,8 @@ class _Trial:
             self._judge(plan, case, tally)
         except QuantPlanError as error:
             tally.blame("refuses a sound problem", f"{case.name}: {error}")
+        except _CrashError as error:
+            tally.blame("crashes", f"{case.name}: {error.__cause__!r}")
 
     def _judge(self, plan: Plan[Any, Any], case: Case, tally: _Tally) -> None:
         guarantee = plan.precision_guarantee
@@ -226,7 +247,12 @@ class _Trial:
                 memories[operand.name] = case.inputs[operand.name].memory()
         operands = {name: self.memory.send(memory) for name, memory in memories.items()}
         args = plan.args_type(**operands)
-        plan.run(self.memory.stream, self.memory.workspace(plan), args)
+        try:
+            plan.run(self.memory.stream, self.memory.workspace(plan), args)
+        except QuantPlanError:
+            raise
+        except Exception as error:
+            raise _CrashError from error
         for name, memory in memories.items():
             self.memory.fetch(memory, operands[name])
             for fault in memory.faults():
@@ -243,22 +269,23 @@ class _Trial:
         outputs: Mapping[str, Memory],
     ) -> Iterator[tuple[str, Verdict]]:
         """Judge bits where bits are promised and the contract determines them, else errors by the bound."""
-        guarantee, exact = plan.precision_guarantee, self.suite.exact
-        if exact is not None and not (guarantee.bit_identical_to_reference and plan.sku.epilogue.exact):
+        guarantee, exact, expected = plan.precision_guarantee, self.suite.exact, self.suite.expected
+        by_bits = guarantee.bit_identical_to_reference and plan.sku.epilogue.exact
+        if exact is not None and (expected is None or not by_bits):
             output = outputs["output"]
             bound: Sequence[float] = guarantee.error_bound.bound(case.desc, args).reshape(-1).tolist()
             targets = exact(case.desc, case.inputs)
             yield "output", judge_errors(output.element, output.shape, targets, bound, output.load())
-            return
-        expected = self.suite.expected(case.desc, case.inputs)
-        for name, memory in outputs.items():
-            yield name, judge_bits(memory.element, memory.shape, expected[name], memory.load())
+        elif expected is not None:
+            codes = expected(case.desc, case.inputs)
+            for name, memory in outputs.items():
+                yield name, judge_bits(memory.element, memory.shape, codes[name], memory.load())
 
     def _judge_row(self, plan: Plan[Any, Any], case: Case, outputs: Mapping[str, Memory], tally: _Tally) -> None:
         """Run one row of a case alone: a batch-invariant plan gives it the same bits."""
         row = tally.cases % case.desc.m  # every row has its turn
         desc = case.desc.replace(m=1)
-        single = self.plan_type.select(self.target, desc)
+        single = self.plan_type.select(self.target, desc, self.preference)
         if single.sku.name != plan.sku.name:
             return  # the promise is made within one SKU
         shapes = {operand.name: operand.shape for operand in single.operands(desc)}

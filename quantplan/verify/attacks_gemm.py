@@ -1,0 +1,151 @@
+"""Rows of numbers that floating-point sums are attacked with, made once for each format and size.
+
+Every SKU that reads such an operand gets the same one, so that its exact sums are computed once (`gemm`).
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from random import Random
+from typing import TYPE_CHECKING
+
+from quantplan.verify.attacks import fit_all, random_bits
+from quantplan.verify.exact import FLOATS
+from quantplan.verify.tensors import HostTensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from quantplan.elements import ElementKind
+
+    Pattern = Callable[[ElementKind, Random, int], list[float]]
+    """Returns one row of K values; the random numbers go on from row to row."""
+
+SUMS_AT_TIES = ([2049, 259, -17], [4102, -257, 9], [33 * 127, 19, -8197])
+"""Sums at midpoints of f16, bf16 and FP8."""
+
+_DIGIT = 8  # bits of a sum that one row of `powers` covers: what every format holds
+_POISONED = 5  # column of a poisoned row's one value that is not finite
+
+
+@cache
+def floats(pattern: str, element: ElementKind, rows: int, k: int) -> HostTensor:
+    """Return an operand [rows, k] of a pattern, or of one of two more.
+
+    Parameters
+    ----------
+    pattern : str
+        A name in `PATTERNS`; ``poison VALUE``: random numbers, and the value once, in the middle row; ``sums A B …``:
+        rows whose products with `powers` add up to the given integers below 2¹⁶.
+    element : ElementKind
+        What it holds; values are rounded to it.
+    rows, k : int
+        Its shape.
+    """
+    name, *numbers = pattern.split()
+    draw = Random(pattern)  # noqa: S311 - test data
+    if name == "sums":
+        lines = [_digits(int(numbers[i % len(numbers)]), k) for i in range(rows)]
+    else:
+        lines = [PATTERNS["random" if name == "poison" else name](element, draw, k) for _ in range(rows)]
+    if name == "poison":
+        lines[rows // 2][_POISONED] = float(numbers[0])
+    return HostTensor.of(element, (rows, k), fit_all([value for line in lines for value in line], element))
+
+
+def sums(*totals: int) -> str:
+    """Return the name of the pattern whose rows add up to given integers."""
+    return " ".join(["sums", *map(str, totals)])
+
+
+def powers(k: int) -> list[float]:
+    """Return the weights that the digits of ``sums`` are multiplied by."""
+    return [math.ldexp(1, j % _DIGIT) for j in range(k)]
+
+
+def _digits(total: int, k: int) -> list[float]:
+    """Return the bits of an integer, each eight of them times another power of two."""
+    sign, total = (-1, -total) if total < 0 else (1, total)
+    return [sign * (total >> j & 1) * math.ldexp(1, j // _DIGIT * _DIGIT) for j in range(k)]
+
+
+def _random(element: ElementKind, draw: Random, k: int) -> list[float]:
+    return [random_bits(draw, element) for _ in range(k)]
+
+
+def _even(_element: ElementKind, draw: Random, k: int) -> list[float]:
+    return [draw.choice((-1, 1)) * draw.uniform(0.5, 4) for _ in range(k)]
+
+
+def _pairs(element: ElementKind, draw: Random, k: int) -> list[float]:
+    """Return equals in pairs, which `_opposites` cancels, and a rest of 1."""
+    values = [random_bits(draw, element) for _ in range(k // 2)]
+    return [*(v for value in values for v in (value, value)), 1.0][:k]
+
+
+def _opposites(_element: ElementKind, draw: Random, k: int) -> list[float]:
+    values = [draw.uniform(0.5, 4) for _ in range(k // 2)]
+    return [*(v for value in values for v in (value, -value)), 1.0][:k]
+
+
+def _equal(element: ElementKind, _draw: Random, k: int) -> list[float]:
+    """Return the number below 2 throughout: every bit of its significand is set."""
+    return [2 - math.ldexp(1, -FLOATS[element].mantissa_bits)] * k
+
+
+def _one_huge(element: ElementKind, _draw: Random, k: int) -> list[float]:
+    return [FLOATS[element].largest, *[1.0] * k][:k]
+
+
+def _peak(element: ElementKind, _draw: Random, k: int) -> list[float]:
+    return [FLOATS[element].largest if j == k // 2 else 0.75 for j in range(k)]
+
+
+def _subnormal(element: ElementKind, draw: Random, k: int) -> list[float]:
+    form = FLOATS[element]
+    return [draw.randint(-7, 7) % (1 << form.mantissa_bits) * form.smallest_subnormal for _ in range(k)]
+
+
+def _alternating(element: ElementKind, draw: Random, k: int) -> list[float]:
+    (value,) = _equal(element, draw, 1)
+    return [-value if j % 2 else value for j in range(k)]
+
+
+def _extremes(element: ElementKind, draw: Random, k: int) -> list[float]:
+    return [draw.choice((-1, 1)) * FLOATS[element].largest for _ in range(k)]
+
+
+def _largest(element: ElementKind, _draw: Random, k: int) -> list[float]:
+    return [FLOATS[element].largest] * k
+
+
+def _rise_and_fall(element: ElementKind, draw: Random, k: int) -> list[float]:
+    """Return a sum that grows over half of K and then returns to almost nothing."""
+    (value,) = _equal(element, draw, 1)
+    return [value if j < k // 2 else -value for j in range(k)]
+
+
+def _edges(_element: ElementKind, _draw: Random, k: int) -> list[float]:
+    """Return zeros but for the columns on either side of each 32: what a block that is cut one off loses or gains."""
+    return [1.0 + j / 4 if j % 32 in (31, 0) else 0.0 for j in range(k)]
+
+
+PATTERNS: dict[str, Pattern] = {
+    "random": _random,
+    "even": _even,
+    "pairs": _pairs,
+    "opposites": _opposites,
+    "equal": _equal,
+    "one-huge": _one_huge,
+    "peak": _peak,
+    "subnormal": _subnormal,
+    "alternating": _alternating,
+    "extremes": _extremes,
+    "largest": _largest,
+    "rise-and-fall": _rise_and_fall,
+    "edges": _edges,
+    "ones": lambda _element, _draw, k: [1.0] * k,
+    "zeros": lambda _element, _draw, k: [-0.0 if j % 3 else 0.0 for j in range(k)],
+    "powers": lambda _element, _draw, k: powers(k),
+}
