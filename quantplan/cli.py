@@ -21,6 +21,7 @@ from quantplan.errors import QuantPlanError
 from quantplan.ops import PLANS
 from quantplan.queries import explain, plans
 from quantplan.record import SCHEMA
+from quantplan.types import PlanPreference
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -95,9 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("explain", _explain, "Which variant would run an op on a target, and why each other one would not.")
     ops = sub.add_subparsers(required=True, metavar="OP")
     for name, kind in PLANS.items():
-        _add_descriptor_flags(
-            ops.add_parser(name, help=f"flags are the fields of {kind.descriptor_type.__name__}"), kind
-        )
+        _add_op_flags(ops.add_parser(name, help=f"flags are the fields of {kind.descriptor_type.__name__}"), kind)
     return parser
 
 
@@ -125,8 +124,8 @@ def _plans(args: argparse.Namespace) -> tuple[int, str]:
 
 def _explain(args: argparse.Namespace) -> tuple[int, str]:
     kind: type[Plan[Any, Any]] = args.kind
-    fields = {a.name: getattr(args, a.name) for a in attrs.fields(kind.descriptor_type) if hasattr(args, a.name)}
-    found = explain(kind.descriptor_type(**fields), args.target)
+    desc = kind.descriptor_type(**_given(args, kind.descriptor_type))
+    found = explain(desc, args.target, PlanPreference(**_given(args, PlanPreference)))
     code = OK if found.sku else UNSUPPORTED
     if args.json:
         return code, _json(_data(found))
@@ -161,15 +160,21 @@ def _verify(args: argparse.Namespace) -> tuple[int, str]:
     return code, "\n".join([_table(f"verify on {report.target}", columns, rows), *report.problems, verdict])
 
 
-# ---- descriptor flags
+# ---- flags of an op
 
 
-def _add_descriptor_flags(parser: argparse.ArgumentParser, kind: type[Plan[Any, Any]]) -> None:
-    """Give an op's parser a flag per field: ``--output`` for output_element, a plain switch for booleans."""
+def _add_op_flags(parser: argparse.ArgumentParser, kind: type[Plan[Any, Any]]) -> None:
+    """Give an op's parser the target, a flag per field of its descriptor, and one per preference."""
     parser.set_defaults(kind=kind)
     parser.add_argument("--target", default="cpu", help="cpu, cuda:0, sm_90a, emulated:sm_90a")
     parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
-    fields = attrs.fields(kind.descriptor_type)
+    _add_fields(parser.add_argument_group("descriptor"), kind.descriptor_type)
+    _add_fields(parser.add_argument_group("preferences"), PlanPreference)
+
+
+def _add_fields(group: argparse._ArgumentGroup, record: type) -> None:
+    """Add a flag per field: ``--output`` for output_element too, a plain switch for booleans."""
+    fields = [field for field in attrs.fields(record) if field.name != "min_guarantee"]  # no word for the shell
     taken = {field.name for field in fields}
     for field in fields:
         options: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS}
@@ -179,7 +184,12 @@ def _add_descriptor_flags(parser: argparse.ArgumentParser, kind: type[Plan[Any, 
             options |= {"type": _number_or_text, "required": field.default is attrs.NOTHING, "metavar": "VALUE"}
         short = field.name.removesuffix("_element")
         names = [field.name] if short in taken else [field.name, short]
-        parser.add_argument(*(f"--{name.replace('_', '-')}" for name in names), **options)
+        group.add_argument(*(f"--{name.replace('_', '-')}" for name in dict.fromkeys(names)), **options)
+
+
+def _given(args: argparse.Namespace, record: type) -> dict[str, Any]:
+    """Return the fields of a record that flags were given for."""
+    return {field.name: getattr(args, field.name) for field in attrs.fields(record) if hasattr(args, field.name)}
 
 
 def _number_or_text(text: str) -> int | float | str:

@@ -408,3 +408,14 @@ def test_output_that_cannot_show_a_sign_is_no_crash(args, encoding):
     done = process(*args, env={"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}, encoding=encoding)
     assert done.stderr == ""
     assert done.returncode == (3 if "200000" in args else 0)
+
+
+def test_explain_takes_preferences(quantplan):
+    """FAST is reached through a preference: explain shows that selection too."""
+    sizes = ["--m", "1", "--n", "8", "--k", "64"]
+    code, out, _ = quantplan("explain", "fp8_gemm", *sizes, "--accumulation", "fast", "--json")
+    assert code == 0
+    assert json.loads(out)["sku"]["name"].startswith("fp8_gemm.reference_fast.")
+    code, out, _ = quantplan("explain", "quantize", "--m", "1", "--k", "8", "--backend", "bespoke", "--json")
+    assert code == 3
+    assert json.loads(out)["variants"][0]["reason"] == "backend is reference, and bespoke is required"

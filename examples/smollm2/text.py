@@ -28,7 +28,7 @@ def windows(tokenizer: ChatTokenizer, text: str, count: int, length: int) -> Tok
     activations are far larger than anywhere else; a calibration without that token would not know how large.
     """
     ids = np.asarray(tokenizer.encode(text))
-    starts = np.linspace(0, len(ids) - length, count).astype(int)
+    starts = ((np.arange(count) + 0.5) * (len(ids) - length) / count).astype(int)
     return np.stack([np.concatenate([[tokenizer.bos], ids[start : start + length - 1]]) for start in starts])
 
 

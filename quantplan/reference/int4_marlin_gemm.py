@@ -62,14 +62,15 @@ def int4_marlin_gemm(
     scale = marlin.unpack_scales(weight_scale, group_size)[:, :N].astype(np.float32)
     zero = None if weight_zero_point is None else marlin.unpack_zeros(weight_zero_point)[:, :N].view(np.int8)
     gathered = act if perm is None else act[:, _checked(perm, K)]
+    groups = [slice(start, start + size) for start in range(0, K, size)]
     for columns in tiles(N):
-        q = _codes(weight_q, K, columns)
+        code = _codes(weight_q, K, columns)
+        for g, part in enumerate(groups):
+            code[part] -= np.int8(SYMMETRIC_ZERO) if zero is None else zero[g, columns]
         for rows in tiles(M):
             total = None
-            for g, start in enumerate(range(0, K, size)):
-                part = slice(start, start + size)
-                code = q[part] - (np.int8(SYMMETRIC_ZERO) if zero is None else zero[g, columns])
-                block = exact_sum(gathered[rows, part], code.T, _CODE_BITS)
+            for g, part in enumerate(groups):
+                block = exact_sum(gathered[rows, part], code[part].T, _CODE_BITS)
                 total = add_scaled(total, block, scale[g, columns])
             finish(
                 total,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SUMS_AT_TIES = ([2049, 259, -17], [4102, -257, 9], [33 * 127, 19, -8197])
 """Sums at midpoints of f16, bf16 and FP8."""
 
-_DIGIT = 8  # bits of a sum that one row of `powers` covers: what every format holds
+_BYTE, _BYTES = 8, 2
 _POISONED = 5  # column of a poisoned row's one value that is not finite
 
 
@@ -36,8 +36,8 @@ def floats(pattern: str, element: ElementKind, rows: int, k: int) -> HostTensor:
     Parameters
     ----------
     pattern : str
-        A name in `PATTERNS`; ``poison VALUE``: random numbers, and the value once, in the middle row; ``sums A B …``:
-        rows whose products with `powers` add up to the given integers below 2¹⁶.
+        A name in `PATTERNS`; ``poison VALUE``: random numbers, and the value once, in the middle row; ``sums A B …``
+        and ``bytes A B …``: rows whose products with ``powers``, or with ones, add up to given integers below 2¹⁶.
     element : ElementKind
         What it holds; values are rounded to it.
     rows, k : int
@@ -45,8 +45,9 @@ def floats(pattern: str, element: ElementKind, rows: int, k: int) -> HostTensor:
     """
     name, *numbers = pattern.split()
     draw = Random(pattern)  # noqa: S311 - test data
-    if name == "sums":
-        lines = [_digits(int(numbers[i % len(numbers)]), k) for i in range(rows)]
+    if name in ("sums", "bytes"):
+        split = _bits if name == "sums" else _bytes
+        lines = [split(int(numbers[i % len(numbers)]), k) for i in range(rows)]
     else:
         lines = [PATTERNS["random" if name == "poison" else name](element, draw, k) for _ in range(rows)]
     if name == "poison":
@@ -55,19 +56,24 @@ def floats(pattern: str, element: ElementKind, rows: int, k: int) -> HostTensor:
 
 
 def sums(*totals: int) -> str:
-    """Return the name of the pattern whose rows add up to given integers."""
+    """Return the name of the pattern that makes given sums with the pattern ``powers``."""
     return " ".join(["sums", *map(str, totals)])
 
 
-def powers(k: int) -> list[float]:
-    """Return the weights that the digits of ``sums`` are multiplied by."""
-    return [math.ldexp(1, j % _DIGIT) for j in range(k)]
+def plain_sums(*totals: int) -> str:
+    """Return the name of the pattern that makes given sums with ones: for formats that hold eight bits."""
+    return " ".join(["bytes", *map(str, totals)])
 
 
-def _digits(total: int, k: int) -> list[float]:
-    """Return the bits of an integer, each eight of them times another power of two."""
-    sign, total = (-1, -total) if total < 0 else (1, total)
-    return [sign * (total >> j & 1) * math.ldexp(1, j // _DIGIT * _DIGIT) for j in range(k)]
+def _bits(total: int, k: int) -> list[float]:
+    """Return the bits of an integer, all but the lowest eight of them times 2⁸."""
+    sign, size = (-1, -total) if total < 0 else (1, total)
+    return [sign * (size >> j & 1) * math.ldexp(1, j // _BYTE * _BYTE) for j in range(k)]
+
+
+def _bytes(total: int, k: int) -> list[float]:
+    sign, size = (-1, -total) if total < 0 else (1, total)
+    return [sign * float(size & 0xFF << _BYTE * j if j < _BYTES else 0) for j in range(k)]
 
 
 def _random(element: ElementKind, draw: Random, k: int) -> list[float]:
@@ -147,5 +153,5 @@ PATTERNS: dict[str, Pattern] = {
     "edges": _edges,
     "ones": lambda _element, _draw, k: [1.0] * k,
     "zeros": lambda _element, _draw, k: [-0.0 if j % 3 else 0.0 for j in range(k)],
-    "powers": lambda _element, _draw, k: powers(k),
+    "powers": lambda _element, _draw, k: [math.ldexp(1, j % _BYTE) for j in range(k)],
 }

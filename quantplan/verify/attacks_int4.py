@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from quantplan.elements import ElementKind
 from quantplan.verify import marlin
 from quantplan.verify.attacks import make_case
-from quantplan.verify.attacks_gemm import SUMS_AT_TIES, floats, sums
+from quantplan.verify.attacks_gemm import SUMS_AT_TIES, floats, plain_sums
 from quantplan.verify.exact import F32, FLOATS
 from quantplan.verify.tensors import HostTensor
 
@@ -147,14 +147,14 @@ def _on_results(output: ElementKind) -> Iterator[_Attack]:
     """Yield results at ties of the outputs, at both ends of their range, and biases that they cancel or sink in."""
     one = {"weight_scale": [1.0, 0.5, 2.0**-9, 2.0**-7, 4.0]}
     for i, totals in enumerate(SUMS_AT_TIES):
-        yield _Attack(f"ties {i}", sums(*totals), "ones", one, zero_point=_ZERO)
+        yield _Attack(f"ties {i}", plain_sums(*totals), "ones", one, zero_point=_ZERO)
     form = FLOATS[output]
     bottom = {"weight_scale": [max(form.smallest_subnormal / 2, 2.0**-24)]}
-    yield _Attack("subnormal output", sums(1, 3, -5), "ones", bottom, zero_point=_ZERO)
+    yield _Attack("subnormal output", plain_sums(1, 3, -5), "ones", bottom, zero_point=_ZERO)
     top = {"weight_scale": [min(math.ldexp(1, form.max_exponent - 11), 2.0**15), 15.99, 16.01, 8.0]}
-    yield _Attack("overflow", sums(4095, 4097, -4700), "ones", top, zero_point=_ZERO)
+    yield _Attack("overflow", plain_sums(4095, 4097, -4700), "ones", top, zero_point=_ZERO)
     near = [-1777 * F32.convert(value) for value in _SCALES]
-    yield _Attack("bias cancels", sums(1777, -1777, 3), "ones", {"bias": near}, zero_point=_ZERO)
+    yield _Attack("bias cancels", plain_sums(1777, -1777, 3), "ones", {"bias": near}, zero_point=_ZERO)
     yield _Attack("bias absorbs", "even", "random", {"bias": [2.0**15, -(2.0**14), 3e4, 1e-7, -1e4]})
 
 

@@ -164,6 +164,10 @@ class PowerOfTwoFormat:
     _bias = 127
     _nan = 0xFF
 
+    def __repr__(self) -> str:
+        """Show the format, and no address: tests are named after it."""
+        return "PowerOfTwoFormat()"
+
     def ceiling(self, num: int, den: int) -> float:
         """Return the smallest number of the format that is no less than a ratio ≥ 0; too large gives the largest."""
         if num == 0:

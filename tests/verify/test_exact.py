@@ -248,3 +248,8 @@ def test_integers_are_operands_too():
     assert exact.multiply(-3, 0.5, F32) == -1.5
     assert exact.multiply(2**32 + 1, 1.0, F32) == 2.0**32
     assert same(exact.multiply(0, -1.0, F32), -0.0)
+
+
+def test_formats_show_no_address():
+    """Test processes that run side by side must give a parametrized test the same name."""
+    assert all(" at 0x" not in repr(form) for form in FORMATS.values())

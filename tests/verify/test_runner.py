@@ -21,6 +21,7 @@ from quantplan.ops.dynamic_range_quantize import DynamicRangeQuantizeDescriptor,
 from quantplan.ops.quantize import QuantizeDescriptor, QuantizePlan
 from quantplan.ops.quantized_linear import QuantizedLinearPlan
 from quantplan.ops.smoothquant_linear import SmoothQuantLinearDescriptor, SmoothQuantLinearPlan
+from quantplan.queries import plans
 from quantplan.reference.bounds import LinearErrorBound
 from quantplan.types import EpilogueKind
 from quantplan.variant import ReferenceVariant
@@ -52,12 +53,12 @@ def test_the_reference_keeps_every_promise(monkeypatch, op, stride):
     report = hold(monkeypatch, PLANS[op], None, *descs)
     assert report.problems == ()
     assert report.ok
-    assert {plan.sku for plan in report.plans} == {PLANS[op].select("cpu", desc).sku.name for desc in descs}
+    assert {plan.sku for plan in report.plans} == {row.sku.name for row in plans("cpu", op)}
     for plan in report.plans:
         assert plan.op == op
         assert plan.cases > 4
         assert plan.mismatches == 0
-        bounded = any(name in plan.sku for name in ("gelu", "silu"))
+        bounded = any(name in plan.sku for name in ("gelu", "silu", "gemm"))
         assert (plan.worst_fraction is not None) == bounded
         assert not bounded or 0.01 <= plan.worst_fraction <= 1
 
@@ -508,6 +509,14 @@ def test_a_plan_that_refuses_a_sound_problem_is_found_out(monkeypatch):
 
     report = hold(monkeypatch, QuantizePlan, disturbed(before=refuse), STATIC[0])
     assert "refuses a sound problem" in report.problems[0]
+
+
+def test_a_plan_that_crashes_is_found_out(monkeypatch):
+    def crash(*_):
+        raise ZeroDivisionError("no columns")
+
+    report = hold(monkeypatch, QuantizePlan, disturbed(before=crash), STATIC[0])
+    assert "crashes, e.g. random: ZeroDivisionError('no columns')" in report.problems[0]
 
 
 # ---- targets
