@@ -297,9 +297,10 @@ def _permute(op: str, scales: NDArray[Any], group_size: int, *, inverse: bool) -
 
 
 def _reorder(matrix: NDArray[Any], order: NDArray[np.intp]) -> NDArray[Any]:
-    """Apply one permutation within each block of columns."""
+    """Return a contiguous copy whose columns are permuted within each block of ``order.size``."""
     rows, columns = matrix.shape
-    return matrix.reshape(rows, columns // order.size, order.size)[:, :, order].reshape(rows, columns)
+    blocks = matrix.reshape(rows, columns // order.size, order.size)
+    return blocks.take(order, axis=2).reshape(rows, columns)
 
 
 def _check_tile(op: str, field: str, k: int, n: int) -> None:

@@ -148,7 +148,7 @@ def quantize_weight_blocks(
     low, high = segment_ranges(w, scope, np.float32)
     row_amax = np.maximum(-low, high)  # propagates NaN, as the maximum below does
     first_rows = np.arange(0, len(w), BLOCK)
-    amax = np.maximum.reduceat(row_amax, first_rows, axis=0) if first_rows.size else row_amax
+    amax = np.maximum.reduceat(row_amax, first_rows, axis=0)
     scale = symmetric_scale(amax, kind.largest)
     q = np.empty(w.shape, kind.dtype)
     per_row = np.repeat(scale, BLOCK, axis=0)[: len(w)]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from quantplan.elements import ElementKind
 from quantplan.verify import marlin
-from quantplan.verify.attacks import make_case
+from quantplan.verify.attacks import fit_all, make_case
 from quantplan.verify.attacks_gemm import SUMS_AT_TIES, floats, plain_sums
 from quantplan.verify.exact import F32, FLOATS
 from quantplan.verify.tensors import HostTensor
@@ -74,14 +74,14 @@ def int4_attacks(plan: type[Plan[Any, Any]], desc: Int4MarlinGemmDescriptor) -> 
 def _case(plan: type[Plan[Any, Any]], desc: Int4MarlinGemmDescriptor, attack: _Attack) -> Case:
     problem = desc.replace(bias="bias" in attack.values, **attack.fields)
     (padded_k, padded_n), groups = problem.padded, problem.groups
-    scales = itertools.cycle(attack.values.get("weight_scale", _SCALES))
+    scales = tuple(attack.values.get("weight_scale", _SCALES))
     values: dict[str, Any] = {
         "act": floats(attack.act, desc.act_element, problem.m, problem.k),
         "weight_q": _weight(attack.weight, problem.k, problem.n, padded_k, padded_n),
         "weight_zero_point": _zero_points(attack.zero_point, groups, padded_n),
         "perm": _order(problem.k),
         **attack.values,
-        "weight_scale": marlin.pack_scales([list(itertools.islice(scales, padded_n)) for _ in range(groups)]),
+        "weight_scale": _scales(scales, desc.act_element, groups, padded_n),
     }
     return make_case(plan, attack.name, problem, **values)
 
@@ -100,6 +100,13 @@ def _zero_points(value: int | None, groups: int, padded_n: int) -> HostTensor:
     draw = Random("zero points")  # noqa: S311 - test data
     rows = [[draw.randrange(_CODES) if value is None else value for _ in range(padded_n)] for _ in range(groups)]
     return marlin.pack(rows, (groups, padded_n // 8), marlin.zero_place)
+
+
+@cache
+def _scales(values: tuple[float, ...], element: ElementKind, groups: int, padded_n: int) -> HostTensor:
+    endless = itertools.cycle(fit_all(values, element))
+    rows = [list(itertools.islice(endless, padded_n)) for _ in range(groups)]
+    return HostTensor.of(element, (groups, padded_n), marlin.pack_scales(rows))
 
 
 @cache

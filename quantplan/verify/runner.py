@@ -109,7 +109,7 @@ def verify(target: object = "cpu", op: str | None = None) -> VerifyReport:
             problems.append(f"{name}: there is no oracle for it")
             continue
         for desc in plan_type.catalogue():
-            for preference in _choices(plan_type, desc):
+            for preference in _choices(plan_type, desc, where):
                 trial = _Trial(plan_type, suite, where, memory, preference)
                 for case in suite.attacks(plan_type, desc):
                     trial.hold(case, tallies)
@@ -121,9 +121,9 @@ def verify(target: object = "cpu", op: str | None = None) -> VerifyReport:
     return VerifyReport(target=str(where), plans=plans, problems=tuple(problems))
 
 
-def _choices(plan_type: type[Plan[Any, Any]], desc: Any) -> list[PlanPreference]:  # noqa: ANN401 - each op has its own
-    """Return the preferences that reach every variant of a problem: one per kind of accumulation."""
-    offered = (variant.accumulation for variant in plan_type.variants if variant.limit(desc) is None)
+def _choices(plan_type: type[Plan[Any, Any]], desc: Any, target: Target) -> list[PlanPreference]:  # noqa: ANN401 - each op has its own
+    """Return the preferences that reach every variant of a problem on a target: one per kind of accumulation."""
+    offered = (variant.accumulation for variant in plan_type.variants if variant.why_not(desc, target) is None)
     return [PlanPreference(accumulation=accumulation) for accumulation in dict.fromkeys(offered)]
 
 

@@ -200,10 +200,10 @@ def test_a_margin_leaves_room_for_growth(element, margin):
 
 def test_delayed_scaling_equals_current_scaling_where_nothing_changes():
     x = random(5, 40)
-    for element in LARGEST:
+    for element, values in itertools.product(LARGEST, (x, -x, np.abs(x), -np.abs(x))):
         history = AmaxHistory(DelayedScaling(element=element, length=3))
-        history.quantize(x)
-        same(history.quantize(x), quantize_current(x, element=element))
+        history.quantize(values)
+        same(history.quantize(values), quantize_current(values, element=element))
 
 
 def test_delayed_codes_are_those_of_quantize():

@@ -112,11 +112,12 @@ def test_the_ratios_begin_with_all_of_the_range():
     assert sorted(CLIPPING_RATIOS, reverse=True) == list(CLIPPING_RATIOS)
 
 
-@pytest.mark.parametrize("group_size, groups", [(-1, 1), (32, 5), (64, 3), (128, 2), (500, 1)])
+@pytest.mark.parametrize("group_size, groups", [(-1, 1), (32, 5), (64, 3), (128, 2), (500, 1), (2**31 - 1, 1)])
 def test_groups_and_ragged_last_ones(group_size, groups):
+    """Each is quantized by itself; one that is larger than K costs no more memory than K."""
     w = heavy_tailed(6, 150)
     weight = round_to_nearest(w, group_size=group_size)
-    assert (weight.q.shape, weight.scales.shape) == ((150, 6), (groups, 6))
+    assert (weight.q.shape, weight.scales.shape, weight.group_size) == ((150, 6), (groups, 6), group_size)
     size = 150 if group_size == -1 else group_size
     for g in range(groups):
         alone = round_to_nearest(w[:, g * size : (g + 1) * size], group_size=-1)
@@ -230,12 +231,16 @@ def test_rows_are_independent_whatever_is_worked_on_together(monkeypatch, mse):
         np.testing.assert_array_equal(getattr(whole, name)[:, 17:18], getattr(row, name))
 
 
-def test_power_of_two_factors_change_scales_only():
+@pytest.mark.parametrize("factor", [2.0**10, 2.0**-80, 2.0**90])
+def test_power_of_two_factors_change_scales_only(factor):
+    """Not even those whose squares are beyond float32."""
     w = heavy_tailed(8, 64)
     for symmetric in (True, False):
-        one, large = (round_to_nearest(x, symmetric=symmetric, scale_element="bf16", mse=True) for x in (w, w * 1024))
-        np.testing.assert_array_equal(one.q, large.q)
-        np.testing.assert_array_equal(one.scales.astype(F32) * 1024, large.scales.astype(F32))
+        one, other = (
+            round_to_nearest(x, symmetric=symmetric, scale_element="bf16", mse=True) for x in (w, w * F32(factor))
+        )
+        np.testing.assert_array_equal(one.q, other.q)
+        np.testing.assert_array_equal(one.scales.astype(F32) * F32(factor), other.scales.astype(F32))
 
 
 @pytest.mark.parametrize("dtype", [F16, BF16, np.float64])

@@ -79,7 +79,7 @@ def test_a_percentile_is_at_least_the_real_one_and_a_bfloat16_step_above_it_at_m
     covered = sum(m <= got for m in magnitudes)
     assert covered >= Fraction(percent) / 100 * len(values) * (1 - Fraction(1, 2**50))
     real = magnitudes[min(len(values) - 1, max(0, -int(-len(values) * percent // 100) - 1))]
-    assert got <= max(real * (1 + 2**-7), 2.0**-133) or got == magnitudes[-1]
+    assert got <= real + max(real * 2**-7, 2.0**-133) or got == magnitudes[-1]
 
 
 def test_the_last_percentile_is_the_maximum():

@@ -25,7 +25,8 @@ def codes(case):
     return marlin.unpack(case.inputs["weight_q"], desc.k, desc.n, desc.padded[1], marlin.code_place)
 
 
-def test_every_attack_is_a_sound_problem_of_the_same_sku():
+def test_every_attack_is_a_sound_problem_of_the_same_sku_and_meets_every_kind_of_weight():
+    met = defaultdict(set)
     for desc in Int4MarlinGemmPlan.catalogue():
         cases = list(int4_attacks(Int4MarlinGemmPlan, desc))
         names = [case.name for case in cases]
@@ -33,13 +34,7 @@ def test_every_attack_is_a_sound_problem_of_the_same_sku():
         assert names[:3] == ["random", "cancellation", "all equal"]
         skus = {Int4MarlinGemmPlan.select("cpu", case.desc).sku.name for case in cases}
         assert skus == {Int4MarlinGemmPlan.select("cpu", desc).sku.name}
-
-
-def test_every_kind_of_weight_meets_every_attack():
-    met = defaultdict(set)
-    for desc in Int4MarlinGemmPlan.catalogue():
-        kind = (desc.act_element, desc.group_size, desc.zero_point, desc.act_order)
-        met[kind] |= {case.name for case in int4_attacks(Int4MarlinGemmPlan, desc)}
+        met[desc.act_element, desc.group_size, desc.zero_point, desc.act_order] |= set(names)
     for (*_, act_order), names in met.items():
         assert names == set(every_attack(act_order=act_order))
         assert ("backwards" in names) == act_order

@@ -18,6 +18,7 @@ from quantplan.errors import InvalidProblem, Unsupported
 from quantplan.ops import PLANS
 from quantplan.ops.dequantize import DequantizeDescriptor, DequantizePlan
 from quantplan.ops.dynamic_range_quantize import DynamicRangeQuantizeDescriptor, DynamicRangeQuantizePlan
+from quantplan.ops.fp8_gemm import Fp8GemmDescriptor, Fp8GemmPlan
 from quantplan.ops.quantize import QuantizeDescriptor, QuantizePlan
 from quantplan.ops.quantized_linear import QuantizedLinearPlan
 from quantplan.ops.smoothquant_linear import SmoothQuantLinearDescriptor, SmoothQuantLinearPlan
@@ -26,6 +27,7 @@ from quantplan.reference.bounds import LinearErrorBound
 from quantplan.types import EpilogueKind
 from quantplan.variant import ReferenceVariant
 from quantplan.verify import runner, verify
+from quantplan.verify.attacks_linear import linear_attacks
 
 NAN32 = np.uint32(0x7FFFFFFF).view(np.float32)
 SMALLEST = np.finfo(np.float32).smallest_normal
@@ -516,7 +518,7 @@ def test_a_plan_that_crashes_is_found_out(monkeypatch):
         raise ZeroDivisionError("no columns")
 
     report = hold(monkeypatch, QuantizePlan, disturbed(before=crash), STATIC[0])
-    assert "crashes, e.g. random: ZeroDivisionError('no columns')" in report.problems[0]
+    assert "crashes, e.g. ties: ZeroDivisionError('no columns')" in report.problems[0]
 
 
 # ---- targets
@@ -532,6 +534,22 @@ def test_nothing_to_verify_is_not_ok(monkeypatch):
 def test_a_target_without_plans_is_not_ok(op, named):
     report = verify("emulated:sm_90a", op)
     assert report.problems == (f"nothing was verified: no plan of {named} runs on emulated:sm_90a",)
+
+
+def test_attacks_that_no_kernel_takes_are_left_out(monkeypatch):
+    desc = SmoothQuantLinearDescriptor(m=3, n=5, k=37)
+    monkeypatch.setattr(ReferenceVariant, "limit", lambda self, desc: None if desc.k == 37 else "K is not 37")
+    report = hold(monkeypatch, SmoothQuantLinearPlan, None, desc)
+    assert report.ok
+    assert report.plans[0].cases == sum(case.desc.k == 37 for case in linear_attacks(SmoothQuantLinearPlan, desc))
+
+
+@pytest.mark.parametrize("scaling, skus", [("tensor", 2), ("token_channel", 2), ("block", 1), ("mx", 1)])
+def test_every_accumulation_that_a_problem_has_is_put_to_the_test(monkeypatch, scaling, skus):
+    report = hold(monkeypatch, Fp8GemmPlan, None, Fp8GemmDescriptor(m=3, n=5, k=133, scaling=scaling))
+    assert report.ok
+    assert len({plan.sku for plan in report.plans}) == skus
+    assert all(plan.cases >= 10 for plan in report.plans)
 
 
 def test_a_reference_that_answers_for_another_target_is_not_ok(monkeypatch):
