@@ -47,7 +47,7 @@ test: $(VENV)/.dev $(VENV)/.weights
 	$(BIN)/python -m pytest -m 'timing and not slow' --cov --cov-append
 
 test-full: $(VENV)/.dev $(VENV)/.weights
-	$(ONE_THREAD) $(BIN)/python -m pytest -n auto -m 'not timing' --cov --cov-report= --cov-fail-under=0 $(ARGS)
+	$(ONE_THREAD) $(BIN)/python -m pytest -n auto -m 'not timing' --hypothesis-profile=full --cov --cov-report= --cov-fail-under=0 $(ARGS)
 	$(BIN)/python -m pytest -m timing --cov --cov-append
 
 lint: $(VENV)/.dev

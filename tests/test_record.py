@@ -16,6 +16,7 @@ from quantplan.doctor import Finding
 from quantplan.ops.fp8_gemm import Fp8GemmDescriptor
 from quantplan.ops.int4_marlin_gemm import Int4MarlinGemmDescriptor
 from quantplan.queries import Explanation, PlanSupport
+from quantplan.recipes.fp8 import DelayedScaling
 from quantplan.record import SCHEMA, Record, dimension, field, to_flag, to_integer, to_number, to_tuple
 from quantplan.reference.bounds import DequantizeErrorBound, LinearErrorBound, QuantizeErrorBound
 from quantplan.reference.gemm_bounds import Fp8GemmErrorBound, Int4GemmErrorBound
@@ -56,6 +57,7 @@ EXAMPLES = [
     qp.Scope.token(),
     qp.Scope.channel(0),
     qp.Scope.group(32, axis=0),
+    DelayedScaling(length=16, algorithm="most_recent", margin=1),
     qp.Target(kind="cpu"),
     qp.Target(kind="cuda", index=3, capability=(9, 0)),
     qp.Target(kind="emulated", capability=(12, 1)),

@@ -10,7 +10,8 @@ The real result is act(Σ_b P_b·s_b + bias): P_b the sum of products of a block
    rounding it to f32 moves the product by a factor within 1 ± g, which adds g·|P_b·s_b| for each of them.
 3. B terms are added one by one: δ_t = Σ δ_b + γ(B − 1)·Σ(|P_b·s_b| + δ_b).
 4. Bias, activation and output as for the W8A8 linears. An FP8 output is compared with act(x) / output_scale, clamped
-   to the format: δ = (δ_a·(1 + r) + r·|act(x)|) / |output_scale| + η, r = u + g, then one rounding to FP8.
+   to the format: δ = (δ_a·(1 + r) + r·|act(x)|) / |output_scale| + η, r = u + g, then one rounding to FP8,
+   and no more than twice the largest value.
 """
 
 from __future__ import annotations
@@ -139,18 +140,18 @@ def _after_sum(total: _Total, desc: Any, args: Any, epilogue: EpilogueKind) -> N
         sound = total.sound & ((total.size + np.abs(x) + error) * SLACK < _F32.overflow)
         error = after_activation(epilogue, x, error, _F32, 1.0)
         size = np.abs(activation(x, epilogue))
-        output = FORMATS[desc.output_element]
+        output, most = FORMATS[desc.output_element], np.inf
         if desc.output_element.is_fp8:
             scale, gap = _host_or_operand(desc, args, "output_scale")
-            sound &= np.isfinite(scale)
-            relative, divisor = _F32.unit + gap, np.abs(scale)
+            sound &= np.isfinite(scale) & (scale != 0)
+            relative, divisor, largest = _F32.unit + gap, np.abs(scale), desc.output_element.largest
             error = (error * (1 + relative) + relative * size) / divisor + _F32.tiny
-            size = np.minimum(size / divisor, desc.output_element.largest)
+            size, most = np.minimum(size / divisor, largest), 2 * largest
         else:
             sound &= (size + error) * SLACK < output.overflow
         if output.unit > _F32.unit:
             error = error + output.unit * (size + error) + output.tiny
-        return finish(error, sound)
+        return finish(np.minimum(error, most), sound)
 
 
 def _int4_blocks(desc: Any, args: Any) -> Iterator[Block]:  # noqa: ANN401 - the op's own types

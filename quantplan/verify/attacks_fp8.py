@@ -145,10 +145,10 @@ def _on_results(desc: Fp8GemmDescriptor) -> Iterator[_Attack]:
 
 def _on_poison() -> Iterator[_Attack]:
     """Yield operands of which one element is not finite: the damage shows, and stays in its row or column."""
-    yield _Attack("NaN activation", "poison nan", "random")
-    yield _Attack("NaN weight", "random", "poison nan")
-    yield _Attack("infinite activation", "poison inf", "even")
-    yield _Attack("infinite weight", "random", "poison -inf")
+    yield _Attack("NaN activation", "poison nan random", "random")
+    yield _Attack("NaN weight", "random", "poison nan random")
+    yield _Attack("infinite activation", "poison inf random", "even")
+    yield _Attack("infinite weight", "random", "poison -inf random")
     yield _Attack("poisoned act scale", "even", "even", {"act_scale": [0.1, math.nan, 0.2, 0.3, 0.1, math.inf]})
     yield _Attack("poisoned weight scale", "even", "even", {"weight_scale": [0.1, math.nan, math.inf, 0.3, 0.1]})
     yield _Attack("poisoned bias", "even", "even", {"bias": [math.nan, math.inf, -math.inf, 1.0, 2.0]})

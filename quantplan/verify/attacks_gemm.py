@@ -31,27 +31,27 @@ _POISONED = 5  # column of a poisoned row's one value that is not finite
 
 @cache
 def floats(pattern: str, element: ElementKind, rows: int, k: int) -> HostTensor:
-    """Return an operand [rows, k] of a pattern, or of one of two more.
+    """Return an operand [rows, k] of a pattern, or of one of three more.
 
     Parameters
     ----------
     pattern : str
-        A name in `PATTERNS`; ``poison VALUE``: random numbers, and the value once, in the middle row; ``sums A B …``
-        and ``bytes A B …``: rows whose products with ``powers``, or with ones, add up to given integers below 2¹⁶.
+        A name in `PATTERNS`; ``poison VALUE NAME``: one of these, but for a value in its middle row; ``sums A B …`` and
+        ``bytes A B …``: rows whose products with ``powers``, or with ones, add up to given integers below 2¹⁶.
     element : ElementKind
         What it holds; values are rounded to it.
     rows, k : int
         Its shape.
     """
-    name, *numbers = pattern.split()
-    draw = Random(pattern)  # noqa: S311 - test data
+    name, *details = pattern.split()
+    draw = Random(f"{pattern} {rows}")  # noqa: S311 - test data; activations and weight differ in their rows
     if name in ("sums", "bytes"):
         split = _bits if name == "sums" else _bytes
-        lines = [split(int(numbers[i % len(numbers)]), k) for i in range(rows)]
+        lines = [split(int(details[i % len(details)]), k) for i in range(rows)]
     else:
-        lines = [PATTERNS["random" if name == "poison" else name](element, draw, k) for _ in range(rows)]
+        lines = [PATTERNS[details[1] if name == "poison" else name](element, draw, k) for _ in range(rows)]
     if name == "poison":
-        lines[rows // 2][_POISONED] = float(numbers[0])
+        lines[rows // 2][_POISONED] = float(details[0])
     return HostTensor.of(element, (rows, k), fit_all([value for line in lines for value in line], element))
 
 

@@ -167,9 +167,10 @@ def _on_results(output: ElementKind) -> Iterator[_Attack]:
 
 def _on_poison() -> Iterator[_Attack]:
     """Yield operands of which one element is not finite: the damage shows, and stays in its row or column."""
-    yield _Attack("NaN activation", "poison nan", "random")
-    yield _Attack("infinite activation", "poison inf", "random")
-    yield _Attack("infinite activation by one code", "poison -inf", "highest", zero_point=0)
+    yield _Attack("NaN activation", "poison nan random", "random")
+    # No other group may overflow on its own: with the opposite sign it would make the infinity NaN.
+    yield _Attack("infinite activation", "poison inf even", "random")
+    yield _Attack("infinite activation by one code", "poison -inf even", "highest", zero_point=0)
     # All of one sign: infinite whether the scale meets each weight or their sum.
     scales = {"weight_scale": [0.1, math.nan, math.inf, 0.3, 0.1]}
     yield _Attack("poisoned scale", "equal", "highest", scales, zero_point=0)
