@@ -33,8 +33,8 @@ class QuantPlanError(Exception):
         self.message = message
         self.op = op
         self.field = field
-        self.expected = expected
-        self.got = got
+        self.expected = _plain(expected)
+        self.got = _plain(got)
         self.hint = hint
         super().__init__(message)
 
@@ -57,6 +57,11 @@ class QuantPlanError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by attributes: keyword-only exceptions do not pickle by themselves."""
         return _rebuild, (type(self), self.message, dict(self.__dict__))
+
+
+def _plain(value: object) -> object:
+    """Return a value as plain data: an error outlives the call, and must not keep a caller's tensors alive."""
+    return value if value is None or isinstance(value, (str, int, float)) else str(value)
 
 
 def _rebuild(kind: type[QuantPlanError], message: str, state: dict[str, Any]) -> QuantPlanError:

@@ -154,7 +154,7 @@ class Plan(ABC, Generic[D, A]):
 
     @classmethod
     def _select(cls, target: object, desc: D, pref: PlanPreference | None, *, flexible_m: bool) -> Self:
-        where, wanted = Target.parse(target), pref or PlanPreference()
+        where, wanted = Target.parse(target), PlanPreference() if pref is None else pref
         reports = cls.why_not(where, desc, wanted)
         for variant, report in zip(cls.variants, reports, strict=True):
             if report.supported:
@@ -291,6 +291,10 @@ class Plan(ABC, Generic[D, A]):
 
     def check_workspace(self, workspace: Workspace | None) -> None:
         """Refuse a workspace that is too small, misaligned or on another device."""
+        if workspace is not None and not isinstance(workspace, Workspace):
+            raise InvalidProblem(
+                op=self.op.value, field="workspace", expected="a Workspace or None", got=type(workspace).__name__
+            )
         if self.workspace_size == 0:
             return
         available = 0 if workspace is None else workspace.nbytes

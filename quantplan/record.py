@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import inspect
 import operator
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -79,11 +80,14 @@ class Record:
         """
         if not isinstance(data, dict):
             raise InvalidProblem(op=cls.__name__, expected="a dictionary", got=type(data).__name__)
-        _expect(cls, "schema", SCHEMA, data.get("schema"))
+        _expect(cls, "schema", repr(SCHEMA), repr(data.get("schema")))
         kind = _KINDS.get(str(data.get("type")))
-        if kind is None or not issubclass(kind, cls):
+        if kind is None or inspect.isabstract(kind) or not issubclass(kind, cls):
             raise InvalidProblem(op=cls.__name__, field="type", expected=cls.__name__, got=repr(data.get("type")))
-        values = {name: _decode(value) for name, value in data.items() if name not in ("schema", "type")}
+        try:
+            values = {str(name): _decode(value) for name, value in data.items() if name not in ("schema", "type")}
+        except RecursionError:
+            raise InvalidProblem(op=cls.__name__, expected="a few levels", got="records without end") from None
         known = {a.name for a in kind.__attrs_attrs__}
         _expect(kind, "fields", sorted(known), sorted(values))
         return kind(**values)
@@ -183,12 +187,38 @@ def to_integer(value: object) -> int:
     raise InvalidProblem(expected="an integer", got=repr(value))
 
 
+def to_size(value: object) -> int:
+    """Convert a Python or NumPy integer ≥ 0 to int."""
+    number = to_integer(value)
+    if number < 0:
+        raise InvalidProblem(expected="an integer ≥ 0", got=number)
+    return number
+
+
 def to_number(value: object) -> float:
     """Convert a Python or NumPy real number to float; refuse everything else, booleans and arrays too."""
     if isinstance(value, (int, float, np.floating, np.integer)) and not isinstance(value, bool):
         with contextlib.suppress(OverflowError):  # an integer beyond f64
-            return float(value)
+            return float(value) + 0.0  # −0 becomes 0: what compares equal gives equal results
     raise InvalidProblem(expected="a number", got=repr(value))
+
+
+def to_text(value: object) -> str:
+    """Take a string; refuse everything else."""
+    if isinstance(value, str):
+        return value
+    raise InvalidProblem(expected="a string", got=repr(value))
+
+
+def record_of(kind: type[Record]) -> Callable[[object], Record]:
+    """Return a converter that takes records of one class and refuses everything else."""
+
+    def take(value: object) -> Record:
+        if isinstance(value, kind):
+            return value
+        raise InvalidProblem(expected=f"a {kind.__name__}", got=repr(value))
+
+    return take
 
 
 def to_flag(value: object) -> bool:

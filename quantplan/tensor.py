@@ -105,6 +105,15 @@ class TensorView:
         steps = [(n - 1) * s * size for n, s in zip(shape, self.strides, strict=True)]
         return self.pointer + sum(s for s in steps if s < 0), self.pointer + sum(s for s in steps if s > 0) + size
 
+    def __reduce__(self) -> Any:  # noqa: ANN401 - object's own signature
+        """Refuse: a copy would point at memory that it does not keep alive."""
+        expected = "the array itself"
+        raise InvalidProblem(op="TensorView", field="pickle", expected=expected, got="a borrowed view of memory")
+
+    def __deepcopy__(self, memo: object) -> TensorView:
+        """Return the view itself: it is immutable, and its owner must stay the one it points into."""
+        return self
+
     def __repr__(self) -> str:
         """Show element, shape and location; strides where they are not dense."""
         dense = self.strides == dense_strides(self.storage_shape)

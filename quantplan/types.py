@@ -10,7 +10,7 @@ import attrs
 
 from quantplan.elements import ElementKind, to_element
 from quantplan.errors import InvalidProblem
-from quantplan.record import Record, field, to_flag, to_integer
+from quantplan.record import Record, field, record_of, to_flag, to_integer, to_size, to_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -275,12 +275,12 @@ class PrecisionGuarantee(Record):
 
     math_precision: MathPrecision = field(MathPrecision)
     accumulator: ElementKind = field(to_element)
-    bit_stable_on_same_hardware: bool
-    deterministic: bool
-    bit_identical_to_reference: bool
-    batch_invariant: bool
-    reduction_id: str
-    error_bound: ErrorBound
+    bit_stable_on_same_hardware: bool = field(to_flag)
+    deterministic: bool = field(to_flag)
+    bit_identical_to_reference: bool = field(to_flag)
+    batch_invariant: bool = field(to_flag)
+    reduction_id: str = field(to_text)
+    error_bound: ErrorBound = field(record_of(ErrorBound))
 
     FLAGS = ("bit_stable_on_same_hardware", "deterministic", "bit_identical_to_reference", "batch_invariant")
 
@@ -320,7 +320,7 @@ class KernelSku(Record):
         SHA-256 over the sources it is made from, in hexadecimal.
     """
 
-    name: str
+    name: str = field(to_text)
     category: OpCategory = field(OpCategory)
     op: QuantizeKind = field(QuantizeKind)
     element: ElementKind = field(to_element)
@@ -330,15 +330,8 @@ class KernelSku(Record):
     epilogue: EpilogueKind = field(EpilogueKind)
     arch: ArchSku = field(ArchSku)
     backend: BackendKind = field(BackendKind)
-    precision_guarantee: PrecisionGuarantee
-    source_digest: str
-
-
-def _is_guarantee(owner: Record, field: attrs.Attribute[Any], value: object) -> None:
-    if not isinstance(value, PrecisionGuarantee):
-        raise InvalidProblem(
-            op=type(owner).__name__, field=field.name, expected="a PrecisionGuarantee", got=repr(value)
-        )
+    precision_guarantee: PrecisionGuarantee = field(record_of(PrecisionGuarantee))
+    source_digest: str = field(to_text)
 
 
 @attrs.frozen(kw_only=True, repr=False)
@@ -360,13 +353,11 @@ class PlanPreference(Record):
     """
 
     backend: BackendKind | None = field(BackendKind, None)
-    max_workspace_bytes: int | None = field(to_integer, None)
+    max_workspace_bytes: int | None = field(to_size, None)
     require_deterministic: bool = field(to_flag, default=False)
     require_batch_invariant: bool = field(to_flag, default=False)
     require_bit_identical: bool = field(to_flag, default=False)
-    min_guarantee: PrecisionGuarantee | None = attrs.field(
-        default=None, validator=attrs.validators.optional(_is_guarantee)
-    )
+    min_guarantee: PrecisionGuarantee | None = field(record_of(PrecisionGuarantee), None)
     accumulation: Accumulation | None = field(Accumulation, None)
 
     @property

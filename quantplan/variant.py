@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from quantplan.record import Record
+from quantplan.record import Record, field, to_flag, to_text
 from quantplan.types import (
     ArchSku,
     BackendKind,
@@ -70,9 +70,9 @@ class VariantReport(Record):
         Why not; empty when it does.
     """
 
-    name: str
-    supported: bool
-    reason: str = ""
+    name: str = field(to_text)
+    supported: bool = field(to_flag)
+    reason: str = field(to_text, "")
 
 
 class Variant(ABC):

@@ -10,7 +10,8 @@ import numpy as np
 
 from quantplan.devices.target import Target, TargetKind
 from quantplan.elements import ElementKind
-from quantplan.errors import DriverNotFound, InvalidProblem, MisalignedOperand, Unsupported
+from quantplan.errors import InvalidProblem, MisalignedOperand, Unsupported
+from quantplan.record import to_size
 from quantplan.tensor import HOST, Location, TensorView
 
 ALIGNMENT = 256
@@ -54,23 +55,26 @@ class Workspace:
         InvalidProblem
             A negative size.
         Unsupported
-            The target is an architecture, where nothing runs.
+            The target is an architecture, where nothing runs, or a GPU, whose memory other libraries allocate.
         """
         where = Target.parse(target)
-        if type(nbytes) is not int or nbytes < 0:
-            raise InvalidProblem(op="Workspace", field="nbytes", expected="an integer ≥ 0", got=repr(nbytes))
+        try:
+            size = to_size(nbytes)
+        except InvalidProblem as error:
+            error.op, error.field = "Workspace", "nbytes"
+            raise
         if where.kind is TargetKind.ARCH:
             raise Unsupported(f"{where} is an architecture, not a device", op="Workspace", field="target")
         if where.kind is TargetKind.CUDA:
             hint = "borrow a CuPy or torch buffer with Workspace.from_buffer"
-            raise DriverNotFound("no allocator for CUDA memory", op="Workspace", hint=hint)
-        buffer = np.empty(nbytes + ALIGNMENT, np.uint8)
+            raise Unsupported("CUDA memory is not allocated here", op="Workspace", field="target", hint=hint)
+        buffer = np.empty(size + ALIGNMENT, np.uint8)
         start = buffer.__array_interface__["data"][0]
-        return cls(start + -start % ALIGNMENT, nbytes, HOST, buffer)
+        return cls(start + -start % ALIGNMENT, size, HOST, buffer)
 
     @classmethod
     def from_buffer(cls, obj: object) -> Workspace:
-        """Borrow a dense, writable CuPy, torch or NumPy array of any element as scratch memory.
+        """Borrow a dense, writable CuPy, torch or NumPy array, usually of bytes, as scratch memory.
 
         Raises
         ------
@@ -89,6 +93,10 @@ class Workspace:
                 op="Workspace", field="buffer", expected=f"a multiple of {ALIGNMENT} bytes", got=f"address {first:#x}"
             )
         return cls(first, nbytes, view.location, obj)
+
+    def __reduce__(self) -> Any:  # noqa: ANN401 - object's own signature
+        """Refuse: a copy would point at memory that it does not keep alive."""
+        raise InvalidProblem(op="Workspace", field="pickle", expected="its size", got="borrowed memory")
 
     def numpy(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """Return the bytes as a NumPy array (host memory only)."""

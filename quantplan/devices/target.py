@@ -11,7 +11,7 @@ import attrs
 from quantplan.devices import cuda
 from quantplan.devices.stream import Stream
 from quantplan.errors import InvalidProblem
-from quantplan.record import Record, field, to_integer, to_tuple
+from quantplan.record import Record, field, to_integer, to_size
 from quantplan.tensor import HOST, Location
 from quantplan.types import ArchSku
 
@@ -19,6 +19,14 @@ _FLOORS = {ArchSku.SM80: (8, 0), ArchSku.SM86: (8, 6), ArchSku.SM89: (8, 9)}
 _EXACT = {ArchSku.SM90A: (9, 0), ArchSku.SM100A: (10, 0), ArchSku.SM120A: (12, 0)}
 _FIRST_WITH_SPECIFIC_CODE = (9, 0)
 _FORMS = "'cpu', 'cuda:0', 'sm_90a', 'emulated:sm_90a', or a stream"
+
+
+def _to_capability(value: Any) -> tuple[int, int]:  # noqa: ANN401 - a field's converter
+    try:
+        major, minor = value
+    except (TypeError, ValueError):
+        raise InvalidProblem(expected="(major, minor)", got=repr(value)) from None
+    return to_size(major), to_size(minor)
 
 
 class TargetKind(enum.Enum):
@@ -47,17 +55,15 @@ class Target(Record):
 
     kind: TargetKind = field(TargetKind)
     index: int = field(to_integer, 0)
-    capability: tuple[int, int] | None = attrs.field(default=None, converter=to_tuple)
+    capability: tuple[int, int] | None = field(_to_capability, None)
 
     def __attrs_post_init__(self) -> None:
         """Refuse fields that the kind does not have."""
-        capability: Any = self.capability  # not yet known to be a pair
         if self.index < 0 or (self.index and self.kind is not TargetKind.CUDA):
             raise InvalidProblem(op="Target", field="index", expected="a device index; 0 but for cuda", got=self.index)
-        pair = capability is not None and len(capability) == 2 and all(isinstance(n, int) for n in capability)  # noqa: PLR2004
-        if pair == (self.kind is TargetKind.CPU) or not (pair or capability is None):
+        if (self.capability is None) != (self.kind is TargetKind.CPU):
             expected = "(major, minor); None for cpu"
-            raise InvalidProblem(op="Target", field="capability", expected=expected, got=repr(capability))
+            raise InvalidProblem(op="Target", field="capability", expected=expected, got=repr(self.capability))
 
     @classmethod
     def parse(cls, value: object) -> Target:

@@ -95,7 +95,7 @@ def _products(
     if not finite.all():  # an infinity must meet the number it is multiplied by, not the zeros of another band
         yield np.where(finite, 0.0, a @ w.T)
         a, w = (np.where(np.isfinite(x), x, 0.0) for x in (a, w))
-    size, low = np.abs(a), 0.0
+    size, low = np.abs(a), float(np.finfo(np.float64).tiny)  # zeros are in no band
     for high in limits:
         inside = (low <= size) & (size < high)
         if inside.any():

@@ -300,6 +300,15 @@ def test_saturated_results_have_the_bound_of_the_largest(element):
     assert problem.bound.bound(problem.desc, problem.args).item() < element.largest * 0.126
 
 
+def test_a_host_output_scale_is_the_double_that_it_is():
+    """Rounding it to f32 makes 1.4e-45 of 1e-45, and 512 of 717."""
+    one, more = np.ones((1, 1)), {"element": E5M2, "output_scale": 1e-45, "scales": (2.0**-70,)}
+    problem = fp8_problem(one, one, (TENSOR, PROMOTED), **more)
+    assert problem.args.output.astype(np.float64).item() == 512
+    assert 717 < problem.real(0, 0) < 718
+    assert worst_fraction(problem) <= 1
+
+
 @pytest.mark.parametrize("scale", [np.nan, np.inf, 0.0])
 def test_an_output_scale_that_gives_no_number_has_no_bound(scale):
     """Fault 19: there is no real result."""
