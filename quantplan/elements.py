@@ -58,20 +58,14 @@ class ElementKind(enum.Enum):
         kind = _find(value) if scalar or isinstance(value, (str, np.dtype)) else None
         return kind or _BY_NAME.get(str(value).rpartition(".")[2].lower())
 
-    @property
-    def bits(self) -> int:
-        """Width of one element in bits."""
-        return _BITS[self]
-
-    @property
-    def packed(self) -> bool:
-        """Whether two elements share a byte."""
-        return self.bits == 4  # noqa: PLR2004 - the format's width
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of one storage item: an element, or a byte that holds two of them."""
-        return max(1, self.bits // 8)
+    bits: int
+    """Width of one element in bits."""
+    packed: bool
+    """Whether two elements share a byte."""
+    itemsize: int
+    """Bytes of one storage item: an element, or a byte that holds two of them."""
+    dtype: np.dtype[Any]
+    """NumPy dtype of the storage: ml_dtypes for bf16, FP8 and E8M0, uint8 for packed pairs of 4-bit elements."""
 
     @property
     def is_float(self) -> bool:
@@ -81,17 +75,12 @@ class ElementKind(enum.Enum):
     @property
     def is_integer(self) -> bool:
         """Whether it is an integer format."""
-        return self.value[0] in "su"
+        return str(self.value)[0] in "su"
 
     @property
     def is_fp8(self) -> bool:
         """Whether it is an 8-bit floating-point value format (E8M0 is a scale format, not one of them)."""
-        return self.value.startswith("fp8")
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """NumPy dtype of the storage: ml_dtypes for bf16, FP8 and E8M0, uint8 for packed pairs of 4-bit elements."""
-        return _DTYPES[self]
+        return str(self.value).startswith("fp8")
 
     @property
     def integer_range(self) -> tuple[int, int]:
@@ -109,13 +98,6 @@ class ElementKind(enum.Enum):
         return (columns + 1) // 2 if self.packed else columns
 
 
-_BITS = {
-    kind: int("".join(c for c in kind.value.split("_")[0] if c.isdigit()))
-    for kind in ElementKind
-    if kind.value != "e8m0"
-}
-_BITS[ElementKind.E8M0] = 8
-
 _DTYPES: dict[ElementKind, np.dtype[Any]] = {
     ElementKind.F64: np.dtype(np.float64),
     ElementKind.F32: np.dtype(np.float32),
@@ -131,6 +113,11 @@ _DTYPES: dict[ElementKind, np.dtype[Any]] = {
     ElementKind.FP4_E2M1: np.dtype(np.uint8),
     ElementKind.E8M0: np.dtype(ml_dtypes.float8_e8m0fnu),
 }
+
+for _kind, _dtype in _DTYPES.items():  # attributes, for every launch reads them
+    _kind.dtype, _kind.packed = _dtype, _kind.value in ("s4", "u4", "fp4_e2m1")
+    _kind.itemsize = _dtype.itemsize
+    _kind.bits = 4 if _kind.packed else 8 * _dtype.itemsize
 
 _LARGEST = {
     ElementKind.F64: float(np.finfo(np.float64).max),

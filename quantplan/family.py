@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic
 
 import attrs
 
 from quantplan.errors import InvalidProblem, Unsupported
-from quantplan.operands import check_overlap, check_presence
-from quantplan.plan import A, D, Plan, plan_type
-from quantplan.tensor import TensorView
+from quantplan.operands import to_view
+from quantplan.plan import A, D, Plan, plan_type, rows_of
+from quantplan.record import to_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
+    from quantplan.tensor import TensorView
     from quantplan.types import KernelSku, PlanPreference
     from quantplan.workspace import Workspace
+
+
+def _buckets(op: str, ms: Iterable[int]) -> tuple[int, ...]:
+    """Return the distinct values of M in ascending order."""
+    try:
+        buckets = tuple(sorted({to_size(m) for m in ms}))
+    except TypeError:
+        buckets = ()
+    except InvalidProblem as error:
+        error.op, error.field = op, "ms"
+        raise
+    if not buckets:
+        raise InvalidProblem(op=op, field="ms", expected="at least one M", got=repr(ms))
+    return buckets
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -67,9 +83,7 @@ class PlanFamily(Generic[D, A]):
         """
         op = plan or plan_type(desc)
         op.check(desc)
-        buckets = tuple(sorted(set(ms)))
-        if not buckets:
-            raise InvalidProblem(op=op.op.value, field="ms", expected="at least one M", got="none")
+        buckets = _buckets(op.op.value, ms)
         members = tuple(op._select(target, desc.replace(m=m), pref, flexible_m=True) for m in buckets)  # noqa: SLF001 - a family is made of plans
         family = cls(buckets, members)
         if pref and pref.require_batch_invariant and not family.batch_invariant:
@@ -97,9 +111,11 @@ class PlanFamily(Generic[D, A]):
         InvalidProblem
             ``m`` is larger than every bucket.
         """
+        first = self.plans[0]
+        if type(m) is not int or m < 0:
+            raise InvalidProblem(op=first.op.value, field="m", expected="an integer ≥ 0", got=repr(m))
         i = bisect_left(self.buckets, m)
         if i == len(self.buckets):
-            first = self.plans[0]
             raise InvalidProblem(
                 op=first.op.value,
                 field=first.rows_operand,
@@ -115,10 +131,8 @@ class PlanFamily(Generic[D, A]):
 
     def run(self, stream: object, workspace: Workspace | None, args: A) -> None:
         """Check and launch with the member for the arguments' M; see `Plan.run`."""
-        first = self.plans[0]
-        rows = getattr(args, first.rows_operand, None)
-        m = rows.shape[0] if rows is not None and rows.shape else 0
-        self.plan_for(m).run(stream, workspace, args)
+        rows = getattr(args, self.plans[0].rows_operand, None)
+        self.plan_for(rows_of(rows, self.buckets[-1])).run(stream, workspace, args)
 
     def bind(self, **operands: object) -> BoundFamily[D, A]:
         """Check the operands that stay the same from step to step, once for all buckets.
@@ -134,21 +148,22 @@ class PlanFamily(Generic[D, A]):
             Whatever `Plan.can_implement` would refuse; an operand whose shape depends on M.
         """
         plan = self.plans[-1]
-        fixed = {name: TensorView.of(obj) for name, obj in operands.items() if obj is not None}
+        op = plan.op.value
+        fixed = {name: to_view(op, name, obj) for name, obj in operands.items() if obj is not None}
         largest, smallest = plan.problem(self.buckets[-1]), plan.problem(0)
         stated = {operand.name: operand for operand in largest.operands}
         constant = {o.name for o in smallest.operands if not o.output and o.shape == stated[o.name].shape}
         for name in fixed:
             if name not in constant or name == plan.rows_operand:
                 raise InvalidProblem(
-                    op=plan.op.value,
+                    op=op,
                     field=name,
                     expected=f"an operand that does not depend on M: {', '.join(sorted(constant))}",
                     got=name,
                     hint="pass it to run",
                 )
         plan.check_operands([stated[name] for name in fixed], fixed)
-        return BoundFamily(self, fixed)
+        return BoundFamily(self, MappingProxyType(fixed))
 
     def __repr__(self) -> str:
         """Show the op and its buckets."""
@@ -160,7 +175,7 @@ class BoundFamily(Generic[D, A]):
     """A family with its fixed operands, such as one layer of a model. It keeps them alive."""
 
     family: PlanFamily[D, A]
-    fixed: dict[str, TensorView]
+    fixed: Mapping[str, TensorView]
 
     def run(self, stream: object, workspace: Workspace | None, **operands: object) -> None:
         """Check the operands of this step and launch with the member for their M.
@@ -172,23 +187,19 @@ class BoundFamily(Generic[D, A]):
         **operands
             The remaining Args fields.
         """
-        rest = {name: TensorView.of(obj) for name, obj in operands.items() if obj is not None}
-        first = self.family.plans[0]
-        rows = rest.get(first.rows_operand)
-        m = rows.shape[0] if rows is not None and rows.shape else 0
-        plan = self.family.plan_for(m)
-        problem, op = plan.problem(m), plan.op.value
+        family = self.family
+        first = family.plans[0]
+        op, names = first.op.value, first.operand_names
+        rest = {name: to_view(op, name, obj) for name, obj in operands.items() if obj is not None}
         for name in rest:
             if name in self.fixed:
                 raise InvalidProblem(op=op, field=name, expected="nothing: it is bound", got="a second operand")
-        names = [a.name for a in attrs.fields(plan.args_type)]
-        given: dict[str, Any] = dict.fromkeys(names) | self.fixed | rest
-        if len(given) > len(names):
-            field = next(name for name in given if name not in names)
-            raise InvalidProblem(op=op, field=field, expected=f"one of {', '.join(names)}", got=field)
-        check_presence(op, problem.operands, given)
-        plan.check_operands([o for o in problem.operands if o.name not in self.fixed], given)
-        check_overlap(op, problem.operands, given)
+            if name not in names:
+                raise InvalidProblem(op=op, field=name, expected=f"one of {', '.join(names)}", got=name)
+        given: dict[str, Any] = dict.fromkeys(names) | dict(self.fixed) | rest
+        m = rows_of(given[first.rows_operand], family.buckets[-1])
+        plan = family.plan_for(m)
+        problem = plan.check_given(m, given, bound=self.fixed)
         plan.check_workspace(workspace)
         plan.launch(problem, plan.args_type(**given), workspace, stream)
 

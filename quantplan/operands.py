@@ -146,11 +146,15 @@ def check_presence(op: str, operands: Iterable[Operand], given: dict[str, Tensor
 def check_overlap(op: str, operands: Iterable[Operand], given: dict[str, Any]) -> None:
     """Refuse outputs that share memory with another operand."""
     views = [(operand, given[operand.name]) for operand in operands]
+    extents = [view.extent for _, view in views]
     for i, (written, output) in enumerate(views):
         if not written.output:
             continue
+        first, last = extents[i]
         for j, (other, view) in enumerate(views):
-            if i != j and (j > i or not other.output) and overlap(output, view):
+            if i == j or extents[j][1] <= first or last <= extents[j][0]:
+                continue
+            if (j > i or not other.output) and overlap(output, view):
                 raise InvalidProblem(
                     op=op,
                     field=written.name,
@@ -163,17 +167,30 @@ def check_overlap(op: str, operands: Iterable[Operand], given: dict[str, Any]) -
 def tensor_field(*, optional: bool = False) -> Any:  # noqa: ANN401 - attrs.field's own type
     """Make an Args field that takes any library's tensor and holds a `TensorView`."""
 
-    def to_view(value: Any, attribute: attrs.Attribute[Any]) -> TensorView | None:  # noqa: ANN401 - any library's tensor
-        if value is None and optional:
-            return None
-        try:
-            return TensorView.of(value)
-        except QuantPlanError as error:
-            error.field = f"{attribute.name}.{error.field}" if error.field else attribute.name
-            raise
+    def convert(value: Tensor, owner: Any, attribute: attrs.Attribute[Any]) -> TensorView | None:  # noqa: ANN401 - any Args
+        return None if value is None and optional else to_view(type(owner).__name__, attribute.name, value)
 
     default = None if optional else attrs.NOTHING
-    return attrs.field(default=default, converter=attrs.Converter(to_view, takes_field=True))
+    return attrs.field(default=default, converter=attrs.Converter(convert, takes_self=True, takes_field=True))
+
+
+def to_view(op: str, name: str, value: Tensor) -> TensorView:
+    """View an operand; where that fails, the error says which operand it is."""
+    try:
+        return TensorView.of(value)
+    except QuantPlanError as error:
+        error.op, error.field = op, f"{name}.{error.field}" if error.field else name
+        raise
+
+
+def host(view: TensorView | None) -> Any:  # noqa: ANN401 - an array, or None
+    """Return an operand as NumPy sees it; None where it is absent."""
+    return None if view is None else view.numpy()
+
+
+def host_or_operand(value: float | None, view: TensorView | None) -> Any:  # noqa: ANN401 - float, array, or None
+    """Return a number that is a host value or an operand; None where the problem has neither."""
+    return value if view is None else view.numpy()
 
 
 def _element_hint(expected: ElementKind, got: ElementKind) -> str | None:

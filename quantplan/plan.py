@@ -21,13 +21,16 @@ from quantplan.variant import Identity, Variant, VariantReport
 from quantplan.workspace import ALIGNMENT, Workspace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from quantplan.tensor import TensorView
     from quantplan.variant import Launch
 
 D = TypeVar("D", bound=Any)
 A = TypeVar("A", bound=Any)
+
+_REMEMBERED = 1024
+"""Problems that a plan keeps, one per M: a serving loop sees few, and the rest are made anew."""
 
 _BY_DESCRIPTOR: dict[type, type[Plan[Any, Any]]] = {}
 
@@ -62,6 +65,7 @@ class Plan(ABC, Generic[D, A]):
     category: ClassVar[OpCategory]
     descriptor_type: ClassVar[type]
     args_type: ClassVar[type]
+    operand_names: ClassVar[tuple[str, ...]]
     rows_operand: ClassVar[str]
     variants: ClassVar[tuple[Variant, ...]]
 
@@ -69,6 +73,7 @@ class Plan(ABC, Generic[D, A]):
         super().__init_subclass__(**kwargs)
         if "descriptor_type" in cls.__dict__:
             _BY_DESCRIPTOR[cls.descriptor_type] = cls
+            cls.operand_names = tuple(a.name for a in attrs.fields(cls.args_type))
 
     # ---- what an op states
 
@@ -259,7 +264,8 @@ class Plan(ABC, Generic[D, A]):
             desc = self.descriptor if m == own else self.descriptor.replace(m=m)
             operands = self.operands(desc)
             found = Problem(desc, operands, all(o.empty for o in operands if o.output))
-            self._problems[m] = found
+            if len(self._problems) < _REMEMBERED:
+                self._problems[m] = found
         return found
 
     def _check_args(self, args: A) -> Problem[D]:
@@ -267,13 +273,16 @@ class Plan(ABC, Generic[D, A]):
             raise InvalidProblem(
                 op=self.op.value, field="args", expected=self.args_type.__name__, got=type(args).__name__
             )
-        given = {a.name: getattr(args, a.name) for a in attrs.fields(self.args_type)}
-        rows = given[self.rows_operand]
+        given = {name: getattr(args, name) for name in self.operand_names}
         # a single plan names the whole shape it expects; only a family learns M from the operand
-        m = rows.shape[0] if self.flexible_m and rows is not None and rows.shape else self.descriptor.m
+        m = rows_of(given[self.rows_operand], self.descriptor.m) if self.flexible_m else self.descriptor.m
+        return self.check_given(m, given)
+
+    def check_given(self, m: int, given: dict[str, Any], bound: Collection[str] = ()) -> Problem[D]:
+        """Check the operands of a launch of ``m`` rows, apart from those that were checked when they were bound."""
         problem = self.problem(m)
         check_presence(self.op.value, problem.operands, given)
-        self.check_operands(problem.operands, given)
+        self.check_operands((o for o in problem.operands if o.name not in bound), given)
         check_overlap(self.op.value, problem.operands, given)
         return problem
 
@@ -343,6 +352,11 @@ class BoundPlan(Generic[D, A]):
     def __repr__(self) -> str:
         """Show the plan."""
         return f"BoundPlan({self.plan.sku.name} on {self.plan.target})"
+
+
+def rows_of(view: TensorView | None, default: int) -> int:
+    """Return the rows of an operand, or a default where it is missing or has none: its own check will say so."""
+    return view.shape[0] if view is not None and view.shape else default
 
 
 def plan_type(desc: object) -> type[Plan[Any, Any]]:

@@ -43,9 +43,9 @@ def test_allocations_are_apart():
 
 @pytest.mark.parametrize("nbytes", [-1, 1.0, "16", None, True])
 def test_sizes_that_are_none(nbytes):
-    with pytest.raises(qp.InvalidProblem, match="Workspace: nbytes: expected an integer ≥ 0") as caught:
+    with pytest.raises(qp.InvalidProblem, match="Workspace: nbytes: expected an integer") as caught:
         qp.Workspace.allocate(nbytes, "cpu")
-    assert caught.value.got == repr(nbytes)
+    assert str(caught.value.got) == repr(nbytes)
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90a"])

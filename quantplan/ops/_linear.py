@@ -18,8 +18,6 @@ from quantplan.variant import Identity
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from quantplan.tensor import TensorView
-
 ACT = (ElementKind.S8, ElementKind.U8)
 OUTPUT = (ElementKind.F32, ElementKind.F64, ElementKind.F16, ElementKind.BF16, ElementKind.S8)
 WEIGHT_SCOPES = (Scope.channel(0), Scope.tensor())
@@ -93,11 +91,6 @@ def shared_operands(desc: Any) -> Iterator[Operand]:  # noqa: ANN401 - two types
     if desc.output_element is ElementKind.S8 and desc.output_scale is None:
         hint = "or give the descriptor a host value: output_scale=…"
         yield Operand("output_scale", ElementKind.F32, (("scales", 1),), hint=hint)
-
-
-def static_scale(host: float | None, operand: TensorView | None) -> Any:  # noqa: ANN401 - float, array, or None
-    """Return a scale that is a host value or an operand; None where the problem has neither."""
-    return host if operand is None else operand.numpy()
 
 
 def promise(desc: Any) -> PrecisionGuarantee:  # noqa: ANN401 - two types

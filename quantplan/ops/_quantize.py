@@ -183,11 +183,6 @@ def zero_point_array(desc: Any, args: Any) -> NDArray[Any] | None:  # noqa: ANN4
     return None if args.zero_point is None else args.zero_point.numpy()
 
 
-def optional_numpy(view: Any) -> NDArray[Any] | None:  # noqa: ANN401 - TensorView or None
-    """Return an optional operand as NumPy."""
-    return None if view is None else view.numpy()
-
-
 # ---- SKUs
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from quantplan.elements import ElementKind, to_element
-from quantplan.operands import Operand, Tensor, tensor_field
+from quantplan.operands import Operand, Tensor, host, tensor_field
 from quantplan.ops import _quantize as family
 from quantplan.plan import Plan
 from quantplan.record import Record, dimension, field, to_integer, to_number
@@ -105,7 +105,7 @@ def _run(desc: DequantizeDescriptor, args: DequantizeArgs) -> None:
         output_element=desc.output_element,
         scope=desc.scope,
         scale_element=desc.scale_element,
-        global_scale=family.optional_numpy(args.global_scale),
+        global_scale=host(args.global_scale),
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from quantplan.elements import ElementKind, to_element
 from quantplan.errors import InvalidProblem
-from quantplan.operands import Operand, Tensor, tensor_field
+from quantplan.operands import Operand, Tensor, host, host_or_operand, tensor_field
 from quantplan.plan import Plan
 from quantplan.record import Record, dimension, field, to_flag, to_number
 from quantplan.reference.fp8_gemm import BLOCK, MX_BLOCK, fp8_gemm
@@ -32,7 +32,6 @@ from quantplan.variant import Identity, ReferenceVariant
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from quantplan.tensor import TensorView
 
 FP8 = (ElementKind.FP8_E4M3, ElementKind.FP8_E5M2)
 OUTPUT = (ElementKind.F32, ElementKind.F16, ElementKind.BF16, *FP8)
@@ -146,23 +145,19 @@ class Fp8GemmArgs:
     output_scale: Tensor = tensor_field(optional=True)
 
 
-def _static_scale(host: float | None, operand: TensorView | None) -> Any:  # noqa: ANN401 - float, array, or None
-    return host if operand is None else operand.numpy()
-
-
 def _run(accumulation: Accumulation, desc: Fp8GemmDescriptor, args: Fp8GemmArgs) -> None:
     fp8_gemm(
         args.act_q.numpy(),
         args.weight_q.numpy(),
         args.output.numpy(),
-        act_scale=_static_scale(desc.act_scale, args.act_scale),
-        weight_scale=_static_scale(desc.weight_scale, args.weight_scale),
+        act_scale=host_or_operand(desc.act_scale, args.act_scale),
+        weight_scale=host_or_operand(desc.weight_scale, args.weight_scale),
         scaling=desc.scaling,
         accumulation=accumulation,
-        bias=None if args.bias is None else args.bias.numpy(),
+        bias=host(args.bias),
         epilogue=desc.epilogue,
         output_element=desc.output_element,
-        output_scale=_static_scale(desc.output_scale, args.output_scale),
+        output_scale=host_or_operand(desc.output_scale, args.output_scale),
     )
 
 

@@ -9,7 +9,7 @@ import attrs
 
 from quantplan.elements import ElementKind, to_element
 from quantplan.errors import InvalidProblem
-from quantplan.operands import Operand, Tensor, tensor_field
+from quantplan.operands import Operand, Tensor, host, tensor_field
 from quantplan.plan import Plan
 from quantplan.record import Record, dimension, field, to_flag, to_integer
 from quantplan.reference.gemm_bounds import Int4GemmErrorBound
@@ -130,9 +130,9 @@ def _run(desc: Int4MarlinGemmDescriptor, args: Int4MarlinGemmArgs) -> None:
         args.weight_scale.numpy(),
         args.output.numpy(),
         group_size=desc.group_size,
-        weight_zero_point=None if args.weight_zero_point is None else args.weight_zero_point.numpy(),
-        perm=None if args.perm is None else args.perm.numpy(),
-        bias=None if args.bias is None else args.bias.numpy(),
+        weight_zero_point=host(args.weight_zero_point),
+        perm=host(args.perm),
+        bias=host(args.bias),
         output_element=desc.output_element,
     )
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from quantplan.elements import ElementKind, to_element
-from quantplan.operands import Operand, Tensor, tensor_field
+from quantplan.operands import Operand, Tensor, host, host_or_operand, tensor_field
 from quantplan.ops import _linear as linear
 from quantplan.plan import Plan
 from quantplan.record import Record, dimension, field, to_flag, to_number
@@ -107,11 +107,11 @@ def _run(desc: QuantizedLinearDescriptor, args: QuantizedLinearArgs) -> None:
         args.weight_q.numpy(),
         args.weight_scale.numpy(),
         args.output.numpy(),
-        act_zero_point=None if args.act_zero_point is None else args.act_zero_point.numpy(),
-        bias=None if args.bias is None else args.bias.numpy(),
+        act_zero_point=host(args.act_zero_point),
+        bias=host(args.bias),
         epilogue=desc.epilogue,
         output_element=desc.output_element,
-        output_scale=linear.static_scale(desc.output_scale, args.output_scale),
+        output_scale=host_or_operand(desc.output_scale, args.output_scale),
     )
 
 

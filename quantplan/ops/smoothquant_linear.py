@@ -8,7 +8,7 @@ import attrs
 
 from quantplan.elements import ElementKind, to_element
 from quantplan.errors import InvalidProblem
-from quantplan.operands import Operand, Tensor, tensor_field
+from quantplan.operands import Operand, Tensor, host, host_or_operand, tensor_field
 from quantplan.ops import _linear as linear
 from quantplan.plan import Plan
 from quantplan.record import Record, dimension, field, to_flag, to_integer, to_number
@@ -115,12 +115,12 @@ def _run(desc: SmoothQuantLinearDescriptor, args: SmoothQuantLinearArgs) -> None
         args.weight_q.numpy(),
         args.weight_scale.numpy(),
         args.output.numpy(),
-        act_scale=linear.static_scale(desc.act_scale, args.act_scale),
+        act_scale=host_or_operand(desc.act_scale, args.act_scale),
         act_zero_point=desc.act_zero_point,
-        bias=None if args.bias is None else args.bias.numpy(),
+        bias=host(args.bias),
         epilogue=desc.epilogue,
         output_element=desc.output_element,
-        output_scale=linear.static_scale(desc.output_scale, args.output_scale),
+        output_scale=host_or_operand(desc.output_scale, args.output_scale),
     )
 
 

@@ -516,7 +516,6 @@ def test_the_error_bound_holds_for_every_sku(lab):
     [
         (qp.PlanPreference(backend=qp.BackendKind.BESPOKE), "bespoke is required"),
         (qp.PlanPreference(accumulation=qp.Accumulation.FAST), "no choice of accumulation"),
-        (qp.PlanPreference(max_workspace_bytes=-1), "-1 are allowed"),
     ],
 )
 def test_a_preference_that_cannot_be_met_is_an_error(pref, reason):

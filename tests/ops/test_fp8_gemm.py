@@ -620,7 +620,6 @@ def test_a_variant_says_that_the_other_accumulation_is_required():
     "pref, reason",
     [
         (qp.PlanPreference(backend=qp.BackendKind.BESPOKE), "bespoke is required"),
-        (qp.PlanPreference(max_workspace_bytes=-1), "-1 are allowed"),
         (qp.PlanPreference(require_bit_identical=True), "does not promise bit_identical_to_reference"),
     ],
 )

@@ -531,7 +531,6 @@ PREFERENCES = [
     (qp.PlanPreference(backend=qp.BackendKind.BESPOKE), "backend is reference, and bespoke is required"),
     (qp.PlanPreference(accumulation=qp.Accumulation.FAST), "no choice of accumulation"),
     (qp.PlanPreference(accumulation=qp.Accumulation.PROMOTED), "no choice of accumulation"),
-    (qp.PlanPreference(max_workspace_bytes=-1), "0 bytes of workspace, and -1 are allowed"),
 ]
 
 
