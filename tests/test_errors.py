@@ -1,8 +1,11 @@
 """Errors say op, field, expected, got and a hint, are the builtins one would expect, and travel between processes."""
 
 import copy
+import gc
 import pickle
+import weakref
 
+import numpy as np
 import pytest
 
 import quantplan as qp
@@ -145,3 +148,13 @@ def test_kernel_build_error_shows_the_compilers_log():
     error = qp.KernelBuildError(options=("-O3",), log="\nx.cu(1): error: no\n")
     assert str(error) == "x.cu(1): error: no"
     assert (error.options, error.log) == (("-O3",), "\nx.cu(1): error: no\n")
+
+
+def test_an_error_keeps_no_tensor_alive_and_pickles_whatever_it_was_given():
+    array = np.zeros(1000)
+    error = qp.InvalidProblem(field="bias", expected=object(), got=qp.TensorView.of(array))
+    alive = weakref.ref(array)
+    del array
+    gc.collect()
+    assert alive() is None
+    assert pickle.loads(pickle.dumps(error)).got == "TensorView(f64, (1000,), cpu)"

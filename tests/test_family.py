@@ -185,3 +185,31 @@ class TestBind:
     def test_reprs_name_buckets_and_operands(self, family, weights):
         assert repr(family) == "PlanFamily(SmoothQuantLinearPlan on cpu, ms=(1, 4, 16))"
         assert repr(family.bind(**weights)).endswith("ms=(1, 4, 16)), weight_q, weight_scale)")
+
+    def test_what_is_bound_stays_bound(self, family, weights):
+        layer = family.bind(**weights)
+        with pytest.raises(TypeError):
+            layer.fixed["weight_q"] = None
+
+    @pytest.mark.parametrize("wrong", [[1], 3, np.zeros(2, np.int64)])
+    def test_an_operand_that_is_no_tensor_is_named(self, family, weights, wrong):
+        with pytest.raises(qp.InvalidProblem, match="smoothquant_linear: weight_q: expected"):
+            family.bind(weight_q=wrong)
+        with pytest.raises(qp.InvalidProblem, match="smoothquant_linear: act_q: expected"):
+            family.bind(**weights).run(None, None, act_q=wrong, output=np.empty((1, 5), np.float32))
+
+
+@pytest.mark.parametrize("ms", [5, None, ["a", 1], [[1]], [-1], [True], [1.5], ()])
+def test_buckets_are_numbers_of_rows(ms):
+    with pytest.raises(qp.InvalidProblem, match="smoothquant_linear: ms: expected"):
+        qp.PlanFamily.select("cpu", DESC, ms=ms)
+
+
+def test_numpy_buckets_become_plain_integers():
+    assert [type(m) for m in qp.PlanFamily.select("cpu", DESC, ms=np.array([3, 1])).buckets] == [int, int]
+
+
+@pytest.mark.parametrize("m", [-1, 1.5, None, True])
+def test_there_is_no_plan_for_what_is_no_number_of_rows(family, m):
+    with pytest.raises(qp.InvalidProblem, match="m: expected an integer ≥ 0"):
+        family.plan_for(m)

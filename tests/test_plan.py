@@ -239,3 +239,22 @@ class TestBind:
         plan = ToyPlan.select("cpu", DESC)
         assert repr(plan) == "ToyPlan(quantize.scratch.f32 on cpu)"
         assert repr(plan.bind(None, toy_args())) == "BoundPlan(quantize.scratch.f32 on cpu)"
+
+    def test_something_else_is_refused_even_where_none_is_needed(self):
+        plan = ToyPlan.select("cpu", DESC)
+        assert plan.workspace_size == 0
+        with pytest.raises(qp.InvalidProblem, match="workspace: expected a Workspace or None, got str"):
+            plan.run(None, "scratch", toy_args())
+
+
+@pytest.mark.parametrize("pref", [0, {}, "bespoke", False])
+def test_a_preference_is_a_plan_preference(pref):
+    with pytest.raises(qp.InvalidProblem, match="pref: expected PlanPreference"):
+        ToyPlan.select("cpu", DESC, pref)
+
+
+def test_a_plan_remembers_a_bounded_number_of_problems():
+    plan = qp.PlanFamily.select("cpu", DESC, ms=[5000]).plans[0]
+    for m in range(5000):
+        assert plan.problem(m).desc.m == m
+    assert len(plan._problems) <= 1024

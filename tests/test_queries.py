@@ -1,6 +1,8 @@
 """What can be asked about plans and devices, as data."""
 
+import contextlib
 import json
+from itertools import product
 
 import pytest
 
@@ -8,6 +10,7 @@ import quantplan as qp
 from quantplan import queries
 from quantplan.devices import cuda
 from quantplan.ops import PLANS
+from quantplan.plan import plan_type
 from quantplan.record import Record
 from tests import fake_cuda
 
@@ -157,3 +160,32 @@ def test_answers_survive_json(target):
         text = json.dumps(answer.to_dict(), allow_nan=False)
         assert Record.from_dict(json.loads(text)) == answer
         assert answer.to_dict()["schema"] == 1
+
+
+def described():
+    """Yield descriptors of the quantize family in every combination of fields, sizes other than the catalogue's too."""
+    scopes = ("tensor", "token", "channel:0", "channel:1", "group:1", "group:16", "group:32", "group:128", "group:5:0")
+    real, quantized = ("f64", "f32", "f16", "bf16"), ("s8", "u8", "s4", "u4", "fp8_e4m3", "fp8_e5m2", "fp4_e2m1")
+    scales, modes = ("f32", "f64", "e8m0", "fp8_e4m3"), ("symmetric", "asymmetric")
+    for wide, narrow, scope, scale, mode, saturate in product(real, quantized, scopes, scales, modes, (True, False)):
+        fields = {"m": 7, "k": 300, "scope": scope, "scale_element": scale, "mode": mode}
+        for kind, own in (
+            (qp.QuantizeDescriptor, {"input_element": wide, "output_element": narrow, "saturate": saturate}),
+            (
+                qp.DynamicRangeQuantizeDescriptor,
+                {"input_element": wide, "output_element": narrow, "saturate": saturate},
+            ),
+            (qp.DequantizeDescriptor, {"input_element": narrow, "output_element": wide}),
+        ):
+            with contextlib.suppress(qp.InvalidProblem):
+                yield kind(**fields, **own)
+
+
+def test_every_descriptor_selects_a_sku_that_is_listed():
+    listed = {row.sku.name for row in qp.plans()}
+    count = 0
+    for desc in described():
+        name = plan_type(desc).select("cpu", desc).sku.name
+        assert name in listed, desc
+        count += 1
+    assert count > 2000

@@ -388,3 +388,45 @@ def test_sequences_become_tuples():
     assert to_tuple([1, 2]) == (1, 2)
     assert to_tuple(iter("ab")) == ("a", "b")
     assert to_tuple(None) is None
+
+
+def nested(depth):
+    data = {"schema": SCHEMA, "type": "Scope", "kind": "tensor", "axis": None, "group_size": None}
+    for _ in range(depth):
+        data = {"schema": SCHEMA, "type": "Scope", "kind": data, "axis": None, "group_size": None}
+    return data
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        [],
+        None,
+        {"schema": SCHEMA, "type": "ErrorBound"},
+        {"schema": True, "type": "Scope", "kind": "tensor", "axis": None, "group_size": None},
+        {"schema": SCHEMA, "type": "Scope", "kind": "tensor", "axis": None, 3: None},
+        {"schema": SCHEMA, "type": "Target", "kind": "arch", "index": 0, "capability": 5},
+        {"schema": SCHEMA, "type": "Target", "kind": "arch", "index": 0, "capability": [-1, True]},
+        nested(5000),
+    ],
+    ids=["list", "none", "abstract", "bool schema", "key", "capability", "capability values", "deep"],
+)
+def test_hostile_dictionaries_are_refused(data):
+    with pytest.raises(qp.InvalidProblem):
+        Record.from_dict(data)
+
+
+@pytest.mark.parametrize("change", [{"deterministic": "no"}, {"error_bound": 7}, {"reduction_id": 5}])
+def test_a_guarantee_says_yes_or_no(change):
+    desc = qp.SmoothQuantLinearDescriptor(m=1, n=1, k=1)
+    data = qp.SmoothQuantLinearPlan.select("cpu", desc).precision_guarantee.to_dict()
+    with pytest.raises(qp.InvalidProblem) as caught:
+        Record.from_dict(data | change)
+    assert caught.value.field == next(iter(change))
+
+
+def test_equal_descriptors_give_equal_results():
+    """A cache keyed by descriptor must not hand out the other zero's sign."""
+    minus, plus = (qp.SmoothQuantLinearDescriptor(m=1, n=1, k=1, act_scale=zero) for zero in (-0.0, 0.0))
+    assert minus == plus
+    assert str(minus.act_scale) == str(plus.act_scale) == "0.0"

@@ -1,6 +1,8 @@
 """TensorView describes anybody's memory without copying it, and keeps it alive."""
 
+import copy
 import gc
+import pickle
 import weakref
 from types import SimpleNamespace
 
@@ -542,3 +544,13 @@ def test_the_same_addresses_of_two_devices_do_not_overlap():
     views = [qp.TensorView(4096, (4,), (1,), qp.F32, location) for location in (HOST, CUDA1, qp.Location("cuda", 0))]
     assert [overlap(views[0], view) for view in views] == [True, False, False]
     assert not overlap(views[1], views[2])
+
+
+def test_a_view_does_not_travel_without_its_memory():
+    """A copied pointer would outlive, or never have had, the memory that it points to."""
+    view = qp.TensorView.of(np.zeros(3))
+    with pytest.raises(qp.InvalidProblem, match="pickle: expected the array itself, got a borrowed view"):
+        pickle.dumps(view)
+    assert copy.deepcopy(view) is view
+    with pytest.raises(qp.InvalidProblem, match="pickle"):
+        copy.copy(view)

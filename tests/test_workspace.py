@@ -1,6 +1,8 @@
 """A workspace is exactly as large as asked for, 256-byte aligned, and borrowed memory is never copied."""
 
+import copy
 import gc
+import pickle
 import weakref
 from types import SimpleNamespace
 
@@ -167,3 +169,9 @@ def test_workspaces_cannot_be_changed_or_mistaken_for_another():
         workspace.nbytes = 512
     assert workspace == workspace  # noqa: PLR0124 - equal to itself
     assert workspace != qp.Workspace.allocate(256, "cpu")
+
+
+@pytest.mark.parametrize("duplicate", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_workspace_does_not_travel_without_its_memory(duplicate):
+    with pytest.raises(qp.InvalidProblem, match="pickle: expected its size, got borrowed memory"):
+        duplicate(qp.Workspace.allocate(64, "cpu"))

@@ -26,6 +26,21 @@ SCALES = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float3
 INTEGERS = tuple(np.dtype(kind) for kind in "bBhHiIlLqQ")
 
 
+def instance(op: str, field: str, value: object, kind: type) -> None:
+    """Refuse what is not the weight that a function takes."""
+    if not isinstance(value, kind):
+        raise InvalidProblem(op=op, field=field, expected=f"a {kind.__name__}", got=type(value).__name__)
+
+
+def integer(op: str, field: str, value: object) -> int:
+    """Return a Python or NumPy integer as int; refuse everything else, booleans and arrays of several too."""
+    try:
+        return to_integer(value)
+    except InvalidProblem as error:
+        error.op, error.field = op, field
+        raise
+
+
 def tensor(op: str, field: str, value: object, dtypes: Sequence[np.dtype[Any]], ndim: int | None = 2) -> NDArray[Any]:
     """Return a tensor that is there, has one of the element types and ``ndim`` axes, and really holds its elements.
 
@@ -71,11 +86,7 @@ def multiple(op: str, field: str, name: str, value: int, of: int) -> None:
 
 def groups(op: str, k: int, group_size: object) -> int:
     """Return the number of groups that K is cut into; −1 stands for one group, as long as K."""
-    try:
-        number = to_integer(group_size)
-    except InvalidProblem as error:
-        error.op, error.field = op, "group_size"
-        raise
+    number = integer(op, "group_size", group_size)
     if number == -1:
         return 1
     if not 1 <= number <= MAX_DIMENSION:
@@ -85,8 +96,9 @@ def groups(op: str, k: int, group_size: object) -> int:
 
 def four_bits(op: str, bits: object) -> None:
     """Refuse every width but 4, which is the only one whose layouts are known here."""
-    if isinstance(bits, bool) or bits != 4:  # noqa: PLR2004 - the width
-        raise InvalidProblem(op=op, field="bits", expected=4, got=repr(bits))
+    number = integer(op, "bits", bits)
+    if number != 4:  # noqa: PLR2004 - the width
+        raise InvalidProblem(op=op, field="bits", expected=4, got=number)
 
 
 def codes(op: str, field: str, value: NDArray[Any]) -> None:
@@ -102,8 +114,8 @@ def group_index(op: str, field: str, value: object, k: int, count: int) -> NDArr
     return g_idx.astype(np.int32, copy=False)
 
 
-def finite(op: str, field: str, value: NDArray[Any]) -> None:
-    """Refuse NaN and infinities.
+def finite(op: str, field: str, value: NDArray[Any], expected: str = "finite scales") -> None:
+    """Refuse NaN and infinities, with the words for what is expected instead.
 
     One of them as a scale makes whole columns NaN, and ``(q − z) · scale`` would no longer be zero in padding.
     """
@@ -111,7 +123,7 @@ def finite(op: str, field: str, value: NDArray[Any]) -> None:
     if not good.all():
         where = np.unravel_index(int(np.argmin(good)), value.shape)
         got = f"{value[where]} at {tuple(int(i) for i in where)}"
-        raise InvalidProblem(op=op, field=field, expected="finite scales", got=got)
+        raise InvalidProblem(op=op, field=field, expected=expected, got=got)
 
 
 def _within(op: str, field: str, value: NDArray[Any], largest: int) -> None:

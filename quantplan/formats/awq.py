@@ -83,6 +83,7 @@ def to_awq(weight: Int4Weight) -> dict[str, NDArray[Any]]:
         ``qweight``, ``qzeros`` and ``scales``, under the names that `from_awq` takes.
     """
     op = "to_awq"
+    _checks.instance(op, "weight", weight, Int4Weight)
     _checks.multiple(op, "q", "N", weight.q.shape[1], PER_WORD)
     if weight.g_idx is not None:
         raise InvalidProblem("AWQ has no act-order", op=op, field="g_idx", expected="None", got="one")

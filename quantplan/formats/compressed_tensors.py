@@ -98,6 +98,7 @@ def to_compressed_tensors(weight: Int4Weight) -> dict[str, NDArray[Any]]:
         ``weight_packed``, ``weight_scale`` and ``weight_shape``; ``weight_zero_point`` of an asymmetric weight, and
         ``weight_g_idx`` of one with act-order. The names are those that `from_compressed_tensors` takes.
     """
+    _checks.instance("to_compressed_tensors", "weight", weight, Int4Weight)
     k, n = weight.q.shape
     tensors: dict[str, NDArray[Any]] = {
         "weight_packed": pack_words(_whole_words(weight.q.T, 1), 1),

@@ -10,30 +10,33 @@ Every one of them *multiplies* the stored value to give the real one, weight_sca
 
 from __future__ import annotations
 
-import enum
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import ml_dtypes
 import numpy as np
 
+from quantplan.elements import ElementKind
 from quantplan.errors import InvalidProblem
 from quantplan.formats import _checks
+from quantplan.record import field
+from quantplan.types import Fp8Scaling
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
+SCALINGS = (Fp8Scaling.TENSOR, Fp8Scaling.TOKEN_CHANNEL, Fp8Scaling.BLOCK)
+"""What scales of these checkpoints belong to; no reader makes MX weights."""
+
 BLOCK = 128
 """Rows and columns of a block that shares a scale."""
 
 
-class WeightScaling(enum.Enum):
-    """What shares one scale of a weight [N, K]."""
-
-    TENSOR = "tensor"
-    CHANNEL = "channel"
-    BLOCK = "block"
+def _to_scaling(value: object) -> Fp8Scaling:
+    if isinstance(value, Fp8Scaling) and value in SCALINGS:
+        return value
+    raise InvalidProblem(expected=f"one of {', '.join(str(scaling) for scaling in SCALINGS)}", got=repr(value))
 
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
@@ -44,23 +47,43 @@ class Fp8Weight:
     ----------
     weight : ndarray of float8_e4m3fn, shape (N, K)
     weight_scale : ndarray of float32
-        Shape (1,) per tensor, (N,) per channel, (ceil(N / 128), ceil(K / 128)) per block.
-    scaling : WeightScaling
+        Shape (1,), (N,) or (ceil(N / 128), ceil(K / 128)).
+    scaling : Fp8Scaling
+        One scale (``tensor``), one per output channel (``token_channel``) or one per 128 × 128 (``block``).
     input_scale : ndarray of float32, shape (1,), optional
         The activation's static scale; None: scales are computed at run time.
     """
 
     weight: NDArray[Any]
     weight_scale: NDArray[np.float32]
-    scaling: WeightScaling
+    scaling: Fp8Scaling = field(_to_scaling)
     input_scale: NDArray[np.float32] | None = None
+
+    def operands(self) -> dict[str, NDArray[Any]]:
+        """Return the weight's operands of Fp8Gemm under their names. ``input_scale`` is the activation's."""
+        return {"weight_q": self.weight, "weight_scale": self.weight_scale}
+
+    def descriptor_fields(self) -> dict[str, Any]:
+        """Return what Fp8Gemm's descriptor says about the weight.
+
+        ``weight_scale`` is None: it is an operand. For scales per tensor, ``act_scale`` remains to be said: a host
+        value, which may be that of ``input_scale``, or None for an operand.
+        """
+        n, k = self.weight.shape
+        return {
+            "n": n,
+            "k": k,
+            "weight_element": ElementKind.FP8_E4M3,
+            "scaling": self.scaling,
+            "weight_scale": None,
+        }
 
     def dequantize(self) -> NDArray[np.float32]:
         """Return the real weight [N, K] in float32, each product rounded once."""
         weight = self.weight.astype(np.float32)
         scale = self.weight_scale
         with np.errstate(over="ignore"):
-            if self.scaling is not WeightScaling.BLOCK:
+            if self.scaling is not Fp8Scaling.BLOCK:
                 weight *= scale[:, np.newaxis]
                 return weight
             for row, scales in enumerate(scale):
@@ -71,7 +94,7 @@ class Fp8Weight:
         """Show what kind of weight it is, not its numbers."""
         n, k = self.weight.shape
         static = ", static input scale" if self.input_scale is not None else ""
-        return f"Fp8Weight(n={n}, k={k}, scales per {self.scaling.value}{static})"
+        return f"Fp8Weight(n={n}, k={k}, {self.scaling.value} scales{static})"
 
 
 def from_fp8(
@@ -111,16 +134,16 @@ def from_fp8(
     if weight_scale is not None and weight_scale_inv is not None:
         raise InvalidProblem("both weight_scale and weight_scale_inv are given", op=op, field="weight_scale_inv")
     if weight_scale_inv is not None:
-        scaling = WeightScaling.BLOCK
+        scaling = Fp8Scaling.BLOCK
         scale = _scale(op, "weight_scale_inv", weight_scale_inv)
         blocks = (-(-n // BLOCK), -(-k // BLOCK))
         _checks.shape(op, "weight_scale_inv", scale, blocks, "(⌈N / 128⌉, ⌈K / 128⌉)")
     else:
         scale = _scale(op, "weight_scale", weight_scale)
         if scale.shape in ((), (1,), (1, 1)):
-            scaling = WeightScaling.TENSOR
+            scaling = Fp8Scaling.TENSOR
         elif scale.shape in ((n,), (n, 1)):
-            scaling = WeightScaling.CHANNEL
+            scaling = Fp8Scaling.TOKEN_CHANNEL
         else:
             raise InvalidProblem(
                 op=op,
@@ -148,11 +171,12 @@ def to_fp8(weight: Fp8Weight) -> dict[str, NDArray[Any]]:
         ``weight``, then ``weight_scale`` or, per block, ``weight_scale_inv``, and ``input_scale`` if there is one; the
         names are those that `from_fp8` takes.
     """
-    name = "weight_scale_inv" if weight.scaling is WeightScaling.BLOCK else "weight_scale"
+    _checks.instance("to_fp8", "weight", weight, Fp8Weight)
+    name = "weight_scale_inv" if weight.scaling is Fp8Scaling.BLOCK else "weight_scale"
     scale = weight.weight_scale
     tensors = {
         "weight": weight.weight,
-        name: scale[:, np.newaxis] if weight.scaling is WeightScaling.CHANNEL else scale,
+        name: scale[:, np.newaxis] if weight.scaling is Fp8Scaling.TOKEN_CHANNEL else scale,
     }
     if weight.input_scale is not None:
         tensors["input_scale"] = weight.input_scale

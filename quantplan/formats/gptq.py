@@ -102,6 +102,7 @@ def to_gptq(weight: Int4Weight, *, version: int) -> dict[str, NDArray[Any]]:
         ``qweight``, ``qzeros``, ``scales`` and ``g_idx``, under the names that `from_gptq` takes.
     """
     op = "to_gptq"
+    _checks.instance(op, "weight", weight, Int4Weight)
     _check_version(op, version)
     _checks.multiple(op, "q", "K", weight.q.shape[0], PER_WORD)
     _checks.multiple(op, "q", "N", weight.q.shape[1], PER_WORD)
@@ -117,5 +118,6 @@ def to_gptq(weight: Int4Weight, *, version: int) -> dict[str, NDArray[Any]]:
 
 
 def _check_version(op: str, version: object) -> None:
-    if isinstance(version, bool) or version not in (_V1, _V2):
-        raise InvalidProblem(op=op, field="version", expected="1 or 2", got=repr(version))
+    number = _checks.integer(op, "version", version)
+    if number not in (_V1, _V2):
+        raise InvalidProblem(op=op, field="version", expected="1 or 2", got=number)

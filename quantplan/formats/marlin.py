@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import numpy as np
 
+from quantplan.elements import ElementKind, to_element
 from quantplan.errors import InvalidProblem
 from quantplan.formats import _checks
 from quantplan.formats._words import INTERLEAVED, octets_to_words, pack_words, unpack_words, words_to_octets
@@ -93,6 +94,29 @@ class MarlinWeight:
     k: int = field(to_integer)
     n: int = field(to_integer)
 
+    def operands(self) -> dict[str, NDArray[Any]]:
+        """Return the weight's operands of Int4MarlinGemm under their names, without those that it does not have."""
+        operands = {
+            "weight_q": self.weight_q,
+            "weight_scale": self.weight_scale,
+            "weight_zero_point": self.weight_zero_point,
+            "perm": self.perm,
+        }
+        return {name: array for name, array in operands.items() if array is not None}
+
+    def descriptor_fields(self) -> dict[str, Any]:
+        """Return what Int4MarlinGemm's descriptor says about the weight, ``act_element`` excepted.
+
+        That is the activations', and the element of the scales must be the same: see `to_marlin`.
+        """
+        return {
+            "n": self.n,
+            "k": self.k,
+            "group_size": -1 if len(self.weight_scale) == 1 else self.group_size,
+            "zero_point": self.weight_zero_point is not None,
+            "act_order": self.perm is not None,
+        }
+
     def __repr__(self) -> str:
         """Show what kind of weight it is, not its numbers."""
         kind = "symmetric" if self.weight_zero_point is None else "asymmetric"
@@ -100,32 +124,37 @@ class MarlinWeight:
         return f"MarlinWeight(k={self.k}, n={self.n}, group_size={self.group_size}, {kind}{order})"
 
 
-def to_marlin(weight: Int4Weight) -> MarlinWeight:
+def to_marlin(weight: Int4Weight, *, scale_element: ElementKind | None = None) -> MarlinWeight:
     """Repack a weight. Rows are sorted by group, and keep their order within one.
 
     Parameters
     ----------
     weight : Int4Weight
         K a multiple of 16 and N of 64; `pad_to_supported` makes it so.
+    scale_element : ElementKind, optional
+        f16, bf16 or f32: what scales are rounded to. Kernels want that of the activations. None: as they are.
 
     Returns
     -------
     MarlinWeight
-        The same numbers: codes, scales and zero points are moved, never changed.
+        The same numbers: codes and zero points are moved, never changed, and so are scales without ``scale_element``.
 
     Raises
     ------
     InvalidProblem
-        A size that does not fit the tile, or a g_idx with unequal groups, for which Marlin has no layout.
+        A size that does not fit the tile, a g_idx with unequal groups, for which Marlin has no layout, or a scale
+        beyond the range of ``scale_element``.
     """
     op = "to_marlin"
+    _checks.instance(op, "weight", weight, Int4Weight)
     _check_tile(op, "q", *weight.q.shape)
     perm = None if weight.g_idx is None else _sorting_permutation(op, weight.g_idx, weight.group_size)
     if perm is not None and perm[: weight.k].max() >= weight.k:
         raise InvalidProblem("padded rows must be in the last groups", op=op, field="g_idx")
+    scales = weight.scales if scale_element is None else _cast_scales(op, weight.scales, scale_element)
     return MarlinWeight(
         weight_q=pack_weight(weight.q if perm is None else weight.q[perm]),
-        weight_scale=pack_scales(weight.scales, weight.group_size),
+        weight_scale=pack_scales(scales, weight.group_size),
         weight_zero_point=None if weight.zeros is None else pack_zeros(weight.zeros),
         perm=None if perm is None else perm[: weight.k],
         group_size=weight.group_size,
@@ -143,6 +172,7 @@ def from_marlin(weight: MarlinWeight) -> Int4Weight:
         Tensors that do not fit each other, or a perm that is no permutation.
     """
     op = "from_marlin"
+    _checks.instance(op, "weight", weight, MarlinWeight)
     q = unpack_weight(weight.weight_q)
     rows = q.shape[0]
     _checks.groups(op, rows, weight.group_size)
@@ -192,8 +222,8 @@ def pack_weight(q: NDArray[Any]) -> NDArray[np.int32]:
         low, high = halves[block, 0].astype(np.uint8, copy=False), halves[block, 1].astype(np.uint8)
         high <<= 4
         high |= low
-        pairs = high.reshape(-1, _PAIRS, columns, TILE_N).swapaxes(1, 2)
-        packed[block] = pairs.reshape(-1, columns, _TILE_BYTES).take(_TO_TILE, axis=2)
+        pairs = high.reshape(len(high), _PAIRS, columns, TILE_N).swapaxes(1, 2)
+        packed[block] = pairs.reshape(len(high), columns, _TILE_BYTES).take(_TO_TILE, axis=2)
     return octets_to_words(packed.reshape(tiles, 2 * n, 4))
 
 
@@ -217,8 +247,8 @@ def unpack_weight(packed: NDArray[np.int32]) -> NDArray[np.uint8]:
     q = np.empty((k, n), np.uint8)
     halves = q.reshape(tiles, 2, _PAIRS, n)
     for block in _blocks(tiles, n):
-        pairs = octets[block].take(_FROM_TILE, axis=2).reshape(-1, n // TILE_N, _PAIRS, TILE_N)
-        rows = pairs.swapaxes(1, 2).reshape(-1, _PAIRS, n)
+        tile = octets[block].take(_FROM_TILE, axis=2)
+        rows = tile.reshape(len(tile), n // TILE_N, _PAIRS, TILE_N).swapaxes(1, 2).reshape(len(tile), _PAIRS, n)
         np.bitwise_and(rows, 0xF, out=halves[block, 0])
         np.right_shift(rows, 4, out=halves[block, 1])
     return q
@@ -283,6 +313,21 @@ def unpack_zeros(packed: NDArray[np.int32]) -> NDArray[np.uint8]:
     packed = _checks.tensor(op, "packed", packed, _checks.WORDS)
     _checks.multiple(op, "packed", "N", 8 * packed.shape[1], TILE_N)
     return _reorder(unpack_words(packed, 1, INTERLEAVED), np.argsort(_GROUPED))
+
+
+def _cast_scales(op: str, scales: NDArray[Any], element: object) -> NDArray[Any]:
+    """Round finite scales to another element; refuse those that become infinite."""
+    try:
+        kind = to_element(element)
+    except InvalidProblem as error:
+        error.op, error.field = op, "scale_element"
+        raise
+    if kind.dtype not in _checks.SCALES:
+        raise InvalidProblem(op=op, field="scale_element", expected="f16, bf16 or f32", got=kind.value)
+    with np.errstate(over="ignore"):
+        cast = scales.astype(kind.dtype, copy=False)
+    _checks.finite(op, "scales", cast, f"scales that are finite in {kind.value}")
+    return cast
 
 
 def _permute(op: str, scales: NDArray[Any], group_size: int, *, inverse: bool) -> NDArray[Any]:

@@ -14,21 +14,21 @@ import numpy as np
 from quantplan.errors import InvalidProblem
 from quantplan.formats import _checks
 from quantplan.formats.int4 import SYMMETRIC_ZERO, Int4Weight, groups_in_order
-from quantplan.record import to_integer
+from quantplan.formats.marlin import TILE_N
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-TILE_K = 64
-"""What kernels step through K in. (The Marlin layout by itself needs 16.)"""
+TILE = TILE_N
+"""What K and N are padded to multiples of: the columns of a Marlin tile, and kernels step through K by as many.
 
-TILE_N = 64
-"""Columns of one Marlin tile."""
+(The Marlin layout by itself needs K to be a multiple of 16.)
+"""
 
 _LARGEST_TILE = 4096
 
 
-def pad_to_supported(weight: Int4Weight, *, k_multiple: int = TILE_K, n_multiple: int = TILE_N) -> Int4Weight:
+def pad_to_supported(weight: Int4Weight, *, k_multiple: int = TILE, n_multiple: int = TILE) -> Int4Weight:
     """Pad K and N of a weight up to a multiple of the tile.
 
     Padded rows come after all others: in the last group while it has room, then in groups of their own. New groups and
@@ -51,6 +51,7 @@ def pad_to_supported(weight: Int4Weight, *, k_multiple: int = TILE_K, n_multiple
         A tile that is none, or a padded K or N beyond 31 bits.
     """
     op = "pad_to_supported"
+    _checks.instance(op, "weight", weight, Int4Weight)
     rows, columns = weight.q.shape
     padded_rows = _checks.size(op, "q", "padded K", _round_up(rows, k_multiple, "k_multiple"))
     padded_columns = _checks.size(op, "q", "padded N", _round_up(columns, n_multiple, "n_multiple"))
@@ -84,9 +85,11 @@ def pad_to_supported(weight: Int4Weight, *, k_multiple: int = TILE_K, n_multiple
 
 def remove_padding(weight: Int4Weight) -> Int4Weight:
     """Return the logical part of a padded weight, as views; one without padding is returned as it is."""
+    op = "remove_padding"
+    _checks.instance(op, "weight", weight, Int4Weight)
     if weight.q.shape == (weight.k, weight.n):
         return weight
-    groups = _checks.groups("remove_padding", weight.k, weight.group_size)
+    groups = _checks.groups(op, weight.k, weight.group_size)
     return Int4Weight(
         q=weight.q[: weight.k, : weight.n],
         scales=weight.scales[:groups, : weight.n],
@@ -97,11 +100,7 @@ def remove_padding(weight: Int4Weight) -> Int4Weight:
 
 
 def _round_up(size: int, tile: object, field: str) -> int:
-    try:
-        number = to_integer(tile)
-    except InvalidProblem as error:
-        error.op, error.field = "pad_to_supported", field
-        raise
+    number = _checks.integer("pad_to_supported", field, tile)
     if not 1 <= number <= _LARGEST_TILE:
         raise InvalidProblem(op="pad_to_supported", field=field, expected=f"from 1 to {_LARGEST_TILE}", got=number)
     return -(-size // number) * number

@@ -187,28 +187,34 @@ def zero_point_array(desc: Any, args: Any) -> NDArray[Any] | None:  # noqa: ANN4
 
 
 def identity_parts(real: ElementKind, quantized: ElementKind, desc: Any) -> tuple[str, ...]:  # noqa: ANN401 - three types
-    """Return the SKU's name parts. Rows and channels of axis 0 are the same thing in a matrix."""
-    same = Scope.token() if desc.scope == Scope.channel(0) else desc.scope
-    parts = (real.value, quantized.value, desc.scale_element.value, str(same), desc.mode.value)
+    """Return the SKU's name parts: elements, scale element, granularity, mode, saturation; sizes are not among them."""
+    granularity = {
+        ("channel", 0): "token",  # a row is a row, whatever it is called
+        ("channel", 1): "channel",
+        ("group", 0): "group_m",
+        ("group", 1): "group_k",
+    }.get((desc.scope.kind.value, desc.scope.axis), desc.scope.kind.value)
+    parts = (real.value, quantized.value, desc.scale_element.value, granularity, desc.mode.value)
     return parts if getattr(desc, "saturate", True) else (*parts, "nonsaturating")
 
 
-def catalogue_fields(*, wide: str) -> Iterator[dict[str, Any]]:
+def catalogue_fields(*, wide: str, scale_elements: tuple[ElementKind, ...] | None = None) -> Iterator[dict[str, Any]]:
     """Yield, for every SKU of the family, the fields that select it.
 
     Parameters
     ----------
     wide : str
         Name of the descriptor's field for the real element; the other one is the quantized element.
+    scale_elements : tuple[ElementKind, ...], optional
+        Wide elements that scales can have; by default the one that goes with the real element.
     """
     narrow = {"input_element": "output_element", "output_element": "input_element"}[wide]
     scopes = (Scope.tensor(), Scope.token(), Scope.channel(1), MX_SCOPE, Scope.group(2, axis=0))
     for real in REAL:
-        for where, (kind, how) in itertools.product(
-            scopes,
-            [(k, how) for k in INTEGER for how in QuantizeMode] + [(k, QuantizeMode.SYMMETRIC) for k in FP8],
-        ):
-            yield {wide: real, narrow: kind, "scope": where, "mode": how}
-            if kind in FP8:
-                yield {wide: real, narrow: kind, "scope": where, "scale_element": ElementKind.E8M0}
-        yield {wide: real, narrow: ElementKind.FP4_E2M1, "scope": NVFP4_SCOPE}
+        for scope in scopes:
+            for kind in (*INTEGER, *FP8):
+                modes = QuantizeMode if kind in INTEGER else (QuantizeMode.SYMMETRIC,)
+                scales = scale_elements or (default_scale_element(real, kind),)
+                for mode, scale in itertools.product(modes, (*scales, ElementKind.E8M0) if kind in FP8 else scales):
+                    yield {wide: real, narrow: kind, "scope": scope, "mode": mode, "scale_element": scale}
+        yield {wide: real, narrow: ElementKind.FP4_E2M1}

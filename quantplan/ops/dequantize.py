@@ -171,5 +171,6 @@ class DequantizePlan(Plan[DequantizeDescriptor, DequantizeArgs]):
     @classmethod
     def catalogue(cls) -> Iterator[DequantizeDescriptor]:
         """Yield a small descriptor for every SKU."""
-        for fields in family.catalogue_fields(wide="output_element"):
+        elements = (ElementKind.F32, ElementKind.F64)
+        for fields in family.catalogue_fields(wide="output_element", scale_elements=elements):
             yield DequantizeDescriptor(m=3, k=37, **fields)

@@ -169,7 +169,7 @@ def _promise(accumulation: Accumulation, desc: Fp8GemmDescriptor) -> PrecisionGu
         deterministic=True,
         bit_identical_to_reference=False,
         batch_invariant=True,
-        reduction_id=f"{accumulation.value}.{desc.scaling.value}.{desc.epilogue.value}",
+        reduction_id=f"reference.{accumulation.value}.{desc.scaling.value}.{desc.epilogue.value}",
         error_bound=Fp8GemmErrorBound(accumulation=accumulation),
     )
 

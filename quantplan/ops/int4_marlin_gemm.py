@@ -145,7 +145,7 @@ def _promise(_desc: Int4MarlinGemmDescriptor) -> PrecisionGuarantee:
         deterministic=True,
         bit_identical_to_reference=False,
         batch_invariant=True,
-        reduction_id="exact-within-group.f32-in-k-order",
+        reduction_id="reference.exact-within-group.f32-in-k-order",
         error_bound=Int4GemmErrorBound(),
     )
 
