@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 OK, FAILED, USAGE, UNSUPPORTED = 0, 1, 2, 3
 
 _UNBOUNDED = 10_000
+_RESERVED = ("scale",)  # --scale is a number, in every op
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -175,7 +176,6 @@ def _add_op_flags(parser: argparse.ArgumentParser, kind: type[Plan[Any, Any]]) -
 def _add_fields(group: argparse._ArgumentGroup, record: type) -> None:
     """Add a flag per field: ``--output`` for output_element too, a plain switch for booleans."""
     fields = [field for field in attrs.fields(record) if field.name != "min_guarantee"]  # no word for the shell
-    taken = {field.name for field in fields}
     for field in fields:
         options: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS}
         if isinstance(field.default, bool):
@@ -183,7 +183,7 @@ def _add_fields(group: argparse._ArgumentGroup, record: type) -> None:
         else:
             options |= {"type": _number_or_text, "required": field.default is attrs.NOTHING, "metavar": "VALUE"}
         short = field.name.removesuffix("_element")
-        names = [field.name] if short in taken else [field.name, short]
+        names = [field.name] if short in _RESERVED else [field.name, short]
         group.add_argument(*(f"--{name.replace('_', '-')}" for name in dict.fromkeys(names)), **options)
 
 

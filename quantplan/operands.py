@@ -139,7 +139,7 @@ def check_presence(op: str, operands: Iterable[Operand], given: dict[str, Tensor
                 field=name,
                 expected="no operand: the descriptor asks for none",
                 got=view,
-                hint="drop it, or describe an op that uses it",
+                hint=f"drop it, or let the descriptor ask for it: it may hold a host value {name}=…",
             )
 
 

@@ -8,7 +8,7 @@ import attrs
 import numpy as np
 
 from quantplan.elements import ElementKind
-from quantplan.errors import DeviceMismatch, InvalidProblem, MisalignedOperand
+from quantplan.errors import DeviceMismatch, InvalidProblem, MisalignedOperand, QuantPlanError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -195,16 +195,18 @@ def _view(obj: Any, carried: ElementKind | None) -> TensorView:  # noqa: ANN401 
         return obj
     if isinstance(obj, np.ndarray):
         return _of_numpy(obj, carried)
-    if hasattr(obj, "data_ptr") and hasattr(obj, "stride"):
-        return _of_torch(obj, carried)
-    if hasattr(obj, "__cuda_array_interface__"):
-        return _of_cuda_array_interface(obj, carried)
-    if hasattr(obj, "__dlpack__"):
-        from quantplan import dlpack  # noqa: PLC0415 - ctypes is only loaded for those who need it
-
-        view = TensorView(**dlpack.read(obj))
-        # JAX arrays are immutable, whatever their capsule says
-        return attrs.evolve(view, readonly=True) if type(obj).__module__.startswith("jax") else view
+    try:
+        if hasattr(obj, "data_ptr") and hasattr(obj, "stride"):
+            return _of_torch(obj, carried)
+        if hasattr(obj, "__cuda_array_interface__"):
+            return _of_cuda_array_interface(obj, carried)
+        if hasattr(obj, "__dlpack__"):
+            return _of_dlpack(obj)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, QuantPlanError):
+            raise
+        got = f"{type(obj).__name__}, which breaks it: {type(error).__name__}: {error}"
+        raise InvalidProblem(expected="a tensor that keeps its protocol", got=got) from error
     hint = "pass a NumPy, CuPy, torch or JAX array; wrap a number in a one-element array"
     raise InvalidProblem(expected="a tensor", got=type(obj).__name__, hint=hint)
 
@@ -251,6 +253,14 @@ def _of_numpy(array: NDArray[Any], carried: ElementKind | None) -> TensorView:
     kind, _ = _element(array.dtype, carried)
     pointer, readonly = array.__array_interface__["data"]
     return TensorView(pointer, array.shape, _steps(array.strides, kind.itemsize), kind, HOST, readonly, array)
+
+
+def _of_dlpack(obj: Any) -> TensorView:  # noqa: ANN401 - any library's array
+    from quantplan import dlpack  # noqa: PLC0415 - ctypes is only loaded for those who need it
+
+    view = TensorView(**dlpack.read(obj))
+    # JAX arrays are immutable, whatever their capsule says
+    return attrs.evolve(view, readonly=True) if type(obj).__module__.startswith("jax") else view
 
 
 def _of_torch(tensor: Any, carried: ElementKind | None) -> TensorView:  # noqa: ANN401 - torch is not a dependency

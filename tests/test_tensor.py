@@ -554,3 +554,28 @@ def test_a_view_does_not_travel_without_its_memory():
     assert copy.deepcopy(view) is view
     with pytest.raises(qp.InvalidProblem, match="pickle"):
         copy.copy(view)
+
+
+class Broken:
+    """Claims protocols that it does not keep."""
+
+    def __init__(self, **members):
+        vars(self).update(members)
+
+
+@pytest.mark.parametrize(
+    "obj",
+    [
+        Broken(__cuda_array_interface__={"typestr": "<f4", "data": (0, False)}),
+        Broken(__cuda_array_interface__=3),
+        Broken(__dlpack__=lambda **_: "no capsule", __dlpack_device__=lambda: (1, 0)),
+        Broken(__dlpack__=lambda **_: None),
+        Broken(data_ptr=lambda: 0, stride=None, dtype="float32", shape=(1,), device=None),
+    ],
+    ids=["no shape", "no dictionary", "no capsule", "no device", "no stride"],
+)
+def test_a_tensor_that_breaks_its_protocol_is_refused(obj):
+    with pytest.raises(
+        qp.InvalidProblem, match="expected a tensor that keeps its protocol, got Broken, which breaks it"
+    ):
+        qp.TensorView.of(obj)

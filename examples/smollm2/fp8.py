@@ -1,31 +1,27 @@
 """The FP8 recipes: weights and activations in e4m3, with coarse or with fine scales."""
 
-from typing import Any, ClassVar
-
-import numpy as np
-import numpy.typing as npt
+from typing import ClassVar
 
 import quantplan as qp
+from quantplan.formats.fp8 import Fp8Weight, from_fp8
 from quantplan.recipes.fp8 import quantize_current, quantize_weight_blocks
 
 from .linear import Matrices, Recipe
 from .model import MAX_ROWS
 from .weights import Array
 
-Quantized = tuple[npt.NDArray[Any], npt.NDArray[np.float32]]
-
 
 class Fp8(Recipe):
     """FP8 weights with a scale per output channel; activations rounded to FP8 on the fly, with a scale per token."""
 
     name = "fp8"
-    scaling: ClassVar[qp.Fp8Scaling] = qp.Fp8Scaling.TOKEN_CHANNEL
     act_scope: ClassVar[qp.Scope] = qp.Scope.token()
 
     @staticmethod
-    def quantize_weight(matrix: Array) -> Quantized:
+    def quantize_weight(matrix: Array) -> Fp8Weight:
         """Round a matrix with a scale per output channel."""
-        return quantize_current(matrix, scope="token")
+        weight, scale = quantize_current(matrix, scope="token")
+        return from_fp8(weight, weight_scale=scale)
 
     def load(self, site: str, matrices: Matrices, act_scale: float | None) -> None:  # noqa: ARG002 - scales are made later
         """Round the weights and bind them."""
@@ -38,10 +34,11 @@ class Fp8(Recipe):
         self.quantize = self.plans(site, descriptor).bind()
         self.products = []
         for name, matrix in matrices.items():
-            weight_q, weight_scale = self.quantize_weight(matrix)
-            self.weight_bytes += weight_q.nbytes + weight_scale.nbytes
-            family = self.plans(name, qp.Fp8GemmDescriptor(m=MAX_ROWS, n=len(matrix), k=self.k, scaling=self.scaling))
-            self.products.append(family.bind(weight_q=weight_q, weight_scale=weight_scale))
+            weight = self.quantize_weight(matrix)
+            weights = weight.operands()
+            self.weight_bytes += sum(part.nbytes for part in weights.values())
+            family = self.plans(name, qp.Fp8GemmDescriptor(m=MAX_ROWS, **weight.descriptor_fields()))
+            self.products.append(family.bind(**weights))
 
     def __call__(self, x: Array) -> tuple[Array, ...]:
         """Round the activations once, then multiply them with each matrix."""
@@ -58,10 +55,10 @@ class Fp8Block(Fp8):
     """FP8 with a scale per 128 channels of each token, and per 128 × 128 block of a weight."""
 
     name = "fp8-block"
-    scaling = qp.Fp8Scaling.BLOCK
     act_scope = qp.Scope.group(128)
 
     @staticmethod
-    def quantize_weight(matrix: Array) -> Quantized:
+    def quantize_weight(matrix: Array) -> Fp8Weight:
         """Round a matrix with a scale per 128 × 128 block."""
-        return quantize_weight_blocks(matrix)
+        weight, scale = quantize_weight_blocks(matrix)
+        return from_fp8(weight, weight_scale_inv=scale)

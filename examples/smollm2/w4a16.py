@@ -28,20 +28,9 @@ class W4A16(Recipe):
         for name, matrix in matrices.items():
             rounded = round_to_nearest(matrix, group_size=GROUP_SIZE, symmetric=False)
             packed = to_marlin(pad_to_supported(rounded))
-            weights = {
-                "weight_q": packed.weight_q,
-                "weight_scale": packed.weight_scale,
-                "weight_zero_point": packed.weight_zero_point,
-            }
-            self.weight_bytes += sum(part.nbytes for part in weights.values() if part is not None)
-            descriptor = qp.Int4MarlinGemmDescriptor(
-                m=MAX_ROWS,
-                n=len(matrix),
-                k=self.k,
-                group_size=packed.group_size,
-                zero_point=packed.weight_zero_point is not None,
-                output_element=qp.F32,
-            )
+            weights = packed.operands()
+            self.weight_bytes += sum(part.nbytes for part in weights.values())
+            descriptor = qp.Int4MarlinGemmDescriptor(m=MAX_ROWS, output_element=qp.F32, **packed.descriptor_fields())
             self.products.append(self.plans(name, descriptor).bind(**weights))
 
     def __call__(self, x: Array) -> tuple[Array, ...]:

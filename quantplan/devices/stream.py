@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import attrs
+import numpy as np
 
 from quantplan.errors import InvalidProblem
 
@@ -59,8 +60,8 @@ class Stream:
 
 
 def _handle(obj: Any) -> int | None:  # noqa: ANN401 - any library's stream
-    if isinstance(obj, int) and not isinstance(obj, bool):
-        return obj
+    if isinstance(obj, (int, np.integer)) and not isinstance(obj, bool):
+        return int(obj)
     for name in ("cuda_stream", "ptr"):
         if isinstance(value := getattr(obj, name, None), int):
             return value

@@ -36,7 +36,7 @@ BLOCK = 128
 def _to_scaling(value: object) -> Fp8Scaling:
     if isinstance(value, Fp8Scaling) and value in SCALINGS:
         return value
-    raise InvalidProblem(expected=f"one of {', '.join(str(scaling) for scaling in SCALINGS)}", got=repr(value))
+    raise InvalidProblem(expected=f"one of {', '.join(scaling.value for scaling in SCALINGS)}", got=repr(value))
 
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)

@@ -13,7 +13,7 @@ import numpy as np
 from quantplan.elements import ElementKind, to_element
 from quantplan.reference.dequantize import dequantize
 from quantplan.reference.epilogue import OUTPUT_CODE_MAX, activation
-from quantplan.reference.error_model import FORMATS, SLACK, Format, after_activation, f64, finish
+from quantplan.reference.error_model import FORMATS, SLACK, Format, after_activation, f64, finish, host_or_operand
 from quantplan.reference.igemm import int_gemm
 from quantplan.reference.scales import widen_scale
 from quantplan.reference.segments import spread
@@ -69,8 +69,8 @@ class LinearErrorBound(ErrorBound):
         compute = FORMATS[self.compute or wide]
         with np.errstate(all="ignore"):
             acc, fits = _exact_sums(desc, args)
-            act, act_gap = _host_or_operand(desc, args, "act_scale", self.compute or wide)
-            act = act.reshape(-1, 1)
+            act, act_gap = host_or_operand(desc, args, "act_scale", self.compute or wide)
+            act = f64(act).reshape(-1, 1)
             scale = act * f64(args.weight_scale).reshape(1, -1)
             product = acc * scale
             x = product if args.bias is None else product + f64(args.bias)
@@ -194,17 +194,6 @@ def _exact_sums(desc: Any, args: Any) -> tuple[NDArray[np.float64], NDArray[np.b
     return acc.astype(np.float64), (-limit <= acc) & (acc < limit)
 
 
-def _host_or_operand(desc: Any, args: Any, name: str, element: ElementKind) -> tuple[NDArray[np.float64], float]:  # noqa: ANN401 - two types
-    """Return scales, and how far rounding the host value to its element moves a product or quotient, relatively."""
-    host = getattr(desc, name, None)
-    if host is None:
-        return f64(getattr(args, name)), 0.0
-    rounded = float(element.dtype.type(host))
-    if not host or not rounded:
-        return np.array([host], np.float64), abs(host - rounded) and 1.0
-    return np.array([host], np.float64), max(abs(rounded / host - 1), abs(host / rounded - 1))
-
-
 def _in_codes(
     desc: Any,  # noqa: ANN401 - two types
     args: Any,  # noqa: ANN401 - two types
@@ -213,7 +202,7 @@ def _in_codes(
     compute: Format,
 ) -> NDArray[np.float64]:
     """Return the bound of s8 codes, given the size and the error of what they are codes of."""
-    scale, gap = _host_or_operand(desc, args, "output_scale", ElementKind.F32)
+    scale, gap = host_or_operand(desc, args, "output_scale", ElementKind.F32)
     relative = compute.unit + gap
     codes = (error * (1 + relative) + relative * size) / np.abs(scale) + compute.tiny + 0.5
     furthest = 2.0 * OUTPUT_CODE_MAX

@@ -8,10 +8,10 @@ import numpy as np
 
 from quantplan.elements import ElementKind
 from quantplan.reference.packing import unpack_nibbles
-from quantplan.reference.quantize import EXACT_IN_F32
+from quantplan.reference.quantize import exact_in_f32
 from quantplan.reference.rounding import FP4_VALUES, fp8_values, round_to, round_to_odd
 from quantplan.reference.scales import widen_scale
-from quantplan.reference.segments import row_blocks, spread
+from quantplan.reference.segments import blocks, segments_of, spread
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,16 +57,23 @@ def dequantize(
         scale_element is ElementKind.E8M0 and output_element is ElementKind.F64
     )
     dtype = np.float64 if in_f64 else np.float32
-    factor = widen_scale(scale, scale_element, dtype, global_scale)
-    for rows in row_blocks(m, k):
-        values = _widen(q[rows], input_element, k)
-        multiplier = spread(factor, scope, rows, k)
+    stored = input_element.storage_columns
+    for rows, columns in blocks(m, k):
+        part = segments_of(scope, rows, columns)
+        where = slice(stored(columns.start), stored(columns.stop))
+        values = _widen(q[rows, where], input_element, columns.stop - columns.start)
+        factor = spread(widen_scale(scale[part], scale_element, dtype, global_scale), scope, rows, k, columns)
         with np.errstate(all="ignore"):
             if zero_point is None:
-                product = values.astype(dtype, copy=False) * multiplier
+                product = values.astype(dtype, copy=False) * factor
+            elif in_f64 or exact_in_f32(zero_point[part]):
+                offset = spread(zero_point[part].astype(dtype), scope, rows, k, columns)
+                product = (values.astype(dtype) - offset) * factor
             else:
-                product = _product_with_offset(values, spread(zero_point, scope, rows, k), multiplier)
-        output[rows] = round_to(product, output_element)
+                product = _product_in_f32(
+                    values - spread(zero_point[part].astype(np.int64), scope, rows, k, columns), factor
+                )
+        output[rows, columns] = round_to(product, output_element)
 
 
 def _widen(stored: NDArray[Any], element: ElementKind, k: int) -> NDArray[Any]:
@@ -77,14 +84,6 @@ def _widen(stored: NDArray[Any], element: ElementKind, k: int) -> NDArray[Any]:
         return stored
     codes = unpack_nibbles(stored, k, signed=element is ElementKind.S4)
     return np.take(FP4_VALUES, codes) if element is ElementKind.FP4_E2M1 else codes
-
-
-def _product_with_offset(codes: NDArray[Any], zero_point: NDArray[Any], scale: NDArray[Any]) -> NDArray[Any]:
-    """Round the real product (codes − zero_point) · scale once to the scale's dtype."""
-    if scale.dtype == np.float32 and np.any(np.abs(zero_point.astype(np.int64)) > EXACT_IN_F32):
-        return _product_in_f32(codes.astype(np.int64) - zero_point, scale)
-    product: NDArray[Any] = (codes.astype(scale.dtype) - zero_point.astype(scale.dtype)) * scale
-    return product
 
 
 def _product_in_f32(integer: NDArray[np.int64], scale: NDArray[Any]) -> NDArray[Any]:

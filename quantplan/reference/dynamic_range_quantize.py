@@ -10,8 +10,14 @@ from quantplan.elements import ElementKind
 from quantplan.errors import InvalidProblem
 from quantplan.reference.quantize import integer_limits, quantize
 from quantplan.reference.rounding import bits_of
-from quantplan.reference.scales import asymmetric_scale, nvfp4_scales, power_of_two_scale, symmetric_scale
-from quantplan.reference.segments import segment_ranges
+from quantplan.reference.scales import (
+    asymmetric_scale,
+    nvfp4_block_scale,
+    nvfp4_global_scale,
+    power_of_two_scale,
+    symmetric_scale,
+)
+from quantplan.reference.segments import blocks, segment_ranges
 from quantplan.types import QuantizeMode
 
 if TYPE_CHECKING:
@@ -67,18 +73,12 @@ def dynamic_range_quantize(
             expected=f"{'an array' if zero_point is None else 'None'} for mode {mode.value}",
             got="None" if zero_point is None else "an array",
         )
-    low, high = segment_ranges(x, scope, dtype)
-    amax = np.abs(np.maximum(-low, high))  # abs: the larger of −0 and 0 may be −0, which NVFP4 would store as a scale
-    limit = integer_limits(output_element, q_min, q_max)[1] if output_element.is_integer else output_element.largest
     if zero_point is not None:
-        chosen, zero_point[...] = asymmetric_scale(low, high, *integer_limits(output_element, q_min, q_max))
-    elif scale_element is ElementKind.E8M0:
-        chosen = power_of_two_scale(amax, limit)
-    elif global_scale is not None:
-        global_scale[...], chosen = nvfp4_scales(amax)
+        limits = integer_limits(output_element, q_min, q_max)
+        _store_asymmetric(*segment_ranges(x, scope, dtype), scale, zero_point, limits)
     else:
-        chosen = symmetric_scale(amax, limit)
-    bits_of(scale)[...] = bits_of(chosen)
+        limit = integer_limits(output_element, q_min, q_max)[1] if output_element.is_integer else output_element.largest
+        _store_symmetric(_magnitudes(x, scope, dtype), scale, global_scale, limit, scale_element)
     quantize(
         x,
         q,
@@ -92,3 +92,44 @@ def dynamic_range_quantize(
         scale_element=scale_element,
         global_scale=global_scale,
     )
+
+
+def _magnitudes(x: NDArray[Any], scope: Scope, dtype: type[np.floating[Any]]) -> NDArray[Any]:
+    """Return the largest magnitude of each segment."""
+    low, high = segment_ranges(x, scope, dtype)
+    np.maximum(np.negative(low, out=low), high, out=high)
+    return np.abs(high, out=high)  # the larger of −0 and 0 may be −0, which NVFP4 would store as a scale
+
+
+def _store_asymmetric(
+    low: NDArray[Any],
+    high: NDArray[Any],
+    scale: NDArray[Any],
+    zero_point: NDArray[np.int32],
+    limits: tuple[int, int],
+) -> None:
+    """Choose and write scales and zero points; in blocks, for there may be as many of them as elements."""
+    low, high, scale, zero_point = map(np.atleast_2d, (low, high, scale, zero_point))
+    for part in blocks(*low.shape):
+        scale[part], zero_point[part] = asymmetric_scale(low[part], high[part], *limits)
+
+
+def _store_symmetric(
+    amax: NDArray[Any],
+    scale: NDArray[Any],
+    global_scale: NDArray[np.float32] | None,
+    limit: float,
+    scale_element: ElementKind,
+) -> None:
+    """Choose and write scales, and the global scale; in blocks as well."""
+    if global_scale is not None:
+        global_scale[...] = nvfp4_global_scale(amax)
+    amax, stored = np.atleast_2d(amax), np.atleast_2d(bits_of(scale))
+    for part in blocks(*amax.shape):
+        if scale_element is ElementKind.E8M0:
+            chosen = power_of_two_scale(amax[part], limit)
+        elif global_scale is not None:
+            chosen = nvfp4_block_scale(amax[part], global_scale)
+        else:
+            chosen = symmetric_scale(amax[part], limit)
+        stored[part] = bits_of(chosen)

@@ -65,6 +65,17 @@ def f64(operand: Any) -> NDArray[np.float64]:  # noqa: ANN401 - whatever NumPy c
     return np.asarray(operand).astype(np.float64)
 
 
+def host_or_operand(desc: Any, args: Any, name: str, element: ElementKind) -> tuple[NDArray[Any], float]:  # noqa: ANN401 - any op's types
+    """Return a scale, and how far rounding a host value to its element moves a product or quotient, relatively."""
+    host = getattr(desc, name, None)
+    if host is None:
+        return np.asarray(getattr(args, name)), 0.0
+    rounded = float(element.dtype.type(host))
+    if not host or not rounded:
+        return np.array([host], np.float64), float(host != rounded)
+    return np.array([host], np.float64), max(abs(rounded / host - 1), abs(host / rounded - 1))
+
+
 def after_activation(
     epilogue: EpilogueKind, x: NDArray[np.float64], error: NDArray[np.float64], compute: Format, ulps: float
 ) -> NDArray[np.float64]:

@@ -25,7 +25,7 @@ from quantplan.elements import ElementKind
 from quantplan.formats import marlin
 from quantplan.record import field
 from quantplan.reference.epilogue import activation
-from quantplan.reference.error_model import FORMATS, SLACK, after_activation, f64, finish
+from quantplan.reference.error_model import FORMATS, SLACK, after_activation, f64, finish, host_or_operand
 from quantplan.reference.fp8_gemm import BLOCK, FAST_BITS, FAST_STEP, MX_BLOCK, scale_columns
 from quantplan.reference.int4_marlin_gemm import SYMMETRIC_ZERO
 from quantplan.reference.rounding import fp8_values
@@ -142,7 +142,7 @@ def _after_sum(total: _Total, desc: Any, args: Any, epilogue: EpilogueKind) -> N
         size = np.abs(activation(x, epilogue))
         output, most = FORMATS[desc.output_element], np.inf
         if desc.output_element.is_fp8:
-            scale, gap = _host_or_operand(desc, args, "output_scale")
+            scale, gap = host_or_operand(desc, args, "output_scale", ElementKind.F32)
             sound &= np.isfinite(scale) & (scale != 0)
             relative, divisor, largest = _F32.unit + gap, np.abs(scale), desc.output_element.largest
             error = (error * (1 + relative) + relative * size) / divisor + _F32.tiny
@@ -186,18 +186,9 @@ def _fp8_blocks(
 
 def _scales(desc: Any, args: Any, name: str) -> tuple[NDArray[np.float64], float]:  # noqa: ANN401 - the op's own types
     """Return the scales of an operand's rows, by blocks of K, and the gap of a host value."""
-    given, gap = _host_or_operand(desc, args, name)
+    given, gap = host_or_operand(desc, args, name, ElementKind.F32)
     weight = name == "weight_scale"
     rows = desc.n if weight else desc.m
     if gap:
         return np.full((rows, 1), given), gap
     return f64(scale_columns(given, rows, desc.scaling, shared_rows=weight)), gap
-
-
-def _host_or_operand(desc: Any, args: Any, name: str) -> tuple[NDArray[Any], float]:  # noqa: ANN401 - the op's own types
-    """Return a scale, and how far rounding the host value to f32 moves a product or quotient, relatively."""
-    host = getattr(desc, name)
-    if host is None:
-        return np.asarray(getattr(args, name)), 0.0
-    rounded = float(np.float32(host))
-    return np.asarray(host, np.float64), max(abs(rounded / host - 1), abs(host / rounded - 1))

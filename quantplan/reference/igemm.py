@@ -68,7 +68,10 @@ def gemm_tiles(
     """
     (M, K), N = a.shape, len(w)
     shape = _TileShape.of(M, N, K, _EXACT_K[a.dtype])
-    scratch = _SPARE.pop() if _SPARE else _Scratch()
+    try:
+        scratch = _SPARE.pop()
+    except IndexError:  # not asked for beforehand: another thread may take the last one in between
+        scratch = _Scratch()
     try:
         for n in range(0, N, shape.width):
             for m in range(0, M, shape.height):

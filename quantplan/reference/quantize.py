@@ -10,15 +10,14 @@ from quantplan.elements import ElementKind
 from quantplan.reference.packing import pack_nibbles
 from quantplan.reference.rounding import bits_of, round_fp4, round_fp8
 from quantplan.reference.scales import widen_scale
-from quantplan.reference.segments import row_blocks, spread
+from quantplan.reference.segments import blocks, segments_of, spread
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quantplan.types import Scope
 
-EXACT_IN_F32 = (1 << 24) - (1 << 8)
-"""Zero points up to this leave ``q − zero_point`` an exact f32 for every q of an 8-bit element."""
+_EXACT_IN_F32 = (1 << 24) - (1 << 8)
 
 
 def quantize(
@@ -60,23 +59,23 @@ def quantize(
     """
     m, k = x.shape
     dtype = np.float64 if x.dtype == np.float64 else np.float32
-    divisor = widen_scale(scale, scale_element, dtype, global_scale)
-    if scale_element is ElementKind.FP8_E4M3:
-        divisor[bits_of(scale) & 0x7F == 0] = np.nan  # a block scale of zero makes every code 0, as NaN does
     code = np.uint8 if output_element in (ElementKind.U8, ElementKind.U4) else np.int8
-    target = bits_of(q)
-    for rows in row_blocks(m, k):
+    target, stored = bits_of(q), output_element.storage_columns
+    for rows, columns in blocks(m, k):
+        part = segments_of(scope, rows, columns)
+        divisor = _divisors(scale[part], scale_element, dtype, global_scale)
         with np.errstate(all="ignore"):
-            quotient = x[rows].astype(dtype, copy=False) / spread(divisor, scope, rows, k)
+            quotient = x[rows, columns].astype(dtype, copy=False) / spread(divisor, scope, rows, k, columns)
         codes: NDArray[Any]
         if output_element.is_integer:
-            offset = None if zero_point is None else spread(zero_point, scope, rows, k)
+            offset = None if zero_point is None else spread(_offsets(zero_point[part], dtype), scope, rows, k, columns)
             codes = _to_integers(quotient, offset, *integer_limits(output_element, q_min, q_max)).astype(code)
         elif output_element.is_fp8:
             codes = round_fp8(quotient, output_element, saturate=saturate)
         else:
             codes = round_fp4(quotient)
-        target[rows] = pack_nibbles(codes) if output_element.packed else bits_of(codes)
+        where = slice(stored(columns.start), stored(columns.stop))
+        target[rows, where] = pack_nibbles(codes) if output_element.packed else bits_of(codes)
 
 
 def integer_limits(element: ElementKind, q_min: int | None, q_max: int | None) -> tuple[int, int]:
@@ -85,14 +84,34 @@ def integer_limits(element: ElementKind, q_min: int | None, q_max: int | None) -
     return lowest if q_min is None else q_min, highest if q_max is None else q_max
 
 
-def _to_integers(quotient: NDArray[Any], zero_point: NDArray[Any] | None, low: int, high: int) -> NDArray[Any]:
+def exact_in_f32(zero_point: NDArray[np.int32]) -> bool:
+    """Whether ``q − zero_point`` is an exact f32 for every q of an 8-bit element."""
+    return not np.any((zero_point > _EXACT_IN_F32) | (zero_point < -_EXACT_IN_F32))
+
+
+def _divisors(
+    scale: NDArray[Any],
+    element: ElementKind,
+    dtype: type[np.floating[Any]],
+    global_scale: NDArray[np.float32] | None,
+) -> NDArray[Any]:
+    divisor = widen_scale(scale, element, dtype, global_scale)
+    if element is ElementKind.FP8_E4M3:
+        divisor[bits_of(scale) & 0x7F == 0] = np.nan  # a block scale of zero makes every code 0, as NaN does
+    return divisor
+
+
+def _offsets(zero_point: NDArray[np.int32], dtype: type[np.floating[Any]]) -> NDArray[Any]:
+    """Return zero points in an element in which a sum with a code is exact, or beyond every limit."""
+    return zero_point.astype(dtype if exact_in_f32(zero_point) else np.float64)
+
+
+def _to_integers(quotient: NDArray[Any], offset: NDArray[Any] | None, low: int, high: int) -> NDArray[Any]:
     """Round, add and clamp with no operation that could round again or wrap; the quotients are overwritten."""
     np.rint(quotient, out=quotient)
     np.copyto(quotient, 0, where=np.isnan(quotient))  # clamps and conversions treat NaN differently everywhere
-    if zero_point is None:
-        return np.clip(quotient, low, high, out=quotient)
-    if np.any(np.abs(zero_point.astype(np.int64)) > EXACT_IN_F32):
-        quotient = quotient.astype(np.float64, copy=False)
-    # A sum of integers up to 2²⁴ (f64: 2⁵³) is exact; a larger one may round, but stays beyond every limit.
-    quotient += zero_point.astype(quotient.dtype)
+    if offset is not None:
+        quotient = quotient.astype(offset.dtype, copy=False)
+        # A sum of integers up to 2²⁴ (f64: 2⁵³) is exact; a larger one may round, but stays beyond every limit.
+        quotient += offset
     return np.clip(quotient, low, high, out=quotient)

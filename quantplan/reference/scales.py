@@ -71,16 +71,18 @@ def asymmetric_scale(
     return scale, np.clip(zero_point, q_min, q_max).astype(np.int32)
 
 
-def nvfp4_scales(amax: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return NVFP4's two levels: the global scale (float32, one element) and a FP8_E4M3 scale per block.
-
-    A magnitude that is not finite, or that leaves no finite global scale, makes every scale NaN.
-    """
+def nvfp4_global_scale(amax: NDArray[Any]) -> NDArray[Any]:
+    """Return the first of NVFP4's two levels: a float32 for the whole tensor, NaN where a magnitude is not finite."""
     largest = np.max(amax, initial=0, keepdims=True).reshape(1)
     with np.errstate(all="ignore"):
-        global_scale = _finish(round_to(largest / amax.dtype.type(_NVFP4_LIMIT), ElementKind.F32), largest == 0)
+        return _finish(round_to(largest / amax.dtype.type(_NVFP4_LIMIT), ElementKind.F32), largest == 0)
+
+
+def nvfp4_block_scale(amax: NDArray[Any], global_scale: NDArray[Any]) -> NDArray[Any]:
+    """Return the second level, a FP8_E4M3 scale per block: NaN where the global scale is."""
+    with np.errstate(all="ignore"):
         divisor = np.float32(ElementKind.FP4_E2M1.largest) * global_scale
-        return global_scale, round_fp8(amax / divisor, ElementKind.FP8_E4M3)
+        return round_fp8(amax / divisor, ElementKind.FP8_E4M3)
 
 
 def widen_scale(
@@ -94,7 +96,7 @@ def widen_scale(
     Parameters
     ----------
     scale : ndarray
-        Scales of the given element.
+        Scales of the given element; those of one byte may be uint8 too.
     element : ElementKind
         F32, F64, E8M0, or FP8_E4M3 for the block scales of NVFP4.
     dtype : type

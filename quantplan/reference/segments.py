@@ -1,6 +1,6 @@
 """Segments, the pieces of a [m, k] operand that share one scale: reduced to their ranges, spread over their elements.
 
-Everything goes through row blocks of about a megabyte, so that temporaries stay in cache and small beside the operands.
+Everything goes through blocks of about a megabyte, so that temporaries stay in cache and small beside the operands.
 """
 
 from __future__ import annotations
@@ -21,30 +21,63 @@ if TYPE_CHECKING:
 _BLOCK_ELEMENTS = 1 << 18
 
 
-def row_blocks(m: int, k: int) -> Iterator[slice]:
-    """Cut m rows of k elements into blocks of about a megabyte of f32, at least one row each; none if k is 0."""
+def blocks(m: int, k: int) -> Iterator[tuple[slice, slice]]:
+    """Cut an [m, k] operand into rows and columns of at most a megabyte of f32: whole rows, if one fits; none if empty.
+
+    Columns are cut at even places only, because 4-bit codes are stored in pairs.
+    """
     if k == 0:
         return
-    rows = max(1, _BLOCK_ELEMENTS // k)
-    for start in range(0, m, rows):
-        yield slice(start, min(start + rows, m))
+    height, width = max(1, _BLOCK_ELEMENTS // k), min(k, _BLOCK_ELEMENTS)
+    for top in range(0, m, height):
+        rows = slice(top, min(top + height, m))
+        for left in range(0, k, width):
+            yield rows, slice(left, min(left + width, k))
 
 
-def spread(values: NDArray[Any], scope: Scope, rows: slice, k: int) -> NDArray[Any]:
-    """Return one value per segment as an array that broadcasts against a block of rows of k elements."""
+def segments_of(scope: Scope, rows: slice, columns: slice) -> tuple[slice, ...]:
+    """Return which entries of the scales belong to a block, as an index; its first and last group may lie in others too."""
+    size = scope.group_size or 1
+    match scope.kind, scope.axis:
+        case ScopeKind.TENSOR, _:
+            return (slice(None),)
+        case (ScopeKind.TOKEN, _) | (ScopeKind.CHANNEL, 0):
+            return (rows,)
+        case ScopeKind.CHANNEL, _:
+            return (columns,)
+        case _, 0:
+            return _groups(rows, size), columns
+    return rows, _groups(columns, size)
+
+
+def spread(values: NDArray[Any], scope: Scope, rows: slice, k: int, columns: slice = slice(None)) -> NDArray[Any]:
+    """Return one value per segment of a block as an array that broadcasts against the block.
+
+    Parameters
+    ----------
+    values : ndarray
+        The entries that `segments_of` the block selects.
+    scope : Scope
+    rows : slice
+    k : int
+        Length of the operand's rows.
+    columns : slice
+        All of them by default.
+    """
     size = scope.group_size or 1
     view: NDArray[Any]
     match scope.kind, scope.axis:
         case ScopeKind.TENSOR, _:
             view = values.reshape(1, 1)
         case (ScopeKind.TOKEN, _) | (ScopeKind.CHANNEL, 0):
-            view = values[rows, np.newaxis]
+            view = values[:, np.newaxis]
         case ScopeKind.CHANNEL, _:
             view = values[np.newaxis, :]
         case _, 0:
-            view = values[np.arange(rows.start, rows.stop) // size]
+            view = np.repeat(values, np.diff(_group_edges(rows, size)), axis=0)
         case _:
-            view = np.repeat(values[rows], min(size, k), axis=1)[:, :k]
+            part = slice(*columns.indices(k))
+            view = np.repeat(values, np.diff(_group_edges(part, size)), axis=1)
     return view
 
 
@@ -63,28 +96,18 @@ def segment_ranges(x: NDArray[Any], scope: Scope, dtype: type[np.floating[Any]])
     m, k = x.shape
     shape = scope.scale_shape(m, k)
     low, high = np.zeros(shape, dtype), np.zeros(shape, dtype)
-    for rows in row_blocks(m, k):
-        part = _segments_of(scope, rows)
+    for rows, columns in blocks(m, k):
+        part = segments_of(scope, rows, columns)
         with np.errstate(all="ignore"):
-            block = x[rows].astype(dtype, copy=False)
+            block = x[rows, columns].astype(dtype, copy=False)
             # Not fmin and fmax, which swallow NaN.
-            np.minimum(low[part], _reduce(np.minimum, block, scope, rows), out=low[part])
-            np.maximum(high[part], _reduce(np.maximum, block, scope, rows), out=high[part])
+            np.minimum(low[part], _reduce(np.minimum, block, scope, rows, columns), out=low[part])
+            np.maximum(high[part], _reduce(np.maximum, block, scope, rows, columns), out=high[part])
     return low, high
 
 
-def _segments_of(scope: Scope, rows: slice) -> slice:
-    """Return which entries of the leading axis of the scales the rows belong to."""
-    if scope.within_rows:
-        return rows
-    if scope.kind is ScopeKind.GROUP:
-        size = scope.group_size or 1
-        return slice(rows.start // size, (rows.stop - 1) // size + 1)
-    return slice(None)
-
-
-def _reduce(ufunc: np.ufunc, block: NDArray[Any], scope: Scope, rows: slice) -> NDArray[Any]:
-    """Reduce the part of each segment that lies within a block of rows."""
+def _reduce(ufunc: np.ufunc, block: NDArray[Any], scope: Scope, rows: slice, columns: slice) -> NDArray[Any]:
+    """Reduce the part of each segment that lies within a block."""
     size = scope.group_size or 1
     part: NDArray[Any]
     match scope.kind, scope.axis:
@@ -95,9 +118,19 @@ def _reduce(ufunc: np.ufunc, block: NDArray[Any], scope: Scope, rows: slice) -> 
         case ScopeKind.CHANNEL, _:
             part = ufunc.reduce(block, axis=0)
         case _, 0:
-            # The block may begin and end inside a group.
-            first = np.arange(rows.start - rows.start % size, rows.stop, size)
-            part = ufunc.reduceat(block, np.maximum(first - rows.start, 0), axis=0)
+            part = ufunc.reduceat(block, _group_edges(rows, size)[:-1], axis=0)
         case _:
-            part = ufunc.reduceat(block, np.arange(0, block.shape[1], size), axis=1)
+            part = ufunc.reduceat(block, _group_edges(columns, size)[:-1], axis=1)
     return part
+
+
+def _groups(along: slice, size: int) -> slice:
+    """Return which groups a range of rows or columns has a part of."""
+    return slice(along.start // size, -(-along.stop // size))
+
+
+def _group_edges(along: slice, size: int) -> NDArray[np.intp]:
+    """Return where in a range of rows or columns its groups begin, and its end. It may begin and end inside a group."""
+    groups = _groups(along, size)
+    edges = np.arange(groups.start, groups.stop + 1) * size
+    return np.clip(edges, along.start, along.stop) - along.start

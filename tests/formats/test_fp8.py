@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import quantplan as qp
 from quantplan.errors import InvalidProblem
 from quantplan.formats import fp8
-from quantplan.formats.fp8 import WeightScaling, from_fp8, to_fp8
+from quantplan.formats.fp8 import Fp8Weight, from_fp8, to_fp8
+from quantplan.types import Fp8Scaling
 from tests.formats.weights import claims
 
 E4M3 = ml_dtypes.float8_e4m3fn
@@ -18,6 +20,12 @@ def random_codes(rng, n, k):
     codes = rng.integers(0, 256, (n, k), dtype=np.uint8)
     codes[codes & 0x7F == 0x7F] = 0  # no NaN
     return codes.view(E4M3)
+
+
+def random_scales(rng, n, k, scaling):
+    shapes = {Fp8Scaling.TENSOR: 1, Fp8Scaling.TOKEN_CHANNEL: (n, 1), Fp8Scaling.BLOCK: (-(-n // 128), -(-k // 128))}
+    name = "weight_scale_inv" if scaling is Fp8Scaling.BLOCK else "weight_scale"
+    return {name: rng.standard_normal(shapes[scaling]).astype(np.float32)}
 
 
 def exact(weight, scale_of):
@@ -40,7 +48,7 @@ def test_scales_per_tensor_and_per_channel_multiply(n, k, shape, dtype, seed):
     scale = scale.astype(dtype)
     read = from_fp8(weight, weight_scale=scale)
     per_channel = "N" in shape and n > 1
-    assert read.scaling is (WeightScaling.CHANNEL if per_channel else WeightScaling.TENSOR)
+    assert read.scaling is (Fp8Scaling.TOKEN_CHANNEL if per_channel else Fp8Scaling.TENSOR)
     assert read.weight_scale.shape == ((n,) if per_channel else (1,))
     assert read.weight_scale.dtype == np.float32
     flat = scale.reshape(-1).astype(np.float64)
@@ -55,7 +63,7 @@ def test_block_scales_multiply_despite_their_name(n, k):
     weight = random_codes(rng, n, k)
     scale = rng.uniform(0.5, 2, (-(-n // 128), -(-k // 128))).astype(np.float32)
     read = from_fp8(weight, weight_scale_inv=scale)
-    assert read.scaling is WeightScaling.BLOCK
+    assert read.scaling is Fp8Scaling.BLOCK
     expected = exact(weight, lambda i, j: scale[i // 128, j // 128])
     np.testing.assert_array_equal(read.dequantize(), expected.astype(np.float32))
 
@@ -91,16 +99,14 @@ def test_input_scale(shape, dtype):
 @given(
     n=st.integers(1, 140),
     k=st.integers(1, 140),
-    scaling=st.sampled_from(WeightScaling),
+    scaling=st.sampled_from(fp8.SCALINGS),
     static=st.booleans(),
     seed=st.integers(0, 2**32),
 )
 def test_round_trip(n, k, scaling, static, seed):
     rng = np.random.default_rng(seed)
     weight = random_codes(rng, n, k)
-    shapes = {WeightScaling.TENSOR: 1, WeightScaling.CHANNEL: (n, 1), WeightScaling.BLOCK: (-(-n // 128), -(-k // 128))}
-    name = "weight_scale_inv" if scaling is WeightScaling.BLOCK else "weight_scale"
-    tensors = {"weight": weight, name: rng.standard_normal(shapes[scaling]).astype(np.float32)}
+    tensors = {"weight": weight, **random_scales(rng, n, k, scaling)}
     if static:
         tensors["input_scale"] = rng.standard_normal(1).astype(np.float32)
     back = to_fp8(from_fp8(**tensors))
@@ -108,6 +114,44 @@ def test_round_trip(n, k, scaling, static, seed):
     for key, array in tensors.items():
         assert back[key].dtype == array.dtype
         np.testing.assert_array_equal(back[key].reshape(array.shape), array)
+
+
+@pytest.mark.parametrize("scaling", fp8.SCALINGS)
+def test_a_weight_tells_the_op_its_operands_and_its_descriptor_fields(scaling):
+    rng = np.random.default_rng(0)
+    m, n, k = 3, 130, 200
+    weight = from_fp8(random_codes(rng, n, k), **random_scales(rng, n, k, scaling))
+    one = {"act_scale": None} if scaling is Fp8Scaling.TENSOR else {}
+    desc = qp.Fp8GemmDescriptor(m=m, **one, **weight.descriptor_fields())
+    assert (desc.n, desc.k, desc.scaling, desc.weight_element) == (n, k, scaling, qp.FP8_E4M3)
+    layer = qp.PlanFamily.select("cpu", desc, ms=(m,)).bind(**weight.operands())
+    act = random_codes(rng, m, k)
+    shape = {Fp8Scaling.TENSOR: (1,), Fp8Scaling.TOKEN_CHANNEL: (m,), Fp8Scaling.BLOCK: (m, 2)}[scaling]
+    output = np.empty((m, n), np.float32)
+    layer.run(None, None, act_q=act, act_scale=np.ones(shape, np.float32), output=output)
+    expected = act.astype(np.float64) @ weight.dequantize().T.astype(np.float64)
+    np.testing.assert_allclose(output, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_a_static_input_scale_is_no_operand_of_the_weight():
+    weight = from_fp8(np.zeros((4, 6), np.uint8), weight_scale=ONE, input_scale=ONE)
+    assert weight.operands().keys() == {"weight_q", "weight_scale"}
+    desc = qp.Fp8GemmDescriptor(m=1, act_scale=float(weight.input_scale[0]), **weight.descriptor_fields())
+    assert (desc.act_scale, desc.weight_scale) == (1, None)
+
+
+@pytest.mark.parametrize("scaling", [Fp8Scaling.MX, "block", None])
+def test_a_scaling_that_no_checkpoint_has_is_refused(scaling):
+    with pytest.raises(InvalidProblem, match="tensor, token_channel, block") as caught:
+        Fp8Weight(weight=np.zeros((4, 6), fp8.E4M3), weight_scale=ONE, scaling=scaling)
+    assert (caught.value.op, caught.value.field) == ("Fp8Weight", "scaling")
+
+
+@pytest.mark.parametrize("value", [None, 5, "weight"])
+def test_what_is_no_fp8_weight_is_not_written(value):
+    with pytest.raises(InvalidProblem, match="expected a Fp8Weight") as caught:
+        to_fp8(value)
+    assert (caught.value.op, caught.value.field) == ("to_fp8", "weight")
 
 
 def test_a_weight_that_is_nan_stays_the_models_own():
@@ -119,9 +163,9 @@ def test_a_weight_that_is_nan_stays_the_models_own():
 def test_repr_tells_the_kind():
     weight = random_codes(np.random.default_rng(0), 4, 6)
     one = np.ones(1, np.float32)
-    assert repr(from_fp8(weight, weight_scale=one)) == "Fp8Weight(n=4, k=6, scales per tensor)"
+    assert repr(from_fp8(weight, weight_scale=one)) == "Fp8Weight(n=4, k=6, tensor scales)"
     block = from_fp8(weight, weight_scale_inv=one[np.newaxis], input_scale=one)
-    assert repr(block) == "Fp8Weight(n=4, k=6, scales per block, static input scale)"
+    assert repr(block) == "Fp8Weight(n=4, k=6, block scales, static input scale)"
 
 
 ONE = np.ones(1, np.float32)

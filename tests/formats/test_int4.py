@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 
 from quantplan.errors import InvalidProblem
-from quantplan.formats import awq, compressed_tensors, gptq, marlin
+from quantplan.formats import awq, compressed_tensors, gptq, marlin, padding
 from quantplan.formats.int4 import Int4Weight
 from tests.formats.weights import claims, random_weight, real, weights
 
@@ -73,6 +73,25 @@ def test_arrays_are_not_copied_and_weights_compare_by_identity():
     assert weight != Int4Weight(q=q, scales=scales)
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         weight.k = 1
+
+
+@pytest.mark.parametrize("value", [None, 5, "x", np.zeros((64, 64), np.uint8)], ids=repr)
+@pytest.mark.parametrize(
+    "op, call",
+    [
+        ("to_gptq", lambda weight: gptq.to_gptq(weight, version=1)),
+        ("to_awq", awq.to_awq),
+        ("to_compressed_tensors", compressed_tensors.to_compressed_tensors),
+        ("to_marlin", marlin.to_marlin),
+        ("from_marlin", marlin.from_marlin),
+        ("pad_to_supported", padding.pad_to_supported),
+        ("remove_padding", padding.remove_padding),
+    ],
+)
+def test_what_is_no_weight_is_refused_by_name(op, call, value):
+    with pytest.raises(InvalidProblem, match="Weight, got") as caught:
+        call(value)
+    assert (caught.value.op, caught.value.field) == (op, "weight")
 
 
 def test_repr_tells_the_kind():

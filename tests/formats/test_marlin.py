@@ -13,9 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import quantplan as qp
 from quantplan.errors import InvalidProblem
 from quantplan.formats import marlin
 from quantplan.formats.int4 import Int4Weight
+from quantplan.formats.padding import pad_to_supported
 from tests.formats.weights import INTERLEAVED, SCALE_DTYPES, claims, nibble, picks, random_weight, real, same, weights
 
 REAL_LAYER = (4096, 14336)
@@ -100,7 +102,7 @@ def test_zero_points_are_permuted_as_grouped_scales_then_interleaved(groups):
                 assert nibble(packed[g, column], p) == zeros[g, 64 * block + 8 * (t % 8) + t // 8]
 
 
-@given(tiles=st.integers(0, 4), columns=st.integers(1, 3), groups=st.integers(1, 4), seed=st.integers(0, 2**32))
+@given(tiles=st.integers(0, 4), columns=st.integers(0, 3), groups=st.integers(0, 4), seed=st.integers(0, 2**32))
 def test_round_trips(tiles, columns, groups, seed):
     rng = np.random.default_rng(seed)
     q = rng.integers(0, 16, (16 * tiles, 64 * columns), dtype=np.uint8)
@@ -112,6 +114,26 @@ def test_round_trips(tiles, columns, groups, seed):
         stored = marlin.pack_scales(scales, 32)
         assert stored.dtype == dtype
         np.testing.assert_array_equal(marlin.unpack_scales(stored, 32), scales)
+
+
+@pytest.mark.parametrize("k, n", [(0, 128), (128, 0), (0, 0)])
+@pytest.mark.parametrize("group_size", [-1, 32])
+def test_a_weight_without_rows_or_columns(k, n, group_size):
+    """The op allows n = 0 and k = 0, and has operands of these shapes."""
+    desc = qp.Int4MarlinGemmDescriptor(m=2, n=n, k=k, group_size=group_size, zero_point=True)
+    codes, groups = np.zeros((k, n), np.uint8), np.zeros((desc.groups, n), np.uint8)
+    packed = {
+        "weight_q": marlin.pack_weight(codes),
+        "weight_scale": marlin.pack_scales(groups.astype(np.float16), group_size),
+        "weight_zero_point": marlin.pack_zeros(groups),
+    }
+    output = np.full((2, n), 7, np.float16)
+    args = qp.Int4MarlinGemmArgs(act=np.ones((2, k), np.float16), output=output, **packed)
+    qp.Int4MarlinGemmPlan.select("cpu", desc).run(None, None, args)
+    assert not output.any()
+    assert marlin.unpack_weight(packed["weight_q"]).shape == (k, n)
+    assert marlin.unpack_scales(packed["weight_scale"], group_size).shape == groups.shape
+    assert marlin.unpack_zeros(packed["weight_zero_point"]).shape == groups.shape
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint16, np.int32, np.int64])
@@ -155,6 +177,67 @@ def test_sorted_rows_and_gathered_activations_give_the_same_product(weight):
     groups = weight.row_groups[perm]
     assert (np.diff(groups) >= 0).all()
     assert (np.diff(perm)[np.diff(groups) == 0] > 0).all()  # rows of a group keep their order
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("group_size", [-1, 32, 128, 150])
+def test_a_weight_tells_the_op_its_operands_and_its_descriptor_fields(group_size, symmetric, act_order):
+    """The sizes are logical, the operands padded, and a group as long as K is one group, whatever its size."""
+    rng = np.random.default_rng(0)
+    m, k, n = 3, 150, 100
+    weight = random_weight(rng, k, n, group_size, symmetric=symmetric, act_order=act_order)
+    packed = marlin.to_marlin(pad_to_supported(weight))
+    fields = packed.descriptor_fields()
+    assert (fields["n"], fields["k"]) == (n, k)
+    assert packed.operands().keys() == {"weight_q", "weight_scale"} | (
+        set() if symmetric else {"weight_zero_point"}
+    ) | ({"perm"} if packed.perm is not None else set())
+    desc = qp.Int4MarlinGemmDescriptor(m=m, output_element="f32", **fields)
+    layer = qp.PlanFamily.select("cpu", desc, ms=(1, m)).bind(**packed.operands())
+    act = rng.standard_normal((m, k)).astype(np.float16)
+    output = np.empty((m, n), np.float32)
+    layer.run(None, None, act=act, output=output)
+    expected = act.astype(np.float64) @ real(weight)
+    np.testing.assert_allclose(output, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_a_single_group_that_needed_no_padding():
+    packed = marlin.to_marlin(random_weight(np.random.default_rng(0), 256, 64, 256))
+    assert packed.group_size == 256
+    assert packed.descriptor_fields()["group_size"] == -1
+
+
+@pytest.mark.parametrize("element", [qp.F16, "bf16", np.float32])
+def test_scales_are_rounded_once_to_the_element_that_is_asked_for(element):
+    weight = random_weight(np.random.default_rng(0), 32, 64, 16, symmetric=False, dtype=np.float32)
+    packed = marlin.to_marlin(weight, scale_element=element)
+    dtype = qp.ElementKind.of(element).dtype
+    expected = attrs.evolve(weight, scales=weight.scales.astype(dtype))
+    assert packed.weight_scale.dtype == dtype
+    same(marlin.from_marlin(packed), expected)
+
+
+@pytest.mark.parametrize(
+    "element, stored, largest", [("f16", np.float32, 65519), ("f16", np.float32, -65519), ("bf16", np.float32, 3.38e38)]
+)
+def test_scales_that_overflow_are_refused(element, stored, largest):
+    """What rounds to the largest finite number stays; one step further there is only infinity."""
+    scales = np.ones((2, 64), stored)
+    scales[1, 3] = largest
+    weight = Int4Weight(q=np.zeros((32, 64), np.uint8), scales=scales, group_size=16)
+    assert np.isfinite(marlin.to_marlin(weight, scale_element=element).weight_scale).all()
+    scales[1, 3] = np.sign(largest) * {"f16": 65520, "bf16": 3.4e38}[element]
+    with pytest.raises(InvalidProblem, match=rf"finite in {element}, got -?inf at \(1, 3\)") as caught:
+        marlin.to_marlin(weight, scale_element=element)
+    assert (caught.value.op, caught.value.field) == ("to_marlin", "scales")
+
+
+@pytest.mark.parametrize("element", ["f64", "s8", "s4", "fp8_e4m3", "half a float", 16])
+def test_elements_that_scales_do_not_have(element):
+    with pytest.raises(InvalidProblem) as caught:
+        marlin.to_marlin(random_weight(np.random.default_rng(0), 16, 64), scale_element=element)
+    assert (caught.value.op, caught.value.field) == ("to_marlin", "scale_element")
 
 
 def test_act_order_by_hand():
