@@ -219,15 +219,15 @@ def test_scales_are_rounded_once_to_the_element_that_is_asked_for(element):
 
 
 @pytest.mark.parametrize(
-    "element, stored, largest", [("f16", np.float32, 65519), ("f16", np.float32, -65519), ("bf16", np.float32, 3.38e38)]
+    "element, largest, beyond", [("f16", 65519, 65520), ("f16", -65519, -65520), ("bf16", 3.39e38, 3.4e38)]
 )
-def test_scales_that_overflow_are_refused(element, stored, largest):
-    """What rounds to the largest finite number stays; one step further there is only infinity."""
-    scales = np.ones((2, 64), stored)
+def test_scales_that_overflow_are_refused(element, largest, beyond):
+    """What rounds to the largest finite number stays; beyond it there is only infinity."""
+    scales = np.ones((2, 64), np.float32)
     scales[1, 3] = largest
     weight = Int4Weight(q=np.zeros((32, 64), np.uint8), scales=scales, group_size=16)
     assert np.isfinite(marlin.to_marlin(weight, scale_element=element).weight_scale).all()
-    scales[1, 3] = np.sign(largest) * {"f16": 65520, "bf16": 3.4e38}[element]
+    scales[1, 3] = beyond
     with pytest.raises(InvalidProblem, match=rf"finite in {element}, got -?inf at \(1, 3\)") as caught:
         marlin.to_marlin(weight, scale_element=element)
     assert (caught.value.op, caught.value.field) == ("to_marlin", "scales")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from quantplan.elements import ElementKind
 from quantplan.errors import InvalidProblem
-from quantplan.formats.fp8 import WeightScaling, from_fp8
+from quantplan.formats.fp8 import from_fp8
 from quantplan.recipes.fp8 import (
     AmaxAlgorithm,
     AmaxHistory,
@@ -21,7 +21,7 @@ from quantplan.recipes.fp8 import (
 )
 from quantplan.reference.dynamic_range_quantize import dynamic_range_quantize
 from quantplan.reference.quantize import quantize
-from quantplan.types import Scope
+from quantplan.types import Fp8Scaling, Scope
 
 F16, F32, BF16 = np.float16, np.float32, ml_dtypes.bfloat16
 E4M3, E5M2 = ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2
@@ -138,7 +138,7 @@ def test_weight_blocks_are_what_checkpoints_store():
     w = random(150, 200)
     q, scale = quantize_weight_blocks(w)
     layer = from_fp8(q, weight_scale_inv=scale)
-    assert layer.scaling is WeightScaling.BLOCK
+    assert layer.scaling is Fp8Scaling.BLOCK
     # half a unit of e4m3's 4 bits, or half of its smallest number; and two roundings to float32
     smallest = np.repeat(np.repeat(scale, 128, 0), 128, 1)[:150, :200] * F32(2.0**-9)
     assert (np.abs(layer.dequantize() - w) <= np.maximum(np.abs(w) * F32(2**-4 + 2**-23), smallest / 2)).all()
