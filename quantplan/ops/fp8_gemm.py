@@ -12,10 +12,11 @@ import numpy as np
 
 from quantplan.elements import ElementKind, to_element
 from quantplan.errors import InvalidProblem
+from quantplan.formats.fp8 import BLOCK
 from quantplan.operands import Operand, Tensor, host, host_or_operand, tensor_field
 from quantplan.plan import Plan
 from quantplan.record import Record, dimension, field, to_flag, to_number
-from quantplan.reference.fp8_gemm import BLOCK, MX_BLOCK, fp8_gemm
+from quantplan.reference.fp8_gemm import MX_BLOCK, fp8_gemm
 from quantplan.reference.gemm_bounds import Fp8GemmErrorBound
 from quantplan.types import (
     Accumulation,

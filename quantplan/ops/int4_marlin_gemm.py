@@ -9,6 +9,7 @@ import attrs
 
 from quantplan.elements import ElementKind, to_element
 from quantplan.errors import InvalidProblem
+from quantplan.formats.padding import TILE
 from quantplan.operands import Operand, Tensor, host, tensor_field
 from quantplan.plan import Plan
 from quantplan.record import Record, dimension, field, to_flag, to_integer
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
 ACT = (ElementKind.F16, ElementKind.BF16)
 OUTPUT = (ElementKind.F16, ElementKind.BF16, ElementKind.F32)
 GROUP_SIZES = (-1, 32, 64, 128)
-TILE = 64
-"""Weights are padded to multiples of this in K and N; activations and outputs are not."""
-
 _CODES_PER_WORD = 8
 _PACK_HINT = "quantplan.formats packs and pads checkpoints' weights"
 
