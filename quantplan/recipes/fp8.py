@@ -31,7 +31,8 @@ import numpy as np
 
 from quantplan.elements import ElementKind, to_element
 from quantplan.errors import InvalidProblem
-from quantplan.record import SCHEMA, Record, field, to_integer, to_number
+from quantplan.recipes._checks import converted, listed, matrix, number
+from quantplan.record import SCHEMA, Record, field, record_of, to_integer
 from quantplan.reference.dynamic_range_quantize import dynamic_range_quantize
 from quantplan.reference.quantize import quantize
 from quantplan.reference.scales import symmetric_scale
@@ -39,8 +40,6 @@ from quantplan.reference.segments import segment_ranges
 from quantplan.types import Scope, ScopeKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from numpy.typing import NDArray
 
 BLOCK = 128
@@ -80,11 +79,7 @@ def quantize_current(
         No matrix of floats, another element, or another scope.
     """
     op = "quantize_current"
-    try:
-        where = Scope.parse(scope)
-    except InvalidProblem as error:
-        error.op = op
-        raise
+    where = converted(op, "scope", Scope.parse, scope)
     if where.kind not in (ScopeKind.TENSOR, ScopeKind.TOKEN):
         raise InvalidProblem(op=op, field="scope", expected="tensor or token", got=str(where))
     return _dynamic(_single(op, "x", x), _fp8(op, element), where)
@@ -217,14 +212,19 @@ class AmaxHistory:
     ----------
     recipe : DelayedScaling
 
+    Raises
+    ------
+    InvalidProblem
+        No recipe.
+
     Notes
     -----
     Source: TransformerEngine's DelayedScaling, which keeps an infinite amax in its history.
     """
 
     def __init__(self, recipe: DelayedScaling) -> None:
-        self.recipe = recipe
-        self._ring = np.zeros(recipe.length, np.float32)
+        self.recipe: DelayedScaling = converted("AmaxHistory", "recipe", record_of(DelayedScaling), recipe)
+        self._ring = np.zeros(self.recipe.length, np.float32)
         self._count = 0
         self._scale = 1.0
 
@@ -283,9 +283,8 @@ class AmaxHistory:
         InvalidProblem
             No number, or a negative one.
         """
-        number = _number("AmaxHistory", "amax", amax)
         with np.errstate(over="ignore"):
-            magnitude = np.float32(number)
+            magnitude = np.float32(number("AmaxHistory", "amax", amax))
         if magnitude < 0:
             raise InvalidProblem(op="AmaxHistory", field="amax", expected="a number ≥ 0", got=amax)
         if not np.isfinite(magnitude):
@@ -322,10 +321,11 @@ class AmaxHistory:
             if data.get(name) != wanted:
                 raise InvalidProblem(op=op, field=name, expected=wanted, got=repr(data.get(name)))
         entries = ["amaxes", "recipe", "scale", "schema", "type"]
-        if sorted(data) != entries:
-            raise InvalidProblem(op=op, field="entries", expected=", ".join(entries), got=", ".join(sorted(data)))
+        if set(data) != set(entries):
+            got = ", ".join(sorted(map(str, data)))
+            raise InvalidProblem(op=op, field="entries", expected=", ".join(entries), got=got)
         history = cls(DelayedScaling.from_dict(data["recipe"]))
-        amaxes = [_float32(op, "amaxes", amax, lowest=0) for amax in _listed(op, data["amaxes"])]
+        amaxes = [_float32(op, "amaxes", amax, lowest=0) for amax in listed(op, "amaxes", data["amaxes"])]
         if len(amaxes) > history.recipe.length:
             expected = f"at most {history.recipe.length} numbers"
             raise InvalidProblem(op=op, field="amaxes", expected=expected, got=len(amaxes))
@@ -353,15 +353,9 @@ def _dynamic(x: NDArray[np.float32], element: ElementKind, scope: Scope) -> tupl
 
 def _single(op: str, name: str, x: object) -> NDArray[Any]:
     """Return a matrix of floats as it is, or rounded to float32 where it is float64."""
-    if not isinstance(x, np.ndarray):
-        raise InvalidProblem(op=op, field=name, expected="a NumPy array", got=type(x).__name__)
-    kind = ElementKind.find(x.dtype)
-    if kind is None or not kind.is_float:
-        raise InvalidProblem(op=op, field=name, expected="f32, f16, bf16 or f64", got=x.dtype)
-    if x.ndim != 2:  # noqa: PLR2004 - a matrix
-        raise InvalidProblem(op=op, field=name, expected="a matrix", got=f"shape {x.shape}")
+    array = matrix(op, name, x)
     with np.errstate(over="ignore"):
-        return x.astype(np.float32) if kind is ElementKind.F64 else x
+        return array.astype(np.float32) if array.dtype == np.float64 else array
 
 
 def _fp8(op: str, element: object) -> ElementKind:
@@ -372,23 +366,9 @@ def _fp8(op: str, element: object) -> ElementKind:
     return kind
 
 
-def _number(op: str, name: str, value: object) -> float:
-    try:
-        return to_number(value)
-    except InvalidProblem as error:
-        error.op, error.field = op, name
-        raise
-
-
 def _float32(op: str, name: str, value: object, *, lowest: float) -> float:
     """Return a number that a history can hold: a finite float32."""
-    number = _number(op, name, value)
-    if not (lowest <= number <= _LARGEST_F32 and number == float(np.float32(number))):
-        raise InvalidProblem(op=op, field=name, expected=f"float32 numbers from {lowest}", got=number)
-    return number
-
-
-def _listed(op: str, value: object) -> Iterable[object]:
-    if not isinstance(value, (list, tuple)):
-        raise InvalidProblem(op=op, field="amaxes", expected="a list", got=type(value).__name__)
-    return value
+    given = number(op, name, value)
+    if not (lowest <= given <= _LARGEST_F32 and given == float(np.float32(given))):
+        raise InvalidProblem(op=op, field=name, expected=f"float32 numbers from {lowest}", got=given)
+    return given

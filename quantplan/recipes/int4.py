@@ -27,11 +27,10 @@ import numpy as np
 from quantplan.elements import ElementKind, to_element
 from quantplan.errors import InvalidProblem
 from quantplan.formats.int4 import SYMMETRIC_ZERO, Int4Weight
+from quantplan.recipes._checks import converted, finite, matrix
 from quantplan.record import to_flag, to_integer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
 
 CLIPPING_RATIOS = tuple(1 - i / 50 for i in range(26))
@@ -99,13 +98,15 @@ def round_to_nearest(
         scale overflows its element.
     """
     op = "round_to_nearest"
-    _check_weight(op, weight)
-    element = _read(op, "scale_element", to_element, scale_element)
+    matrix(op, "weight", weight)
+    if 0 in weight.shape:
+        raise InvalidProblem(op=op, field="weight", expected="shape (N, K), N and K ≥ 1", got=weight.shape)
+    element = converted(op, "scale_element", to_element, scale_element)
     if element not in (ElementKind.F16, ElementKind.BF16):
         raise InvalidProblem(op=op, field="scale_element", expected="f16 or bf16", got=element.value)
-    symmetric, mse = _read(op, "symmetric", to_flag, symmetric), _read(op, "mse", to_flag, mse)
+    symmetric, mse = converted(op, "symmetric", to_flag, symmetric), converted(op, "mse", to_flag, mse)
     N, K = weight.shape
-    given = _read(op, "group_size", to_integer, group_size)
+    given = converted(op, "group_size", to_integer, group_size)
     if given != -1 and given < 1:
         raise InvalidProblem(op=op, field="group_size", expected="-1, or an integer ≥ 1", got=given)
     size = K if given == -1 else min(given, K)
@@ -195,28 +196,7 @@ def _in_groups(op: str, rows: NDArray[Any], groups: int, size: int) -> NDArray[n
     """Return rows of a weight as float32 (rows, groups, size), the last group filled with zeros, which cost nothing."""
     with np.errstate(over="ignore"):
         single = rows.astype(np.float32)
-    if not np.isfinite(single).all():
-        raise InvalidProblem(op=op, field="weight", expected="finite values", got="NaN, an infinity, or an overflow")
-    missing = groups * size - single.shape[1]
+    missing = groups * size - finite(op, "weight", single).shape[1]
     if missing:
         single = np.pad(single, ((0, 0), (0, missing)))
     return single.reshape(len(single), groups, size)
-
-
-def _check_weight(op: str, weight: object) -> None:
-    if not isinstance(weight, np.ndarray):
-        raise InvalidProblem(op=op, field="weight", expected="a NumPy array", got=type(weight).__name__)
-    kind = ElementKind.find(weight.dtype)
-    if kind is None or not kind.is_float:
-        raise InvalidProblem(op=op, field="weight", expected="f32, f16, bf16 or f64", got=weight.dtype)
-    if weight.ndim != 2 or 0 in weight.shape:  # noqa: PLR2004 - a matrix
-        raise InvalidProblem(op=op, field="weight", expected="shape (N, K), N and K ≥ 1", got=weight.shape)
-
-
-def _read(op: str, field: str, convert: Callable[[object], Any], value: object) -> Any:  # noqa: ANN401 - as the converter's
-    """Convert a parameter, and name it where that fails."""
-    try:
-        return convert(value)
-    except InvalidProblem as error:
-        error.op, error.field = op, field
-        raise

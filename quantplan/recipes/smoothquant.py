@@ -27,6 +27,8 @@ import numpy as np
 
 from quantplan.elements import ElementKind
 from quantplan.errors import InvalidProblem
+from quantplan.recipes._checks import converted, finite, floats, listed, matrix, number, vector
+from quantplan.record import to_size
 from quantplan.reference.dynamic_range_quantize import dynamic_range_quantize
 from quantplan.types import Scope
 
@@ -52,14 +54,19 @@ class ActivationRange:
     channels : int
         Number of input features, K.
 
+    Raises
+    ------
+    InvalidProblem
+        No integer ≥ 0.
+
     Notes
     -----
     Source: Xiao et al., SmoothQuant, ICML 2023, section 4.
     """
 
     def __init__(self, channels: int) -> None:
-        self.channels = channels
-        self._amax = np.zeros(channels, np.float32)
+        self.channels: int = converted("ActivationRange", "channels", to_size, channels)
+        self._amax = np.zeros(self.channels, np.float32)
         self._histogram = np.zeros(1 << 15, np.int64)
 
     def observe(self, batch: NDArray[Any]) -> None:
@@ -73,8 +80,9 @@ class ActivationRange:
         Raises
         ------
         InvalidProblem
-            Another number of channels, or a value that is not a finite float32.
+            No array of floats, another number of channels, or a value that is not a finite float32.
         """
+        floats("ActivationRange", "batch", batch)
         if batch.ndim == 0 or batch.shape[-1] != self.channels:
             expected = f"shape (…, K={self.channels})"
             raise InvalidProblem(op="ActivationRange", field="batch", expected=expected, got=batch.shape)
@@ -87,9 +95,7 @@ class ActivationRange:
             np.maximum(amax, part.max(axis=0), out=amax)  # propagates NaN
             upper_halves = part.view(np.uint32).reshape(-1) >> np.uint32(16)
             histogram += np.bincount(upper_halves, minlength=histogram.size)
-        if not np.isfinite(amax).all():
-            raise _not_finite("ActivationRange", "batch")
-        self._amax, self._histogram = amax, histogram
+        self._amax, self._histogram = finite("ActivationRange", "batch", amax), histogram
 
     @property
     def count(self) -> int:
@@ -119,7 +125,7 @@ class ActivationRange:
         InvalidProblem
             Nothing was observed yet, or ``percent`` is outside (0, 100].
         """
-        if not 0 < percent <= 100:  # noqa: PLR2004 - percent
+        if not 0 < number("ActivationRange", "percent", percent) <= 100:  # noqa: PLR2004 - percent
             raise InvalidProblem(op="ActivationRange", field="percent", expected="a number in (0, 100]", got=percent)
         self._require_values()
         wanted = math.ceil(self.count * percent / 100)
@@ -164,9 +170,10 @@ def static_scale(amax: float) -> float:
     Raises
     ------
     InvalidProblem
-        A negative or non-finite amax.
+        No number, or one that is negative or beyond float32.
     """
-    magnitude = np.float32(amax)
+    with np.errstate(over="ignore"):
+        magnitude = np.float32(number("static_scale", "amax", amax))
     if not 0 <= magnitude <= _LARGEST:
         raise InvalidProblem(op="static_scale", field="amax", expected="a finite float32 ≥ 0", got=amax)
     return max(float(magnitude / np.float32(_CODE_MAX)), _SMALLEST_NORMAL) if magnitude else 1.0
@@ -184,7 +191,7 @@ def smoothing_factors(
     ----------
     act_amax : ndarray, shape (K,)
         Largest magnitude of each channel of the activations.
-    weights : sequence of ndarray, each of shape (N, K)
+    weights : list or tuple of ndarray, each of shape (N, K)
         Weights of all linear layers that read these activations.
     alpha : float
         How much of the difficulty moves to the weights: 0 none of the activations' differences, 1 all of them.
@@ -196,26 +203,23 @@ def smoothing_factors(
     Raises
     ------
     InvalidProblem
-        Shapes that do not match, no weights, alpha outside [0, 1], NaN or infinities.
+        No arrays of floats, shapes that do not match, no weights, alpha outside [0, 1], NaN or infinities.
 
     Notes
     -----
     Source: Xiao et al., SmoothQuant, ICML 2023, equation 4.
     """
     op = "smoothing_factors"
-    if not 0 <= alpha <= 1:
+    if not 0 <= number(op, "alpha", alpha) <= 1:
         raise InvalidProblem(op=op, field="alpha", expected="a number in [0, 1]", got=alpha)
-    if act_amax.ndim != 1:
-        raise InvalidProblem(op=op, field="act_amax", expected="shape (K,)", got=act_amax.shape)
-    if not weights:
+    activations = np.abs(finite(op, "act_amax", vector(op, "act_amax", act_amax)).astype(np.float64))
+    if not listed(op, "weights", weights):
         raise InvalidProblem(op=op, field="weights", expected="at least one weight", got="none")
-    weight_amax = np.zeros(act_amax.shape)
+    weight_amax = np.zeros(activations.shape)
     for i, weight in enumerate(weights):
-        _require_matrix(op, f"weights[{i}]", weight, len(act_amax))
-        np.maximum(weight_amax, np.max(np.abs(weight), axis=0, initial=0), out=weight_amax)
-    activations = np.abs(act_amax.astype(np.float64))
-    if not np.isfinite(activations).all():
-        raise _not_finite(op, "act_amax")
+        name = f"weights[{i}]"
+        magnitudes = np.abs(finite(op, name, matrix(op, name, weight, len(activations))))
+        np.maximum(weight_amax, np.max(magnitudes, axis=0, initial=0), out=weight_amax)
     one = (activations == 0) | (weight_amax == 0)
     activations[one] = weight_amax[one] = 1
     with np.errstate(over="ignore"):
@@ -231,11 +235,12 @@ def smooth_weight(weight: NDArray[Any], factors: NDArray[Any]) -> NDArray[Any]:
     Raises
     ------
     InvalidProblem
-        Shapes that do not match, NaN or infinities, or a product that overflows.
+        No arrays of floats, shapes that do not match, NaN or infinities, or a product that overflows.
     """
-    _require_matrix("smooth_weight", "weight", weight, len(factors))
-    _require_factors("smooth_weight", factors, len(factors))
-    return _finite("smooth_weight", "weight", np.multiply, weight, factors)
+    op = "smooth_weight"
+    _require_factors(op, factors)
+    finite(op, "weight", matrix(op, "weight", weight, len(factors)))
+    return _applied(op, "weight", np.multiply, weight, factors)
 
 
 def fold_into_norm(parameter: NDArray[Any], factors: NDArray[Any]) -> NDArray[Any]:
@@ -246,12 +251,11 @@ def fold_into_norm(parameter: NDArray[Any], factors: NDArray[Any]) -> NDArray[An
     Raises
     ------
     InvalidProblem
-        Shapes that do not match, NaN or infinities, or a quotient that overflows.
+        No arrays of floats, shapes that do not match, NaN or infinities, or a quotient that overflows.
     """
-    if parameter.ndim != 1:
-        raise InvalidProblem(op="fold_into_norm", field="parameter", expected="shape (K,)", got=parameter.shape)
-    _require_factors("fold_into_norm", factors, len(parameter))
-    return _finite("fold_into_norm", "parameter", np.divide, parameter, factors)
+    op = "fold_into_norm"
+    _require_factors(op, factors, len(vector(op, "parameter", parameter)))
+    return _applied(op, "parameter", np.divide, parameter, factors)
 
 
 def fold_into_linear(
@@ -265,15 +269,14 @@ def fold_into_linear(
     Raises
     ------
     InvalidProblem
-        Shapes that do not match, NaN or infinities, or a quotient that overflows.
+        No arrays of floats, shapes that do not match, NaN or infinities, or a quotient that overflows.
     """
     op = "fold_into_linear"
-    _require_matrix(op, "weight", weight, None)
-    _require_factors(op, factors, len(weight))
-    if bias is not None and bias.shape != factors.shape:
-        raise InvalidProblem(op=op, field="bias", expected=f"shape (K={len(factors)},)", got=bias.shape)
-    folded = _finite(op, "weight", np.divide, weight, factors[:, np.newaxis])
-    return folded, None if bias is None else _finite(op, "bias", np.divide, bias, factors)
+    _require_factors(op, factors, len(finite(op, "weight", matrix(op, "weight", weight))))
+    if bias is not None:
+        vector(op, "bias", bias, len(factors))
+    folded = _applied(op, "weight", np.divide, weight, factors[:, np.newaxis])
+    return folded, None if bias is None else _applied(op, "bias", np.divide, bias, factors)
 
 
 def quantize_weight_per_channel(weight: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -295,13 +298,11 @@ def quantize_weight_per_channel(weight: NDArray[Any]) -> tuple[NDArray[np.int8],
     Raises
     ------
     InvalidProblem
-        No matrix, NaN or infinities.
+        No matrix of floats, NaN or infinities.
     """
-    _require_matrix("quantize_weight_per_channel", "weight", weight, None)
+    op = "quantize_weight_per_channel"
     with np.errstate(over="ignore"):
-        single = weight.astype(np.float32, copy=False)
-    if not np.isfinite(single).all():
-        raise _not_finite("quantize_weight_per_channel", "weight")
+        single = finite(op, "weight", matrix(op, "weight", weight).astype(np.float32, copy=False))
     weight_q = np.empty(weight.shape, np.int8)
     weight_scale = np.empty(len(weight), np.float32)
     dynamic_range_quantize(
@@ -317,30 +318,14 @@ def quantize_weight_per_channel(weight: NDArray[Any]) -> tuple[NDArray[np.int8],
     return weight_q, weight_scale
 
 
-def _finite(op: str, field: str, operation: np.ufunc, values: NDArray[Any], factors: NDArray[Any]) -> NDArray[Any]:
+def _applied(op: str, field: str, operation: np.ufunc, values: NDArray[Any], factors: NDArray[Any]) -> NDArray[Any]:
     """Apply a division or multiplication in float32, or in float64 for such values; refuse what is not finite."""
     dtype = np.float64 if values.dtype == np.float64 else np.float32
     with np.errstate(all="ignore"):
-        result: NDArray[Any] = operation(values.astype(dtype), factors.astype(dtype))
-    if not np.isfinite(result).all():
-        raise _not_finite(op, field)
-    return result
+        return finite(op, field, operation(values.astype(dtype), factors.astype(dtype)))
 
 
-def _not_finite(op: str, field: str) -> InvalidProblem:
-    return InvalidProblem(op=op, field=field, expected="finite values", got="NaN, an infinity, or an overflow")
-
-
-def _require_matrix(op: str, field: str, weight: NDArray[Any], columns: int | None) -> None:
-    if weight.ndim != 2 or columns not in (None, weight.shape[1]):  # noqa: PLR2004 - a matrix
-        wanted = "K" if columns is None else f"K={columns}"
-        raise InvalidProblem(op=op, field=field, expected=f"shape (N, {wanted})", got=weight.shape)
-    if not np.isfinite(weight).all():
-        raise _not_finite(op, field)
-
-
-def _require_factors(op: str, factors: NDArray[Any], channels: int) -> None:
-    if factors.shape != (channels,):
-        raise InvalidProblem(op=op, field="factors", expected=f"shape (K={channels},)", got=factors.shape)
-    if not (np.isfinite(factors) & (factors > 0)).all():
+def _require_factors(op: str, factors: object, channels: int | None = None) -> None:
+    array = vector(op, "factors", factors, channels)
+    if not (np.isfinite(array) & (array > 0)).all():
         raise InvalidProblem(op=op, field="factors", expected="finite numbers above 0", got="others")

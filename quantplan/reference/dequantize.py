@@ -57,22 +57,18 @@ def dequantize(
         scale_element is ElementKind.E8M0 and output_element is ElementKind.F64
     )
     dtype = np.float64 if in_f64 else np.float32
+    in_integers = zero_point is not None and not in_f64 and not exact_in_f32(zero_point)
     stored = input_element.storage_columns
-    for rows, columns in blocks(m, k):
+    for rows, columns in blocks(m, k, np.int64 if in_integers else dtype):
         part = segments_of(scope, rows, columns)
         where = slice(stored(columns.start), stored(columns.stop))
         values = _widen(q[rows, where], input_element, columns.stop - columns.start)
         factor = spread(widen_scale(scale[part], scale_element, dtype, global_scale), scope, rows, k, columns)
+        if zero_point is not None:
+            offset = zero_point[part].astype(np.int64 if in_integers else dtype)
+            values = values - spread(offset, scope, rows, k, columns)
         with np.errstate(all="ignore"):
-            if zero_point is None:
-                product = values.astype(dtype, copy=False) * factor
-            elif in_f64 or exact_in_f32(zero_point[part]):
-                offset = spread(zero_point[part].astype(dtype), scope, rows, k, columns)
-                product = (values.astype(dtype) - offset) * factor
-            else:
-                product = _product_in_f32(
-                    values - spread(zero_point[part].astype(np.int64), scope, rows, k, columns), factor
-                )
+            product = _product_in_f32(values, factor) if in_integers else values.astype(dtype, copy=False) * factor
         output[rows, columns] = round_to(product, output_element)
 
 
@@ -87,16 +83,17 @@ def _widen(stored: NDArray[Any], element: ElementKind, k: int) -> NDArray[Any]:
 
 
 def _product_in_f32(integer: NDArray[np.int64], scale: NDArray[Any]) -> NDArray[Any]:
-    """Round the real product of integers below 2³³ and f32 scales to f32, once.
+    """Round the real product of integers below 2³³, which are overwritten, and f32 scales to f32, once.
 
     The product can need 57 bits, more than f64 has. Its f64 rounding is therefore made a rounding to odd, which may be
     followed by one to nearest; what it lost is found from two partial products that are exact.
     """
-    wide = scale.astype(np.float64)
-    nearest = integer.astype(np.float64) * wide
+    nearest = np.multiply(integer, scale, dtype=np.float64)
     fine = integer & 0xFFFF
-    upper, lower = (integer - fine).astype(np.float64) * wide, fine.astype(np.float64) * wide
-    error = lower - (nearest - upper)  # exact: nearest is the rounded sum, and upper is zero or the larger one
-    inexact = np.abs(error) > 0  # false for the NaN that an infinite scale leaves
+    integer -= fine
+    upper, lower = np.multiply(integer, scale, dtype=np.float64), np.multiply(fine, scale, dtype=np.float64)
+    upper -= nearest  # exact, and so is the next sum: nearest is the rounded one, and upper is zero or the larger part
+    error = np.add(lower, upper, out=lower)
+    inexact = (error < 0) | (error > 0)  # false for the NaN that an infinite scale leaves
     beyond = inexact & (np.signbit(error) != np.signbit(nearest))
     return round_to_odd(nearest, inexact=inexact, beyond=beyond).astype(np.float32)

@@ -98,7 +98,8 @@ def _magnitudes(x: NDArray[Any], scope: Scope, dtype: type[np.floating[Any]]) ->
     """Return the largest magnitude of each segment."""
     low, high = segment_ranges(x, scope, dtype)
     np.maximum(np.negative(low, out=low), high, out=high)
-    return np.abs(high, out=high)  # the larger of −0 and 0 may be −0, which NVFP4 would store as a scale
+    np.abs(high, out=high)  # the larger of −0 and 0 may be −0, which NVFP4 would store as a scale
+    return high
 
 
 def _store_asymmetric(
@@ -110,7 +111,8 @@ def _store_asymmetric(
 ) -> None:
     """Choose and write scales and zero points; in blocks, for there may be as many of them as elements."""
     low, high, scale, zero_point = map(np.atleast_2d, (low, high, scale, zero_point))
-    for part in blocks(*low.shape):
+    m, k = low.shape
+    for part in blocks(m, k, low.dtype):
         scale[part], zero_point[part] = asymmetric_scale(low[part], high[part], *limits)
 
 
@@ -125,7 +127,8 @@ def _store_symmetric(
     if global_scale is not None:
         global_scale[...] = nvfp4_global_scale(amax)
     amax, stored = np.atleast_2d(amax), np.atleast_2d(bits_of(scale))
-    for part in blocks(*amax.shape):
+    m, k = amax.shape
+    for part in blocks(m, k, amax.dtype):
         if scale_element is ElementKind.E8M0:
             chosen = power_of_two_scale(amax[part], limit)
         elif global_scale is not None:

@@ -23,11 +23,12 @@ import numpy as np
 
 from quantplan.elements import ElementKind
 from quantplan.formats import marlin
+from quantplan.formats.fp8 import BLOCK
+from quantplan.formats.int4 import SYMMETRIC_ZERO
 from quantplan.record import field
 from quantplan.reference.epilogue import activation
 from quantplan.reference.error_model import FORMATS, SLACK, after_activation, f64, finish, host_or_operand
-from quantplan.reference.fp8_gemm import BLOCK, FAST_BITS, FAST_STEP, MX_BLOCK, scale_columns
-from quantplan.reference.int4_marlin_gemm import SYMMETRIC_ZERO
+from quantplan.reference.fp8_gemm import FAST_BITS, FAST_STEP, MX_BLOCK, scale_columns
 from quantplan.reference.rounding import fp8_values
 from quantplan.types import Accumulation, EpilogueKind, ErrorBound, Fp8Scaling
 

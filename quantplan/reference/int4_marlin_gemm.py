@@ -9,6 +9,7 @@ import numpy as np
 from quantplan.elements import ElementKind
 from quantplan.errors import InvalidProblem
 from quantplan.formats import marlin
+from quantplan.formats.int4 import SYMMETRIC_ZERO
 from quantplan.reference.exact_sum import exact_sum
 from quantplan.reference.float_gemm import add_scaled, finish, tiles
 from quantplan.types import EpilogueKind
@@ -16,7 +17,6 @@ from quantplan.types import EpilogueKind
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-SYMMETRIC_ZERO = 8
 _CODE_BITS = 4
 """Bits of |q − z|, which is at most 15."""
 _SLAB = 1024

@@ -61,7 +61,7 @@ def quantize(
     dtype = np.float64 if x.dtype == np.float64 else np.float32
     code = np.uint8 if output_element in (ElementKind.U8, ElementKind.U4) else np.int8
     target, stored = bits_of(q), output_element.storage_columns
-    for rows, columns in blocks(m, k):
+    for rows, columns in blocks(m, k, dtype):
         part = segments_of(scope, rows, columns)
         divisor = _divisors(scale[part], scale_element, dtype, global_scale)
         with np.errstate(all="ignore"):

@@ -18,17 +18,18 @@ if TYPE_CHECKING:
 
     from quantplan.types import Scope
 
-_BLOCK_ELEMENTS = 1 << 18
+_BLOCK_BYTES = 1 << 20
 
 
-def blocks(m: int, k: int) -> Iterator[tuple[slice, slice]]:
-    """Cut an [m, k] operand into rows and columns of at most a megabyte of f32: whole rows, if one fits; none if empty.
+def blocks(m: int, k: int, dtype: np.dtype[Any] | type[np.number[Any]]) -> Iterator[tuple[slice, slice]]:
+    """Cut an [m, k] operand into rows and columns of at most a megabyte of a dtype: whole rows, if one fits.
 
-    Columns are cut at even places only, because 4-bit codes are stored in pairs.
+    Columns are cut at even places only, because 4-bit codes are stored in pairs. An empty operand has no blocks.
     """
     if k == 0:
         return
-    height, width = max(1, _BLOCK_ELEMENTS // k), min(k, _BLOCK_ELEMENTS)
+    elements = _BLOCK_BYTES // np.dtype(dtype).itemsize
+    height, width = max(1, elements // k), min(k, elements)
     for top in range(0, m, height):
         rows = slice(top, min(top + height, m))
         for left in range(0, k, width):
@@ -36,7 +37,7 @@ def blocks(m: int, k: int) -> Iterator[tuple[slice, slice]]:
 
 
 def segments_of(scope: Scope, rows: slice, columns: slice) -> tuple[slice, ...]:
-    """Return which entries of the scales belong to a block, as an index; its first and last group may lie in others too."""
+    """Return which entries of the scales a block needs, as an index. Other blocks may need them too."""
     size = scope.group_size or 1
     match scope.kind, scope.axis:
         case ScopeKind.TENSOR, _:
@@ -96,7 +97,7 @@ def segment_ranges(x: NDArray[Any], scope: Scope, dtype: type[np.floating[Any]])
     m, k = x.shape
     shape = scope.scale_shape(m, k)
     low, high = np.zeros(shape, dtype), np.zeros(shape, dtype)
-    for rows, columns in blocks(m, k):
+    for rows, columns in blocks(m, k, dtype):
         part = segments_of(scope, rows, columns)
         with np.errstate(all="ignore"):
             block = x[rows, columns].astype(dtype, copy=False)
@@ -132,5 +133,7 @@ def _groups(along: slice, size: int) -> slice:
 def _group_edges(along: slice, size: int) -> NDArray[np.intp]:
     """Return where in a range of rows or columns its groups begin, and its end. It may begin and end inside a group."""
     groups = _groups(along, size)
-    edges = np.arange(groups.start, groups.stop + 1) * size
-    return np.clip(edges, along.start, along.stop) - along.start
+    edges: NDArray[np.intp] = np.arange(groups.start, groups.stop + 1) * size
+    edges = np.clip(edges, along.start, along.stop)
+    edges -= along.start
+    return edges

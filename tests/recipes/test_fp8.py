@@ -344,6 +344,7 @@ STATE = AmaxHistory(DelayedScaling(length=2)).to_dict()
         (STATE | {"type": "DelayedScaling"}, "type"),
         ({k: v for k, v in STATE.items() if k != "scale"}, "entries"),
         (STATE | {"step": 3}, "entries"),
+        (STATE | {3: 3}, "entries"),
         (STATE | {"recipe": {}}, "schema"),
         (STATE | {"amaxes": 3}, "amaxes"),
         (STATE | {"amaxes": [1, 2, 3]}, "amaxes"),
@@ -432,3 +433,9 @@ def test_other_elements_and_scopes_are_refused():
     for scope in ("channel:1", "group:128", "rows"):
         with pytest.raises(InvalidProblem, match="quantize_current: scope: expected tensor"):
             quantize_current(x, scope=scope)
+
+
+@pytest.mark.parametrize("recipe", [None, 16, {"length": 16}])
+def test_a_history_needs_a_recipe(recipe):
+    with pytest.raises(InvalidProblem, match="AmaxHistory: recipe: expected a DelayedScaling"):
+        AmaxHistory(recipe)

@@ -275,7 +275,7 @@ def test_the_result_packs_for_the_kernels():
     [
         ([[1.0]], "a NumPy array, got list"),
         (np.ones((2, 2), np.int8), "f32, f16, bf16 or f64, got int8"),
-        (np.ones(3, F32), r"shape \(N, K\), N and K ≥ 1"),
+        (np.ones(3, F32), r"shape \(N, K\), got \(3,\)"),
         (np.ones((2, 0), F32), r"got \(2, 0\)"),
         (np.ones((0, 2), F32), r"got \(0, 2\)"),
         (np.array([[1, np.nan]], F32), "finite values"),

@@ -117,7 +117,7 @@ def test_static_scales(amax, scale):
     assert static_scale(amax) == scale
 
 
-@pytest.mark.parametrize("amax", [-1.0, np.nan, np.inf])
+@pytest.mark.parametrize("amax", [-1.0, np.nan, np.inf, 1e300, -1e300])
 def test_static_scales_need_a_magnitude(amax):
     with pytest.raises(InvalidProblem, match="amax: expected a finite float32 ≥ 0"):
         static_scale(amax)
@@ -324,3 +324,54 @@ def test_smoothing_makes_a_layer_with_outliers_more_accurate():
 
     factors = smoothing_factors(calibrated(x).amax, [weight])
     assert error(factors) < error(np.ones(32, np.float32))
+
+
+# ---- arguments that are no floats
+ONES = np.ones(2, np.float32)
+SQUARE = np.ones((2, 2), np.float32)
+NO_ARRAYS = [[1.0, 1.0], "x", 1.0, ONES.astype(complex), SQUARE.astype(complex), SQUARE.astype(np.int8)]
+TAKES_AN_ARRAY = [
+    ("ActivationRange", "batch", lambda x: ActivationRange(2).observe(x)),
+    ("ActivationRange", "factors", lambda x: calibrated(SQUARE).act_scale(factors=x)),
+    ("smoothing_factors", "act_amax", lambda x: smoothing_factors(x, [SQUARE])),
+    ("smoothing_factors", "weights[1]", lambda x: smoothing_factors(ONES, [SQUARE, x])),
+    ("smooth_weight", "weight", lambda x: smooth_weight(x, ONES)),
+    ("smooth_weight", "factors", lambda x: smooth_weight(SQUARE, x)),
+    ("fold_into_norm", "parameter", lambda x: fold_into_norm(x, ONES)),
+    ("fold_into_norm", "factors", lambda x: fold_into_norm(ONES, x)),
+    ("fold_into_linear", "weight", lambda x: fold_into_linear(x, None, ONES)),
+    ("fold_into_linear", "bias", lambda x: fold_into_linear(SQUARE, x, ONES)),
+    ("fold_into_linear", "factors", lambda x: fold_into_linear(SQUARE, None, x)),
+    ("quantize_weight_per_channel", "weight", quantize_weight_per_channel),
+]
+
+
+@pytest.mark.parametrize("op, field, function", TAKES_AN_ARRAY, ids=[" ".join(case[:2]) for case in TAKES_AN_ARRAY])
+def test_what_is_no_array_of_floats_is_refused(op, field, function):
+    for value in NO_ARRAYS:
+        with pytest.raises(InvalidProblem) as caught:
+            function(value)
+        assert (caught.value.op, caught.value.field) == (op, field)
+
+
+@pytest.mark.parametrize("value", ["x", None, [1], True, 1j])
+@pytest.mark.parametrize(
+    "op, field, function",
+    [
+        ("smoothing_factors", "alpha", lambda x: smoothing_factors(ONES, [SQUARE], x)),
+        ("ActivationRange", "percent", lambda x: calibrated(SQUARE).percentile(x)),
+        ("ActivationRange", "channels", lambda x: ActivationRange(-1 if x is True else x)),
+        ("static_scale", "amax", static_scale),
+    ],
+    ids=["alpha", "percent", "channels", "amax"],
+)
+def test_what_is_no_number_is_refused(op, field, function, value):
+    with pytest.raises(InvalidProblem) as caught:
+        function(value)
+    assert (caught.value.op, caught.value.field) == (op, field)
+
+
+@pytest.mark.parametrize("weights", [None, SQUARE, "x", (), []])
+def test_weights_are_a_list(weights):
+    with pytest.raises(InvalidProblem, match="smoothing_factors: weights: expected"):
+        smoothing_factors(ONES, weights)

@@ -1,4 +1,6 @@
+import itertools
 import math
+import tracemalloc
 
 import numpy as np
 import onnx
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from quantplan.elements import ElementKind
 from quantplan.errors import InvalidProblem
+from quantplan.reference import segments
 from quantplan.reference.dequantize import dequantize
 from quantplan.reference.dynamic_range_quantize import dynamic_range_quantize
 from quantplan.reference.packing import unpack_nibbles
@@ -492,3 +495,78 @@ def onnx_dynamic():
 
 
 ONNX_DYNAMIC = onnx_dynamic()
+
+
+def peak_beside(operands, function):
+    """Return the peak memory of a call in units of its operands, which count as well."""
+    tracemalloc.start()
+    try:
+        function()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    size = sum(operand.nbytes for operand in operands if operand is not None)
+    return (size + peak) / size
+
+
+@pytest.mark.parametrize(
+    "options, inputs, scale_element, zero_points",
+    [
+        ({"element": S8, "scope": Scope.tensor()}, F16, F32, None),
+        ({"element": S4, "scope": Scope.group(32)}, F16, F32, 1),
+        ({"element": U4, "scope": Scope.group(32)}, BF16, F32, 1),
+        ({"element": U4, "scope": Scope.group(2**31 - 1)}, BF16, F32, 2**30),
+        ({"element": S4, "scope": Scope.group(32)}, BF16, F64, None),
+        ({"element": S8, "scope": Scope.channel(1)}, F64, F64, 1),
+        ({"element": FP4, "scope": Scope.token()}, F16, F32, None),
+        ({"element": E4M3, "scope": Scope.group(32)}, F16, F32, None),
+        ({"element": E4M3, "scope": Scope.group(32)}, F16, E8M0, None),
+        (NVFP4, BF16, E4M3, None),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("shape", [(1, 1 << 20), (1 << 20, 1)], ids=str)
+def test_temporaries_stay_beside_the_operands_whatever_the_shape(shape, options, inputs, scale_element, zero_points):
+    """Of all three ops: a row longer than a block, and as many segments as elements."""
+    element, scope = options["element"], options["scope"]
+    x = np.ones(shape, inputs.dtype)
+    q = np.zeros((shape[0], element.storage_columns(shape[1])), np.uint8).view(element.dtype)
+    scale = np.ones(scope.scale_shape(*shape)).astype(scale_element.dtype)
+    zero_point = None if zero_points is None else np.full(scale.shape, zero_points, np.int32)
+    second = np.ones(1, np.float32) if scale_element is E4M3 else None
+    operands = (x, q, scale, zero_point, second)
+    common = {"scope": scope, "scale_element": scale_element, "global_scale": second}
+    mode = QuantizeMode.SYMMETRIC if zero_points is None else QuantizeMode.ASYMMETRIC
+
+    def restore():
+        dequantize(q, x, scale, zero_point, input_element=element, output_element=inputs, **common)
+
+    def quantize_again():
+        quantize(x, q, scale, zero_point, output_element=element, **common)
+
+    def choose_and_quantize():
+        dynamic_range_quantize(x, q, scale, zero_point, output_element=element, mode=mode, **common)
+
+    for function in (restore, quantize_again, choose_and_quantize):
+        assert peak_beside(operands, function) <= 4, function.__name__
+
+
+@pytest.mark.parametrize("element", [S8, S4, E4M3, FP4])
+@pytest.mark.parametrize(
+    "scope", [*SCOPES, Scope.group(1), Scope.group(7), Scope.group(2**31 - 1), Scope.group(100, axis=0)], ids=str
+)
+def test_blocks_do_not_show(scope, element, monkeypatch):
+    """Rows, groups and pairs of codes that are cut anywhere give the bits of those that are not."""
+    mode = QuantizeMode.ASYMMETRIC if element.is_integer else QuantizeMode.SYMMETRIC
+    for inputs, shape in itertools.product((F32, F64), [(5, 67), (1, 130), (9, 2)]):
+        x = np.random.default_rng(3).standard_normal(shape).astype(inputs.dtype)
+        x[-1, shape[1] // 2] = np.nan
+        results = []
+        for size in (1 << 20, 16, 8 * 22):
+            monkeypatch.setattr(segments, "_BLOCK_BYTES", size)
+            results.append(Result(x, element=element, scope=scope, mode=mode))
+        for cut in results[1:]:
+            assert cut.q.tobytes() == results[0].q.tobytes()
+            assert cut.scale.tobytes() == results[0].scale.tobytes()
+            np.testing.assert_array_equal(cut.zero_point, results[0].zero_point)
+            np.testing.assert_array_equal(cut.dequantized(), results[0].dequantized())

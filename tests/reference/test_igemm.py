@@ -176,6 +176,22 @@ def test_scratch_memory_stays_beside_the_operands(m, n, k, monkeypatch):
     assert a.nbytes + w.nbytes + peak <= 4 * operands
 
 
+class SnatchedAway(list):
+    """Spare memory that another thread takes between a look at it and the taking."""
+
+    def __bool__(self):
+        return True
+
+    def pop(self):
+        raise IndexError
+
+
+def test_spare_memory_that_another_thread_takes_is_not_missed(monkeypatch):
+    monkeypatch.setattr(igemm, "_SPARE", SnatchedAway())
+    a, w = random_operands(2, 3, 5, 7, np.int8)
+    np.testing.assert_array_equal(int_gemm(a, w), wide_product(a, w))
+
+
 def best_time(function, repeats):
     times = []
     for _ in range(repeats):

@@ -9,7 +9,8 @@ from quantplan.elements import ElementKind
 from quantplan.reference.rounding import bits_of
 from quantplan.reference.scales import (
     asymmetric_scale,
-    nvfp4_scales,
+    nvfp4_block_scale,
+    nvfp4_global_scale,
     power_of_two_scale,
     symmetric_scale,
     widen_scale,
@@ -158,9 +159,14 @@ def test_asymmetric_scale_that_overflows_is_nan():
     assert zero_point[0] == 0
 
 
+def both_levels(amax):
+    global_scale = nvfp4_global_scale(amax)
+    return global_scale, nvfp4_block_scale(amax, global_scale)
+
+
 def test_nvfp4_scales_by_hand():
     amax = np.array([[2688.0, 6.0], [0.0, 1.0]], dtype=np.float32)
-    global_scale, block = nvfp4_scales(amax)
+    global_scale, block = both_levels(amax)
     assert global_scale.dtype == np.float32
     assert global_scale.tolist() == [1]
     # amax / 6: 448, 1, 0 and 1/6, which e4m3 holds as 0.171875.
@@ -169,32 +175,32 @@ def test_nvfp4_scales_by_hand():
 
 def test_nvfp4_global_scale_of_zeros_is_one_and_is_floored():
     """Faults 1 and 2."""
-    global_scale, block = nvfp4_scales(np.zeros((2, 2), np.float32))
+    global_scale, block = both_levels(np.zeros((2, 2), np.float32))
     assert (global_scale.tolist(), bits_of(block).tolist()) == ([1], [[0, 0], [0, 0]])
-    global_scale, block = nvfp4_scales(np.array([[1e-40]], np.float32))
+    global_scale, block = both_levels(np.array([[1e-40]], np.float32))
     assert global_scale.tolist() == [F32_TINY]
-    global_scale, block = nvfp4_scales(np.zeros((0, 0), np.float32))
+    global_scale, block = both_levels(np.zeros((0, 0), np.float32))
     assert (global_scale.tolist(), block.shape) == ([1], (0, 0))
 
 
 @pytest.mark.parametrize("damage", [np.nan, np.inf])
 def test_nvfp4_damage_poisons_every_scale(damage):
     """Faults 3 and 4."""
-    global_scale, block = nvfp4_scales(np.array([[damage, 1], [2, 3]], dtype=np.float32))
+    global_scale, block = both_levels(np.array([[damage, 1], [2, 3]], dtype=np.float32))
     assert bits_of(global_scale).tolist() == [0x7FFFFFFF]
     assert bits_of(block).tolist() == [[0x7F] * 2] * 2
 
 
 def test_nvfp4_global_scale_beyond_f32_poisons():
     """A f64 magnitude may have no f32 scale."""
-    global_scale, block = nvfp4_scales(np.array([[1e300, 1]]))
+    global_scale, block = both_levels(np.array([[1e300, 1]]))
     assert np.isnan(global_scale[0])
     assert bits_of(block).tolist() == [[0x7F, 0x7F]]
 
 
 @given(amax=st.lists(magnitudes(np.float32).filter(np.isfinite), min_size=1, max_size=5))
 def test_nvfp4_scales_round_every_operation_once(amax):
-    global_scale, block = nvfp4_scales(np.array([amax], np.float32))
+    global_scale, block = both_levels(np.array([amax], np.float32))
     expected = exact.symmetric_scale(max(amax), 2688.0, ElementKind.F32)
     divisor = exact.multiply(6.0, expected, ElementKind.F32)
     assert global_scale[0] == expected
@@ -212,7 +218,7 @@ def test_nvfp4_block_scales_divide_by_the_rounded_product():
         divisor = exact.multiply(6.0, exact.divide(float(largest), 2688.0, ElementKind.F32), ElementKind.F32)
         middle = (ties * divisor).astype(np.float32)
         amax = np.concatenate([[largest], middle, np.nextafter(middle, np.float32(0)), np.nextafter(middle, largest)])
-        _, block = nvfp4_scales(amax[np.newaxis])
+        _, block = both_levels(amax[np.newaxis])
         quotients = [exact.divide(float(a), divisor, ElementKind.F32) for a in amax]
         assert bits_of(block)[0].tolist() == [exact.code_of(q, ElementKind.FP8_E4M3) for q in quotients]
 
@@ -241,3 +247,14 @@ def test_nvfp4_scale_is_the_f32_product_of_both_levels():
 def test_wide_scales_stay_as_they_are():
     scale = np.array([0.1, np.nan, np.inf, -1], dtype=np.float32)
     np.testing.assert_array_equal(widen_scale(scale, ElementKind.F32, np.float32), scale)
+
+
+def test_e8m0_scales_may_be_bytes():
+    """Every code: the GEMMs are given E8M0 as their bits."""
+    codes = np.arange(256, dtype=np.uint8)
+    expected = np.array([*(2.0 ** np.arange(-127.0, 128.0)), np.nan], np.float32)
+    for scale in (codes, codes.view(ElementKind.E8M0.dtype)):
+        for dtype in (np.float32, np.float64):
+            got = widen_scale(scale, ElementKind.E8M0, dtype)
+            assert got.dtype == dtype
+            np.testing.assert_array_equal(got, expected)

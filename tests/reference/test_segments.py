@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from quantplan.reference import segments
-from quantplan.reference.segments import row_blocks, segment_ranges, spread
+from quantplan.reference.segments import blocks, segment_ranges, segments_of, spread
 from quantplan.types import Scope
 from tests.reference.exact import segment_of
 
@@ -26,9 +26,9 @@ SCOPES = [
 SHAPES = [(1, 1), (7, 10), (8, 4), (10, 3), (1, 17)]
 
 
-@pytest.fixture(params=[4, 25, 1 << 18], ids=["a row a block", "some rows a block", "one block"])
+@pytest.fixture(params=[4, 26, 1 << 18], ids=["rows are cut", "some rows a block", "one block"])
 def _blocks(request, monkeypatch):
-    monkeypatch.setattr(segments, "_BLOCK_ELEMENTS", request.param)
+    monkeypatch.setattr(segments, "_BLOCK_BYTES", 4 * request.param)
 
 
 def by_hand(x, scope):
@@ -64,8 +64,8 @@ def test_spread_gives_each_element_the_value_of_its_segment(scope, shape):
     m, k = shape
     values = np.random.default_rng(2).standard_normal(scope.scale_shape(m, k))
     got = np.full(shape, np.nan)
-    for rows in row_blocks(m, k):
-        got[rows] = spread(values, scope, rows, k)
+    for rows, columns in blocks(m, k, np.float32):
+        got[rows, columns] = spread(values[segments_of(scope, rows, columns)], scope, rows, k, columns)
     expected = [[values[segment_of(i, j, scope)] for j in range(k)] for i in range(m)]
     np.testing.assert_array_equal(got, expected)
 
@@ -87,17 +87,31 @@ def test_the_range_includes_zero():
     assert high.tolist() == [2, 0]
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
-    "m, k", [(0, 3), (3, 0), (1, 1), (5, 1 << 18), (3, 1 << 20), (1 << 19, 1), (3000, 257), (2**31 - 1, 2**31 - 1)]
+    "m, k",
+    [
+        (0, 3),
+        (3, 0),
+        (1, 1),
+        (5, 1 << 18),
+        (3, 1 << 20),
+        (2, (1 << 19) + 3),
+        (1 << 19, 1),
+        (3000, 257),
+        (2**31 - 1, 2**31 - 1),
+    ],
 )
-def test_blocks_cover_every_row_once(m, k):
+def test_blocks_cover_every_element_once(m, k, dtype):
     """Fault 22 and 24: sizes whose product leaves 32 bits."""
+    elements = (1 << 20) // np.dtype(dtype).itemsize
     if m * k > 1 << 40:  # too many blocks to walk
-        assert next(row_blocks(m, k)) == slice(0, 1)
+        assert next(blocks(m, k, dtype)) == (slice(0, 1), slice(0, elements))
         return
-    stop = 0
-    for rows in row_blocks(m, k):
-        assert rows.start == stop
-        stop = rows.stop
-        assert rows.stop - rows.start == 1 or (rows.stop - rows.start) * k <= 1 << 18
-    assert stop == (m if k else 0)
+    covered = np.zeros((m, k), np.int8)
+    for rows, columns in blocks(m, k, dtype):
+        assert columns.start % 2 == 0
+        assert columns.stop == k or columns.stop % 2 == 0
+        assert 0 < covered[rows, columns].size <= elements
+        covered[rows, columns] += 1
+    assert (covered == 1).all()
