@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from typing import Any
 
 
@@ -157,6 +158,66 @@ class KernelBuildError(QuantPlanError, RuntimeError):
         super().__init__(message or log.strip(), **parts)
         self.options = options
         self.log = log
+
+
+class CompilerNotFound(QuantPlanError, RuntimeError):
+    """The emulated device was asked for on a machine without a host C++ compiler."""
+
+
+class FaultKind(enum.Enum):
+    """What a kernel did wrong on the emulated device."""
+
+    RACE = "race"
+    UNINITIALIZED = "uninitialized read"
+    OUT_OF_BOUNDS = "out of bounds"
+    MISALIGNED = "misaligned access"
+    READ_ONLY = "write to an input"
+    IN_FLIGHT = "access to a copy in flight"
+    DEADLOCK = "deadlock"
+    BARRIER = "misused barrier"
+    COLLECTIVE = "diverged warp"
+    INVALID = "invalid instruction"
+    CRASH = "crash"
+
+
+class KernelFault(QuantPlanError, RuntimeError):
+    """A kernel did on the emulated device what CUDA forbids or leaves undefined.
+
+    Attributes
+    ----------
+    kind : FaultKind
+        What sort of fault it is.
+    kernel : str
+        Name of the kernel.
+    place : str
+        ``FILE:LINE`` of the source where it was noticed.
+    other_place : str or None
+        The access or the wait that it conflicts with.
+    block, thread : tuple[int, int, int]
+        Who was running.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        kind: FaultKind,
+        kernel: str,
+        place: str,
+        other_place: str | None = None,
+        block: tuple[int, int, int] = (0, 0, 0),
+        thread: tuple[int, int, int] = (0, 0, 0),
+    ) -> None:
+        also = f" (see also {other_place})" if other_place else ""
+        super().__init__(
+            f"{kind.value} at {place}{also}, block {block}, thread {thread}: {message}", op="emulator", field=kernel
+        )
+        self.kind = kind
+        self.kernel = kernel
+        self.place = place
+        self.other_place = other_place
+        self.block = block
+        self.thread = thread
 
 
 class DriverNotFound(QuantPlanError, RuntimeError):

@@ -1,13 +1,24 @@
-"""Where the CUDA sources are, and a digest that tells one version of them from another."""
+"""Kernels: where the CUDA sources are, which kernel a plan wants of them, and how NVRTC makes it a cubin.
+
+A family's source, such as ``quantize.cu``, holds templates. A `KernelSpec` names one instance; the text that is compiled
+includes the source and appends the entry point. The emulated device compiles the same text.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import re
+import struct
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import attrs
+
+from quantplan.errors import DriverNotFound, KernelBuildError
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 _PACKAGE = Path(__file__).resolve().parent
 _FOLDER = "kernels_cu"
@@ -62,3 +73,147 @@ def source_digest(paths: Iterable[Path]) -> str:
         digest.update(name.encode())
         digest.update(content)
     return digest.hexdigest()
+
+
+@cache
+def family_sources(source: str) -> tuple[Path, ...]:
+    """Return a family's source and everything of ours that it includes, however deep.
+
+    Parameters
+    ----------
+    source : str
+        Name of a file in ``kernels_cu``.
+    """
+    root = source_root()
+    found: dict[Path, None] = {}
+    waiting = [root / source]
+    while waiting:
+        path = waiting.pop()
+        if path in found:
+            continue
+        found[path] = None
+        waiting += [root / "include" / name for name in _INCLUDE.findall(path.read_text(encoding="utf-8"))]
+    return tuple(found)
+
+
+@cache
+def family_digest(source: str) -> str:
+    """Digest a family's source with everything that it includes."""
+    return source_digest(family_sources(source))
+
+
+_INCLUDE = re.compile(r"^#include <(qp/[^>]+)>", re.MULTILINE)
+
+
+@attrs.frozen
+class ParamStruct:
+    """The one parameter of a kernel: a C struct, by its fields in order.
+
+    Parameters
+    ----------
+    name : str
+        Its name in the source.
+    fields : tuple[tuple[str, str], ...]
+        Name and format of each field, in `struct`'s letters: ``P`` pointer, ``q`` 64-bit and ``i`` 32-bit integer,
+        ``f`` and ``d`` floats.
+    """
+
+    name: str
+    fields: tuple[tuple[str, str], ...]
+    _struct: struct.Struct = attrs.field(init=False, eq=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        """Lay the struct out as C does: native sizes and alignment, padded at the end."""
+        letters = "".join(letter for _, letter in self.fields)
+        object.__setattr__(self, "_struct", struct.Struct(f"@{letters}0P"))
+
+    @property
+    def size(self) -> int:
+        """Bytes of the struct."""
+        return self._struct.size
+
+    def pack(self, values: Sequence[int | float]) -> bytes:
+        """Return the struct's bytes for the values of its fields, in order."""
+        return self._struct.pack(*values)
+
+
+@attrs.frozen(kw_only=True)
+class KernelSpec:
+    """One kernel: an instance of a family's templated body.
+
+    Parameters
+    ----------
+    source : str
+        File in ``kernels_cu``.
+    body : str
+        The body with its template arguments, e.g. ``quantize_rows<bf16, s8>``, as a name within namespace ``qp``.
+    threads : int
+        Most threads that a block will have.
+    params : ParamStruct
+        Its parameter.
+    """
+
+    source: str
+    body: str
+    threads: int
+    params: ParamStruct
+
+    @property
+    def name(self) -> str:
+        """Name of the entry point."""
+        return "qp_" + re.sub(r"\W+", "_", self.body).strip("_")
+
+
+def source_text(specs: Iterable[KernelSpec]) -> str:
+    """Return the translation unit that holds some kernels."""
+    wanted = tuple(specs)
+    includes = [f"#include <{source}>" for source in dict.fromkeys(spec.source for spec in wanted)]
+    entries = [f"QP_KERNEL({spec.name}, {spec.threads}, qp::{spec.params.name}, qp::{spec.body})" for spec in wanted]
+    return "\n".join([*includes, *entries, ""])
+
+
+def compile_cubin(specs: Iterable[KernelSpec], arch: str) -> bytes:
+    """Compile kernels with NVRTC. It needs no GPU and no driver.
+
+    Parameters
+    ----------
+    specs : iterable of KernelSpec
+        What the cubin shall hold.
+    arch : str
+        The architecture, e.g. ``sm_90a``.
+
+    Raises
+    ------
+    DriverNotFound
+        cuda-core or NVRTC is not installed.
+    KernelBuildError
+        NVRTC refuses the source; it carries options and log.
+    """
+    return compile_text(source_text(specs), arch)
+
+
+def compile_text(text: str, arch: str) -> bytes:
+    """Compile a translation unit that may include our sources; see `compile_cubin`."""
+    try:
+        from cuda.core import Program, ProgramOptions  # noqa: PLC0415 - importing quantplan touches no CUDA
+    except ImportError as error:
+        hint = "pip install 'quantplan[cuda13]'"
+        raise DriverNotFound("cuda-core is not installed", op="compile", hint=hint) from error
+    root = source_root()
+    options = ProgramOptions(
+        arch=arch,
+        std="c++17",
+        include_path=[str(root / "include"), str(root)],
+        # the numeric contract: no contraction, no flush to zero, true divisions
+        fma=False,
+        ftz=False,
+        prec_div=True,
+        prec_sqrt=True,
+    )
+    try:
+        return bytes(Program(text, "c++", options).compile("cubin").code)
+    except Exception as error:  # cuda.core's own errors have no public base
+        if type(error).__module__.startswith("cuda"):
+            flags = tuple(part.decode() for part in options.as_bytes("nvrtc"))
+            raise KernelBuildError(op="compile", options=flags, log=str(error).rstrip("\n\0 ")) from error
+        raise

@@ -1,0 +1,20 @@
+// What makes a function a kernel, and the shared memory of its block.
+#pragma once
+
+namespace qp::ptx {
+
+// The block's shared memory, as large as the launch asks for. It is aligned for every copy that has an alignment.
+__device__ inline unsigned char* shared_memory() {
+  extern __shared__ __align__(1024) unsigned char qp_shared_memory[];
+  return qp_shared_memory;
+}
+
+}  // namespace qp::ptx
+
+// An entry point of at most `threads` threads, whose only parameter is a struct, that calls one templated body:
+//   QP_KERNEL(qp_quantize_f32_s8, 256, QuantizeParams, quantize_rows<f32, s8, 4>)
+// The host appends one such line to a family's source for each kernel that it wants.
+#define QP_KERNEL(name, threads, Params, ...)                                                                 \
+  extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Params params) { \
+    __VA_ARGS__(params);                                                                                      \
+  }

@@ -1,0 +1,215 @@
+"""Library: kernels compiled for the emulated device, launched through ctypes; their faults become errors."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import attrs
+
+from quantplan.emulator import places
+from quantplan.emulator.schedule import Accumulation, Completion, Order, Schedule
+from quantplan.errors import FaultKind, InvalidProblem, KernelFault
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_NAME_BYTES = 32
+_FAULTS = (None, *FaultKind)  # in the order of abi.h
+
+
+@attrs.frozen
+class Region:
+    """Memory that a kernel may touch: ``rows`` rows of ``row_bytes`` bytes, ``pitch`` bytes apart.
+
+    Parameters
+    ----------
+    name : str
+        What the operand is called.
+    begin : int
+        Address.
+    row_bytes, pitch, rows : int
+        Its extent.
+    writable : bool
+        Whether the kernel may write it.
+    initialized : bool
+        Whether it may be read before the kernel has written it; inputs always may.
+    """
+
+    name: str
+    begin: int
+    row_bytes: int
+    pitch: int
+    rows: int
+    writable: bool = False
+    initialized: bool = True
+
+
+@attrs.frozen
+class Statistics:
+    """What a launch did: switches between threads, and instrumented loads and stores."""
+
+    switches: int
+    accesses: int
+
+
+# ---- the structures of include/emulated/abi.h
+
+
+class _Region(ctypes.Structure):
+    _fields_: ClassVar = [
+        ("begin", ctypes.c_uint64),
+        ("row_bytes", ctypes.c_uint64),
+        ("pitch", ctypes.c_uint64),
+        ("rows", ctypes.c_uint64),
+        ("writable", ctypes.c_int32),
+        ("initialized", ctypes.c_int32),
+        ("name", ctypes.c_char * _NAME_BYTES),
+    ]
+
+
+class _Launch(ctypes.Structure):
+    _fields_: ClassVar = [
+        ("grid", ctypes.c_uint32 * 3),
+        ("block", ctypes.c_uint32 * 3),
+        ("shared_bytes", ctypes.c_uint64),
+        ("params", ctypes.c_void_p),
+        ("params_bytes", ctypes.c_uint64),
+        ("regions", ctypes.POINTER(_Region)),
+        ("region_count", ctypes.c_int32),
+        ("order", ctypes.c_int32),
+        ("completion", ctypes.c_int32),
+        ("accumulation", ctypes.c_int32),
+        ("seed", ctypes.c_uint64),
+        ("checked", ctypes.c_int32),
+    ]
+
+
+class _Place(ctypes.Structure):
+    _fields_: ClassVar = [("pc", ctypes.c_uint64), ("file", ctypes.c_char * 256), ("line", ctypes.c_int32)]
+
+
+class _Report(ctypes.Structure):
+    _fields_: ClassVar = [
+        ("fault", ctypes.c_int32),
+        ("message", ctypes.c_char * 768),
+        ("place", _Place),
+        ("other", _Place),
+        ("block", ctypes.c_uint32 * 3),
+        ("thread", ctypes.c_uint32 * 3),
+        ("switches", ctypes.c_uint64),
+        ("accesses", ctypes.c_uint64),
+    ]
+
+
+_ORDERS, _COMPLETIONS, _ACCUMULATIONS = ({member: i for i, member in enumerate(kind)} for kind in (Order, Completion, Accumulation))
+
+
+class Library:
+    """A library that `compiler.build` made.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The library.
+    checked : bool
+        Whether it was built with its accesses instrumented.
+    """
+
+    def __init__(self, path: Path, *, checked: bool) -> None:
+        self.path = path
+        self.checked = checked
+        self._run = ctypes.CDLL(str(path)).emulated_launch
+        self._run.argtypes = [ctypes.c_char_p, ctypes.POINTER(_Launch), ctypes.POINTER(_Report)]
+        self._run.restype = ctypes.c_int
+
+    def launch(
+        self,
+        name: str,
+        *,
+        grid: Sequence[int],
+        block: Sequence[int],
+        shared_bytes: int,
+        params: bytes,
+        regions: Sequence[Region],
+        schedule: Schedule,
+    ) -> Statistics:
+        """Run a kernel to its end.
+
+        Parameters
+        ----------
+        name : str
+            The kernel.
+        grid, block : sequence of int
+            Up to three extents each.
+        shared_bytes : int
+            Dynamic shared memory of a block.
+        params : bytes
+            The parameter struct.
+        regions : sequence of Region
+            What the kernel may touch, apart from its shared memory.
+        schedule : Schedule
+            Which of the possible executions to run.
+
+        Raises
+        ------
+        KernelFault
+            The kernel did what CUDA forbids or leaves undefined, or would not have ended.
+        InvalidProblem
+            The library has no such kernel.
+        """
+        memory = (_Region * len(regions))(*map(_region, regions))
+        parameters = ctypes.create_string_buffer(params, len(params))
+        config = _Launch(
+            grid=_extents(grid),
+            block=_extents(block),
+            shared_bytes=shared_bytes,
+            params=ctypes.cast(parameters, ctypes.c_void_p),
+            params_bytes=len(params),
+            regions=memory,
+            region_count=len(regions),
+            order=_ORDERS[schedule.order],
+            completion=_COMPLETIONS[schedule.completion],
+            accumulation=_ACCUMULATIONS[schedule.accumulation],
+            seed=schedule.seed,
+            checked=self.checked,
+        )
+        report = _Report()
+        if self._run(name.encode(), config, report):
+            raise InvalidProblem(op="emulator", field="kernel", expected="a kernel of the library", got=name)
+        if report.fault:
+            raise self._fault(name, report)
+        return Statistics(switches=report.switches, accesses=report.accesses)
+
+    def _fault(self, name: str, report: _Report) -> KernelFault:
+        return KernelFault(
+            report.message.decode(errors="replace"),
+            kind=_FAULTS[report.fault] or FaultKind.CRASH,
+            kernel=name,
+            place=self._place(report.place) or "an unknown line",
+            other_place=self._place(report.other),
+            block=(report.block[0], report.block[1], report.block[2]),
+            thread=(report.thread[0], report.thread[1], report.thread[2]),
+        )
+
+    def _place(self, place: _Place) -> str | None:
+        if place.line:
+            return f"{Path(place.file.decode()).name}:{place.line}"
+        return places.line_of(self.path, place.pc) if place.pc else None
+
+
+def _extents(given: Sequence[int]) -> ctypes.Array[ctypes.c_uint32]:
+    return (ctypes.c_uint32 * 3)(*given, *[1] * (3 - len(given)))
+
+
+def _region(region: Region) -> _Region:
+    return _Region(
+        begin=region.begin,
+        row_bytes=region.row_bytes,
+        pitch=region.pitch,
+        rows=region.rows,
+        writable=region.writable,
+        initialized=region.initialized or not region.writable,
+        name=region.name.encode()[: _NAME_BYTES - 1],
+    )

@@ -1,0 +1,96 @@
+// The emulated device's state, shared by the runtime's files. One launch runs at a time in one library.
+//
+//   launch ─▶ for each block: one fiber per thread ─▶ scheduler resumes fibers until all are done
+//                                 │
+//                    instruction ─┤ barrier, warp, copies: may wait, i.e. switch back to the scheduler
+//                    access ──────┘ memory: checked against regions and shadow; a fault ends the launch
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include <emulated/abi.h>
+#include <emulated/api.h>
+
+namespace emulated {
+
+constexpr unsigned none = ~0u;
+constexpr size_t stack_bytes = 128 * 1024;
+
+enum class State : uint8_t { ready, at_barrier, at_warp, polling, done };
+
+struct Fiber {
+  void* sp = nullptr;
+  char* stack = nullptr;
+  State state = State::done;
+  Where where{};      // of the instruction that waits
+  int barrier = 0;    // of the barrier that it waits at
+  int vote = 0;       // what the barrier answered
+  Collective kind = Collective::sync;
+  unsigned mask = 0;  // of the collective that it waits in
+  void* mine = nullptr;
+  Complete complete = nullptr;
+};
+
+// A place in the kernel: an offset into the library, or an index into the places that instructions named.
+using Site = uint32_t;
+Site site_of(Where where);
+Site site_of_pc(const void* return_address);
+Place place_of(Site site);
+
+struct Block {
+  unsigned threads = 0;
+  unsigned linear = 0;  // index of the block in its grid
+  unsigned running = none;
+  char* shared = nullptr;
+  size_t shared_bytes = 0;
+  std::vector<Fiber> fibers;
+};
+
+extern Block block;
+extern const Launch* launch;
+extern Report* report;
+
+inline bool checked() { return launch->checked != 0; }
+inline Fiber& running() { return block.fibers[block.running]; }
+
+// Ends the launch: fills the report and never returns.
+[[noreturn]] void fail(Fault fault, Site site, Site other, const char* format, ...) __attribute__((format(printf, 4, 5)));
+void describe_place(Place& place, Site site);
+
+// ---- scheduler.cpp
+
+void wait(State state, Where where);  // switches away until another thread makes this one ready
+uint64_t random_below(uint64_t bound);
+
+// ---- clocks.cpp: who is ordered after whom. Thread `block.threads` is the agent of asynchronous copies.
+
+void clocks_reset();
+uint32_t clock_of(unsigned thread);
+bool happened_before(unsigned thread, uint32_t clock);  // as the running thread sees it
+using Clock = std::vector<uint32_t>;
+void clock_release(Clock& into, unsigned thread);       // into ← max(into, thread's), and the thread moves on
+void clock_acquire(unsigned thread, const Clock& from);
+uint32_t clock_tick_agent(Clock& into);                 // a moment of the agent's, known to whoever acquires `into`
+
+// ---- memory.cpp
+
+void memory_begin_launch();
+void memory_begin_block();
+void memory_end_launch();
+void access(uintptr_t address, size_t bytes, Access kind, Site site);
+// Asynchronous copies own their destination from issue to completion, and write as `thread` at `clock`.
+void memory_in_flight(const void* shared, size_t bytes, Site site);
+void memory_landed(const void* shared, size_t bytes, unsigned thread, uint32_t clock, Site site);
+// A bulk store reads its source until it is waited for; what it reads, its writers must have fenced.
+void memory_begin_reading(const void* shared, size_t bytes, Site site);
+void memory_end_reading(const void* shared, size_t bytes, Site site);
+
+// ---- barriers.cpp, copies.cpp
+
+void barriers_begin_block();
+void barriers_describe_wait(const Fiber& fiber, char* text, size_t size);
+void copies_begin_block();
+void copies_end_thread();
+bool fenced(unsigned thread, uint32_t clock);  // whether asynchronous copies may rely on what it wrote then
+
+}  // namespace emulated
