@@ -201,7 +201,7 @@ class BoundFamily(Generic[D, A]):
         plan = family.plan_for(m)
         problem = plan.check_given(m, given, bound=self.fixed)
         plan.check_workspace(workspace)
-        plan.launch(problem, plan.args_type(**given), workspace, stream)
+        plan.prepare(problem, plan.args_type(**given), workspace)(plan.check_stream(stream))
 
     def __repr__(self) -> str:
         """Show the family and what is bound."""

@@ -1,7 +1,7 @@
 """Kernels: where the CUDA sources are, which kernel a plan wants of them, and how NVRTC makes it a cubin.
 
-A family's source, such as ``quantize.cu``, holds templates. A `KernelSpec` names one instance; the text that is compiled
-includes the source and appends the entry point. The emulated device compiles the same text.
+A family's source, such as ``quantize.cu``, holds templates. A `KernelSpec` names one instance; the text that is
+compiled includes the source and appends the entry point. The emulated device compiles the same text.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class KernelSpec:
     source : str
         File in ``kernels_cu``.
     body : str
-        The body with its template arguments, e.g. ``quantize_rows<bf16, s8>``, as a name within namespace ``qp``.
+        The body with its template arguments, as names within namespace ``qp``.
     threads : int
         Most threads that a block will have.
     params : ParamStruct
@@ -168,8 +168,8 @@ def source_text(specs: Iterable[KernelSpec]) -> str:
     """Return the translation unit that holds some kernels."""
     wanted = tuple(specs)
     includes = [f"#include <{source}>" for source in dict.fromkeys(spec.source for spec in wanted)]
-    entries = [f"QP_KERNEL({spec.name}, {spec.threads}, qp::{spec.params.name}, qp::{spec.body})" for spec in wanted]
-    return "\n".join([*includes, *entries, ""])
+    entries = [f"QP_KERNEL({spec.name}, {spec.threads}, {spec.params.name}, {spec.body})" for spec in wanted]
+    return "\n".join([*includes, "namespace qp {", *entries, "}", ""])
 
 
 def compile_cubin(specs: Iterable[KernelSpec], arch: str) -> bytes:

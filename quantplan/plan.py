@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
     from quantplan.tensor import TensorView
-    from quantplan.variant import Launch
+    from quantplan.variant import Prepare, Start
 
 D = TypeVar("D", bound=Any)
 A = TypeVar("A", bound=Any)
@@ -58,7 +58,7 @@ class Plan(ABC, Generic[D, A]):
     sku: KernelSku
     workspace_size: int
     flexible_m: bool = False
-    _launch: Launch | None = attrs.field(default=None, alias="launch")
+    _prepare: Prepare | None = attrs.field(default=None, alias="prepare")
     _problems: dict[int, Problem[D]] = attrs.field(factory=dict, init=False)
 
     op: ClassVar[QuantizeKind]
@@ -170,7 +170,7 @@ class Plan(ABC, Generic[D, A]):
                     sku=variant.sku(cls.category, cls.op, cls.identity(desc), desc),
                     workspace_size=variant.workspace_size(desc),
                     flexible_m=flexible_m,
-                    launch=None if where.kind is TargetKind.ARCH else variant.load(desc, where),
+                    prepare=None if where.kind is TargetKind.ARCH else variant.load(desc, where),
                 )
         raise Unsupported(f"no variant runs this on {where}", op=cls.op.value, variants=reports)
 
@@ -233,7 +233,7 @@ class Plan(ABC, Generic[D, A]):
         """Check once, to launch many times; the result keeps operands and workspace alive."""
         problem = self._check_args(args)
         self.check_workspace(workspace)
-        return BoundPlan(self, problem, workspace, args)
+        return BoundPlan(self, workspace, args, self.prepare(problem, args, workspace))
 
     def __repr__(self) -> str:
         """Show the kernel and its target."""
@@ -329,11 +329,11 @@ class Plan(ABC, Generic[D, A]):
             raise DeviceMismatch(op=self.op.value, field="stream", expected=self.target, got=f"cuda:{found.device}")
         return found
 
-    def launch(self, problem: Problem[D], args: A, workspace: Workspace | None, stream: object) -> None:
-        """Launch a checked problem."""
-        checked = self.check_stream(stream)
-        if not problem.empty and self._launch is not None:
-            self._launch(problem.desc, args, workspace, checked)
+    def prepare(self, problem: Problem[D], args: A, workspace: Workspace | None) -> Start:
+        """Return the launch of a checked problem, for a checked stream; an empty problem launches nothing."""
+        if problem.empty or self._prepare is None:
+            return _launch_nothing
+        return self._prepare(problem.desc, args, workspace)
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -341,17 +341,21 @@ class BoundPlan(Generic[D, A]):
     """A plan with its operands: checked once, launched many times, in CUDA graphs too."""
 
     plan: Plan[D, A]
-    problem: Problem[D]
     workspace: Workspace | None
     args: A
+    _start: Start = attrs.field(alias="start")
 
     def run(self, stream: object) -> None:
         """Launch on a stream of the plan's device (None on ``cpu``)."""
-        self.plan.launch(self.problem, self.args, self.workspace, stream)
+        self._start(self.plan.check_stream(stream))
 
     def __repr__(self) -> str:
         """Show the plan."""
         return f"BoundPlan({self.plan.sku.name} on {self.plan.target})"
+
+
+def _launch_nothing(stream: object) -> None:
+    """Start an empty problem."""
 
 
 def rows_of(view: TensorView | None, default: int) -> int:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 
+from quantplan.devices.device import open_device
+from quantplan.devices.target import TargetKind
+from quantplan.kernels import family_digest
 from quantplan.record import Record, field, to_flag, to_text
 from quantplan.types import (
     ArchSku,
@@ -21,15 +24,19 @@ from quantplan.types import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
+    from quantplan.devices.device import Grid, Touched
     from quantplan.devices.target import Target
     from quantplan.elements import ElementKind
+    from quantplan.kernels import KernelSpec
     from quantplan.types import Accumulation
     from quantplan.workspace import Workspace
 
-    Launch = Callable[[Any, Any, "Workspace | None", Any], None]
-    """Runs one problem: (descriptor, args, workspace, stream)."""
+    Start = Callable[[Any], None]
+    """Launches on a checked stream."""
+    Prepare = Callable[[Any, Any, "Workspace | None"], Start]
+    """Turns a checked problem (descriptor, args, workspace) into its launch: once per run, or once per bind."""
 
 
 @attrs.frozen(kw_only=True)
@@ -100,8 +107,8 @@ class Variant(ABC):
         """Return the SHA-256 of the sources it is made from."""
 
     @abstractmethod
-    def load(self, desc: Any, target: Target) -> Launch:  # noqa: ANN401 - each op has its own descriptor
-        """Prepare everything that a launch needs; nothing is compiled or loaded after this."""
+    def load(self, desc: Any, target: Target) -> Prepare:  # noqa: ANN401 - each op has its own descriptor
+        """Make everything ready that a launch needs; nothing is compiled or loaded after this."""
 
     def workspace_size(self, desc: Any) -> int:  # noqa: ANN401, ARG002 - each op has its own descriptor; variants may look at it
         """Return the bytes of scratch memory that a launch needs."""
@@ -157,10 +164,118 @@ class ReferenceVariant(Variant):
         """Return the SHA-256 of all of ``quantplan.reference``: its files share their rounding rules."""
         return _reference_digest()
 
-    def load(self, desc: Any, target: Target) -> Launch:  # noqa: ANN401, ARG002 - nothing to prepare
+    def load(self, desc: Any, target: Target) -> Prepare:  # noqa: ANN401, ARG002 - nothing to make ready
         """Return the reference function as a launch."""
         function = self.function
-        return lambda desc, args, workspace, stream: function(desc, args)  # noqa: ARG005 - NumPy needs neither
+        return lambda desc, args, workspace: lambda stream: function(desc, args)  # noqa: ARG005 - NumPy needs neither
+
+
+@attrs.frozen
+class Launch:
+    """One launch of a kernel.
+
+    Parameters
+    ----------
+    spec : KernelSpec
+        The kernel: one of those that its program named.
+    grid : Grid
+        Its extent; nothing is launched where it has no blocks.
+    params : bytes
+        The parameter struct.
+    touched : tuple[Touched, ...]
+        Memory that it may touch.
+    """
+
+    spec: KernelSpec
+    grid: Grid
+    params: bytes
+    touched: tuple[Touched, ...]
+
+
+class Program(Protocol):
+    """The host side of a kernel variant: which kernels it needs, and how they are launched."""
+
+    @property
+    def source(self) -> str:
+        """Its family's file in ``kernels_cu``."""
+
+    def limit(self, desc: Any) -> str | None:  # noqa: ANN401 - each op has its own descriptor
+        """Return why it runs the problem nowhere, or None."""
+
+    def specs(self, desc: Any) -> tuple[KernelSpec, ...]:  # noqa: ANN401 - each op has its own descriptor
+        """Return every kernel that a launch of the problem, or of one with fewer rows, may need."""
+
+    def workspace_size(self, desc: Any) -> int:  # noqa: ANN401 - each op has its own descriptor
+        """Return the bytes of scratch memory for the problem, or for one with fewer rows."""
+
+    def launches(self, desc: Any, args: Any, workspace: Workspace | None) -> Iterable[Launch]:  # noqa: ANN401 - each op has its own types
+        """Yield the launches of checked operands, in order."""
+
+
+@attrs.frozen
+class KernelVariant(Variant):
+    """Our own kernels, on every architecture from a lowest one on.
+
+    Parameters
+    ----------
+    name : str
+        Name of the row.
+    program : Program
+        Its host side.
+    promise : callable
+        Returns the guarantee for a descriptor.
+    arch : ArchSku
+        The lowest architecture.
+    accumulation : Accumulation, optional
+        How it keeps partial sums, where an op offers the choice.
+    """
+
+    name: str
+    program: Program
+    promise: Callable[[Any], PrecisionGuarantee]
+    arch: ArchSku = ArchSku.SM80
+    accumulation: Accumulation | None = None
+
+    backend = BackendKind.BESPOKE
+
+    def limit(self, desc: Any) -> str | None:  # noqa: ANN401 - each op has its own descriptor
+        """Return why the kernels run the problem nowhere, or None."""
+        return self.program.limit(desc)
+
+    def why_not(self, desc: Any, target: Target) -> str | None:  # noqa: ANN401 - each op has its own descriptor
+        """Return why the kernels cannot run the problem on the target, or None."""
+        if target.kind is TargetKind.CUDA:
+            return "kernels are compiled for GPUs, and run on the emulated device only so far"
+        return super().why_not(desc, target)
+
+    def guarantee(self, desc: Any) -> PrecisionGuarantee:  # noqa: ANN401 - each op has its own descriptor
+        """Return what the kernels promise for the problem."""
+        return self.promise(desc)
+
+    def source_digest(self) -> str:
+        """Return the SHA-256 of the family's source with all that it includes."""
+        return family_digest(self.program.source)
+
+    def workspace_size(self, desc: Any) -> int:  # noqa: ANN401 - each op has its own descriptor
+        """Return the bytes of scratch memory that a launch needs."""
+        return self.program.workspace_size(desc)
+
+    def load(self, desc: Any, target: Target) -> Prepare:  # noqa: ANN401 - each op has its own descriptor
+        """Load the kernels on the target's device."""
+        specs = self.program.specs(desc)
+        kernels = dict(zip(specs, open_device(target).load(specs), strict=True))
+        launches = self.program.launches
+
+        def prepare(desc: Any, args: Any, workspace: Workspace | None) -> Start:  # noqa: ANN401 - each op has its own types
+            ready = [(kernels[one.spec].launch, one) for one in launches(desc, args, workspace) if one.grid.blocks]
+
+            def start(stream: Any) -> None:  # noqa: ANN401 - the device's
+                for launch, one in ready:
+                    launch(one.grid, one.params, one.touched, stream)
+
+            return start
+
+        return prepare
 
 
 @cache

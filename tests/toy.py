@@ -73,11 +73,14 @@ class ToyVariant(Variant):
         return desc.scratch if self.needs_scratch else 0
 
     def load(self, _desc, _target):
-        def launch(desc, args, workspace, stream):
-            self.launches.append((desc, workspace, stream))
-            args.output.numpy()[...] = args.x.numpy() + 1
+        def prepare(desc, args, workspace):
+            def start(stream):
+                self.launches.append((desc, workspace, stream))
+                args.output.numpy()[...] = args.x.numpy() + 1
 
-        return launch
+            return start
+
+        return prepare
 
 
 GPU = ToyVariant("gpu", qp.ArchSku.SM90A)

@@ -9,12 +9,13 @@ import attrs
 from quantplan.elements import ElementKind, to_element
 from quantplan.operands import Operand, Tensor, host, tensor_field
 from quantplan.ops import _quantize as family
+from quantplan.ops._quantize_kernels import DequantizeProgram
 from quantplan.plan import Plan
 from quantplan.record import Record, dimension, field, to_integer, to_number
 from quantplan.reference.bounds import DequantizeErrorBound
 from quantplan.reference.dequantize import dequantize
 from quantplan.types import MathPrecision, OpCategory, PrecisionGuarantee, QuantizeKind, QuantizeMode, Scope
-from quantplan.variant import Identity, ReferenceVariant
+from quantplan.variant import Identity, KernelVariant, ReferenceVariant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -146,7 +147,7 @@ class DequantizePlan(Plan[DequantizeDescriptor, DequantizeArgs]):
     descriptor_type = DequantizeDescriptor
     args_type = DequantizeArgs
     rows_operand = "q"
-    variants = (ReferenceVariant(_run, _promise),)
+    variants = (KernelVariant("elementwise", DequantizeProgram(), _promise), ReferenceVariant(_run, _promise))
 
     @classmethod
     def operands(cls, desc: DequantizeDescriptor) -> tuple[Operand, ...]:

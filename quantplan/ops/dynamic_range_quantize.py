@@ -9,12 +9,13 @@ import attrs
 from quantplan.elements import ElementKind, to_element
 from quantplan.operands import Operand, Tensor, host, tensor_field
 from quantplan.ops import _quantize as family
+from quantplan.ops._dynamic_kernels import CrossingProgram, SegmentsProgram
 from quantplan.plan import Plan
 from quantplan.record import Record, dimension, field, to_flag
 from quantplan.reference.bounds import QuantizeErrorBound
 from quantplan.reference.dynamic_range_quantize import dynamic_range_quantize
 from quantplan.types import MathPrecision, OpCategory, PrecisionGuarantee, QuantizeKind, QuantizeMode, Scope
-from quantplan.variant import Identity, ReferenceVariant
+from quantplan.variant import Identity, KernelVariant, ReferenceVariant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -154,7 +155,11 @@ class DynamicRangeQuantizePlan(Plan[DynamicRangeQuantizeDescriptor, DynamicRange
     descriptor_type = DynamicRangeQuantizeDescriptor
     args_type = DynamicRangeQuantizeArgs
     rows_operand = "x"
-    variants = (ReferenceVariant(_run, _promise),)
+    variants = (
+        KernelVariant("within_rows", SegmentsProgram(), _promise),
+        KernelVariant("across_rows", CrossingProgram(), _promise),
+        ReferenceVariant(_run, _promise),
+    )
 
     @classmethod
     def operands(cls, desc: DynamicRangeQuantizeDescriptor) -> tuple[Operand, ...]:

@@ -9,12 +9,13 @@ import attrs
 from quantplan.elements import ElementKind, to_element
 from quantplan.operands import Operand, Tensor, host, tensor_field
 from quantplan.ops import _quantize as family
+from quantplan.ops._quantize_kernels import QuantizeProgram
 from quantplan.plan import Plan
 from quantplan.record import Record, dimension, field, to_flag, to_integer, to_number
 from quantplan.reference.bounds import QuantizeErrorBound
 from quantplan.reference.quantize import quantize
 from quantplan.types import MathPrecision, OpCategory, PrecisionGuarantee, QuantizeKind, QuantizeMode, Scope
-from quantplan.variant import Identity, ReferenceVariant
+from quantplan.variant import Identity, KernelVariant, ReferenceVariant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -157,7 +158,7 @@ class QuantizePlan(Plan[QuantizeDescriptor, QuantizeArgs]):
     descriptor_type = QuantizeDescriptor
     args_type = QuantizeArgs
     rows_operand = "x"
-    variants = (ReferenceVariant(_run, _promise),)
+    variants = (KernelVariant("elementwise", QuantizeProgram(), _promise), ReferenceVariant(_run, _promise))
 
     @classmethod
     def operands(cls, desc: QuantizeDescriptor) -> tuple[Operand, ...]:

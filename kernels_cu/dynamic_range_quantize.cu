@@ -1,0 +1,173 @@
+// DynamicRangeQuantize: scales from the values themselves, then q = code(x / scale + zero_point) as in quantize.cu.
+//
+// Segments that lie within a row (token, channel:0, group along a row) need one kernel: a segment is read once, kept in
+// registers while its range is reduced, and written once.
+//
+//   row  │ segment 0     │ segment 1     │ …               Lanes ≤ 32: 256 / Lanes segments a block, Lanes lanes each
+//        │ ▏ ▏ ▏ ▏ ▏ ▏ ▏ │                                 else: one segment a block of Lanes threads
+//          └ chunk of V elements: lane 0, 1, 2, …, again lane 0, …: Keep chunks a lane stay in registers, and what is
+//            left of a longer segment is read a second time, from cache
+//
+// Segments that cross rows (tensor, channel:1, group along a column) need every row before the first code. They take
+// three kernels: `ranges` reduces parts of them, `scales` joins the parts, and quantize.cu's `quantize` reads x again.
+#pragma once
+
+#include <quantize.cu>
+
+namespace qp {
+
+template <bool Asymmetric, class W> struct State_ { using type = Magnitude<W>; };
+template <class W> struct State_<true, W> { using type = Interval<W>; };
+template <bool Asymmetric, class W> using State = typename State_<Asymmetric, W>::type;
+
+// ---- segments within a row
+
+struct SegmentsParams {
+  const void* x;
+  void* q;
+  void* scale;
+  int* zero_point;
+  int64 m, k, x_stride, q_stride;
+  int64 length, per_row;  // of a segment, the last of a row may be shorter; and how many a row has
+  int q_min, q_max;
+};
+
+template <int Lanes> constexpr int segment_threads = Lanes > 32 ? Lanes : 256;
+
+template <class In, class Out, class Scale, bool Asymmetric, bool Saturate, int V, int Lanes, int Keep>
+__device__ void quantize_segments(const SegmentsParams& p) {
+  static_assert((Lanes & (Lanes - 1)) == 0 && Lanes <= 1024, "Lanes is a power of two, at most a block");
+  using W = wide<In>;
+  constexpr int per_block = segment_threads<Lanes> / Lanes;
+
+  // one 64-bit division a block, then 32-bit ones: the segments of a block are neighbours
+  const int64 first = int64(blockIdx.x) * per_block, first_row = first / p.per_row;
+  const unsigned ahead = static_cast<unsigned>(first - first_row * p.per_row) + threadIdx.x / Lanes;
+  const unsigned rows_on = ahead / static_cast<unsigned>(p.per_row);
+  const int64 row = first_row + rows_on, index = ahead - rows_on * static_cast<unsigned>(p.per_row);
+  const bool present = row < p.m;
+  const int64 begin = index * p.length, end = present ? min(begin + p.length, p.k) : begin;
+  const int lane = threadIdx.x % Lanes;
+  const In* x = static_cast<const In*>(p.x) + row * p.x_stride;
+
+  Vec<In, V> kept[Keep];
+  Gather<In, State<Asymmetric, W>> gather;
+#pragma unroll
+  for (int i = 0; i < Keep; ++i) {
+    const int64 column = begin + int64(lane + i * Lanes) * V;
+    kept[i] = load<In, V>(x + column, left(column, end, V));
+  }
+#pragma unroll
+  for (int i = 0; i < Keep; ++i) gather.add(kept[i]);
+  for (int64 column = begin + int64(lane + Keep * Lanes) * V; column < end; column += Lanes * V)
+    gather.add(load<In, V>(x + column, left(column, end, V)));
+
+  State<Asymmetric, W> range = gather.state();
+  if constexpr (Lanes <= 32) {
+    range = reduce_lanes<Lanes>(range);
+  } else {
+    range = reduce_block<Lanes>(range, reinterpret_cast<State<Asymmetric, W>*>(ptx::shared_memory()));
+  }
+  const auto chosen = Choose<Scale, W>::from(range, symmetric_limit<Out, W>(p.q_max), p.q_min, p.q_max);
+  if (lane == 0 && present) {
+    const int64 segment = row * p.per_row + index;
+    static_cast<Scale*>(p.scale)[segment] = chosen.stored;
+    if constexpr (Asymmetric) p.zero_point[segment] = chosen.zero_point;
+  }
+
+  Out* q = static_cast<Out*>(p.q) + row * p.q_stride;
+  const auto write = [&](const Vec<In, V>& values, int64 column) {
+    const Vec<Out, V> codes = quantize_chunk<Out, Saturate, Asymmetric>(
+        values, [&](int) { return chosen.scale; }, [&](int) { return chosen.zero_point; }, p.q_min, p.q_max);
+    store<Out, V>(q + column, codes, left(column, end, V));
+  };
+#pragma unroll
+  for (int i = 0; i < Keep; ++i) {
+    const int64 column = begin + int64(lane + i * Lanes) * V;
+    if (column < end) write(kept[i], column);
+  }
+  for (int64 column = begin + int64(lane + Keep * Lanes) * V; column < end; column += Lanes * V)
+    write(load<In, V>(x + column, left(column, end, V)), column);
+}
+
+// ---- segments that cross rows
+
+struct RangesParams {
+  const void* x;
+  void* partial;  // one state per part and column, or per block
+  int64 m, k, x_stride, rows_per_part;
+  int columns_log2;
+};
+
+// Reduces the columns of each part of rows_per_part rows; with Whole, everything that a block sees to one state.
+template <class In, bool Asymmetric, bool Whole, int V>
+__device__ void ranges(const RangesParams& p) {
+  using Range = State<Asymmetric, wide<In>>;
+  const int wide_ = 1 << p.columns_log2, high = elementwise_threads >> p.columns_log2;
+  const int64 across = (p.k + int64(V) * wide_ - 1) / (int64(V) * wide_);
+  const int64 part = blockIdx.x / across, aside = (blockIdx.x - part * across) * wide_;
+  const int my_column = threadIdx.x & (wide_ - 1);
+  const int64 column = (aside + my_column) * V, end = min((part + 1) * p.rows_per_part, p.m);
+  const int count = left(column, p.k, V);
+  Range* const shared = reinterpret_cast<Range*>(ptx::shared_memory());
+  Range* const partial = static_cast<Range*>(p.partial);
+
+  Gather<In, Range> whole;
+  Gather<In, Range> each[V];
+#pragma unroll 4
+  for (int64 row = part * p.rows_per_part + (threadIdx.x >> p.columns_log2); row < end; row += high) {
+    const Vec<In, V> x = load<In, V>(static_cast<const In*>(p.x) + row * p.x_stride + column, count);
+    if constexpr (Whole) {
+      whole.add(x);
+    } else {
+#pragma unroll
+      for (int i = 0; i < V; ++i) each[i].add(Vec<In, 1>{x.item[i]});
+    }
+  }
+  if constexpr (Whole) {
+    const Range range = reduce_block<elementwise_threads>(whole.state(), shared);
+    if (threadIdx.x == 0) partial[blockIdx.x] = range;
+  } else {
+    // high × (wide · V) states: column c of the block belongs to thread c % 256 now, so that stores are neighbours
+    Range* const mine = shared + threadIdx.x * V;
+#pragma unroll
+    for (int i = 0; i < V; ++i) mine[i] = each[i].state();
+    __syncthreads();
+    for (int c = threadIdx.x; c < wide_ * V && aside * V + c < p.k; c += elementwise_threads) {
+      Range range = shared[c];
+      for (int h = 1; h < high; ++h) range.merge(shared[h * wide_ * V + c]);
+      partial[part * p.k + aside * V + c] = range;
+    }
+  }
+}
+
+struct ScalesParams {
+  const void* partial;
+  void* scale;
+  int* zero_point;
+  int64 segments, parts;
+  int q_min, q_max;
+};
+
+// Joins the parts of each segment and chooses its scale. Whole: one segment, by one block; else one segment a thread.
+template <class In, class Out, class Scale, bool Asymmetric, bool Whole>
+__device__ void scales(const ScalesParams& p) {
+  using W = wide<In>;
+  using Range = State<Asymmetric, W>;
+  const Range* partial = static_cast<const Range*>(p.partial);
+  const int64 segment = Whole ? 0 : int64(blockIdx.x) * elementwise_threads + threadIdx.x;
+  Range range = Range::empty();
+  if constexpr (Whole) {
+    for (int64 part = threadIdx.x; part < p.parts; part += elementwise_threads) range.merge(partial[part]);
+    range = reduce_block<elementwise_threads>(range, reinterpret_cast<Range*>(ptx::shared_memory()));
+    if (threadIdx.x != 0) return;
+  } else {
+    if (segment >= p.segments) return;
+    for (int64 part = 0; part < p.parts; ++part) range.merge(partial[part * p.segments + segment]);
+  }
+  const auto chosen = Choose<Scale, W>::from(range, symmetric_limit<Out, W>(p.q_max), p.q_min, p.q_max);
+  static_cast<Scale*>(p.scale)[segment] = chosen.stored;
+  if constexpr (Asymmetric) p.zero_point[segment] = chosen.zero_point;
+}
+
+}  // namespace qp

@@ -1,0 +1,135 @@
+"""Emulated devices: kernels built by the host compiler, launched on NumPy memory under the current schedule."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+import attrs
+
+from quantplan.emulator import compiler, schedule
+from quantplan.emulator.library import Library, Region
+from quantplan.kernels import KernelSpec, source_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from quantplan.devices.device import Grid, Touched
+
+_libraries: dict[tuple[KernelSpec, int, bool], Library] = {}
+"""Kernels that this process has built or found in the cache: by kernel, architecture, and whether they are checked."""
+
+
+@attrs.frozen
+class EmulatedKernel:
+    """A kernel of an emulated device.
+
+    Parameters
+    ----------
+    spec : KernelSpec
+        Which.
+    arch : int
+        Value of ``__CUDA_ARCH__``.
+    """
+
+    spec: KernelSpec
+    arch: int
+
+    def launch(self, grid: Grid, params: bytes, touched: Sequence[Touched], stream: object) -> None:  # noqa: ARG002 - launches run at once
+        """Run the kernel to its end under the current schedule.
+
+        Parameters
+        ----------
+        grid : Grid
+            Its extent.
+        params : bytes
+            Its parameter struct.
+        touched : sequence of Touched
+            Memory that it may touch: every other access is a fault.
+        stream : object
+            Not used.
+
+        Raises
+        ------
+        KernelFault
+            It did what CUDA forbids.
+        """
+        wanted = schedule.current()
+        library = _load(self.spec, self.arch, checked=wanted.checked)
+        library.launch(
+            self.spec.name,
+            grid=(grid.blocks,),
+            block=(self.spec.threads,),
+            shared_bytes=grid.shared_bytes,
+            params=params,
+            regions=[_region(memory) for memory in touched],
+            schedule=wanted,
+        )
+
+
+@attrs.frozen
+class EmulatedDevice:
+    """An architecture on the CPU.
+
+    Parameters
+    ----------
+    capability : tuple[int, int]
+        The compute capability that kernels are compiled for.
+    """
+
+    capability: tuple[int, int]
+
+    def load(self, specs: Iterable[KernelSpec]) -> tuple[EmulatedKernel, ...]:
+        """Build kernels, unless they are built already, in one translation unit.
+
+        Raises
+        ------
+        CompilerNotFound, KernelBuildError, Unsupported
+            There is no compiler, it refuses the source, or the platform cannot run it.
+        """
+        wanted, arch, checked = tuple(specs), self._arch, schedule.current().checked
+        _build(wanted, arch, checked=checked)
+        return tuple(EmulatedKernel(spec, arch) for spec in wanted)
+
+    @property
+    def _arch(self) -> int:
+        major, minor = self.capability
+        return 100 * major + 10 * minor
+
+
+@cache
+def device(capability: tuple[int, int]) -> EmulatedDevice:
+    """Return the emulated device of an architecture."""
+    return EmulatedDevice(capability)
+
+
+def _load(spec: KernelSpec, arch: int, *, checked: bool) -> Library:
+    library = _libraries.get((spec, arch, checked))
+    if library is None:  # the schedule asks for checks, or for none, since the kernel was loaded
+        _build((spec,), arch, checked=checked)
+        library = _libraries[spec, arch, checked]
+    return library
+
+
+def _build(specs: tuple[KernelSpec, ...], arch: int, *, checked: bool) -> None:
+    missing = [spec for spec in dict.fromkeys(specs) if (spec, arch, checked) not in _libraries]
+    if missing:
+        library = Library(compiler.build(source_text(missing), arch=arch, checked=checked), checked=checked)
+        _libraries.update({(spec, arch, checked): library for spec in missing})
+
+
+def _region(memory: Touched) -> Region:
+    view = memory.view
+    *rows, columns = view.storage_shape
+    size = view.element.itemsize
+    count = rows[0] if rows else 1
+    pitch = view.strides[0] * size if rows else columns * size
+    return Region(
+        name=memory.name,
+        begin=view.pointer,
+        row_bytes=columns * size,
+        pitch=pitch,
+        rows=count if columns else 0,
+        writable=memory.written,
+        initialized=not memory.written,
+    )

@@ -1,0 +1,269 @@
+"""The host side of dynamic_range_quantize.cu: one kernel for segments within a row, three for those that cross rows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+
+from quantplan.devices.device import Grid, Touched
+from quantplan.elements import ElementKind
+from quantplan.kernels import KernelSpec
+from quantplan.ops import _quantize_kernels as family
+from quantplan.ops._quantize_kernels import THREADS, Args, Desc, Tiling, ceil_div, element_name, flag, power_of_two
+from quantplan.tensor import TensorView
+from quantplan.types import QuantizeMode, ScopeKind
+from quantplan.variant import Launch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from quantplan.workspace import Workspace
+
+_SOURCE = "dynamic_range_quantize.cu"
+_WARP = 32
+_MOST_LANES = 1024
+_MOST_KEPT = 4
+_FEW_SEGMENTS = 264  # two per SM of a large GPU: below, lanes are spent rather than registers
+_MOST_BLOCKS = 1024  # of a reduction to one scale: how many states its last step reads
+_MOST_PARTS = 64  # of a reduction to a scale per column
+_ROWS_PER_THREAD = 8  # of a part of a column, at least
+
+
+def _asymmetric(desc: Desc) -> bool:
+    return desc.mode is QuantizeMode.ASYMMETRIC
+
+
+def _state_bytes(desc: Desc) -> int:
+    """Size of a segment's range: a magnitude, or an interval, in the wide element."""
+    wide = ElementKind.F64.itemsize if desc.input_element is ElementKind.F64 else ElementKind.F32.itemsize
+    return wide * (2 if _asymmetric(desc) else 1)
+
+
+def _elements(desc: Desc) -> tuple[str, ...]:
+    return tuple(map(element_name, (desc.input_element, desc.output_element, desc.scale_element)))
+
+
+def _limits(desc: Desc) -> tuple[int, int]:
+    return desc.q_min or 0, desc.q_max or 0
+
+
+def _one_row(desc: Desc) -> bool:
+    """Whether the tensor is a row: then its one scale is a row's."""
+    return desc.scope.kind is ScopeKind.TENSOR and desc.m <= 1
+
+
+@attrs.frozen
+class SegmentsProgram:
+    """Segments within a row: one kernel reads each once."""
+
+    source: str = _SOURCE
+
+    def limit(self, desc: Desc) -> str | None:
+        """Return why the kernel does not exist for a problem."""
+        if not (desc.scope.within_rows or _one_row(desc)):
+            return f"a scale of scope {desc.scope} depends on several rows"
+        return family.packed_limit(desc.output_element)
+
+    def workspace_size(self, desc: Desc) -> int:  # noqa: ARG002 - Program's signature
+        """Return 0: ranges stay in registers."""
+        return 0
+
+    def specs(self, desc: Desc) -> tuple[KernelSpec, ...]:
+        """Return the kernel in both widths."""
+        wide = family.vector_width(desc.input_element)
+        widths = (1,) if self._odd_groups(desc, wide) else (wide, 1)
+        return tuple(self._spec(desc, width) for width in widths)
+
+    def launches(self, desc: Desc, args: Args, workspace: Workspace | None) -> Iterator[Launch]:  # noqa: ARG002 - Program's signature
+        """Yield the launch."""
+        wide = family.vector_width(desc.input_element)
+        width = 1 if self._odd_groups(desc, wide) else family.width_of(wide, args.x, args.q)
+        length, per_row = self._segments(desc)
+        lanes, _ = self._lanes(desc, width)
+        values = (
+            *(args.x.pointer, args.q.pointer, args.scale.pointer, family.pointer(args.zero_point)),
+            *(desc.m, desc.k, family.row_pitch(args.x), family.row_pitch(args.q), length, per_row),
+            *_limits(desc),
+        )
+        per_block = max(THREADS, lanes) // lanes if lanes <= _WARP else 1
+        yield Launch(
+            self._spec(desc, width),
+            Grid(ceil_div(desc.m * per_row, per_block), lanes // _WARP * _state_bytes(desc) if lanes > _WARP else 0),
+            family.SEGMENTS_PARAMS.pack(values),
+            family.touch(args, ("q", "scale", "zero_point"), "x", "q", "scale", "zero_point"),
+        )
+
+    def _spec(self, desc: Desc, width: int) -> KernelSpec:
+        lanes, kept = self._lanes(desc, width)
+        flags = (flag(_asymmetric(desc)), flag(desc.saturate))
+        body = f"quantize_segments<{', '.join((*_elements(desc), *flags, str(width), str(lanes), str(kept)))}>"
+        threads = lanes if lanes > _WARP else THREADS
+        return KernelSpec(source=self.source, body=body, threads=threads, params=family.SEGMENTS_PARAMS)
+
+    @staticmethod
+    def _segments(desc: Desc) -> tuple[int, int]:
+        """Return the length of a segment, and how many a row has."""
+        length = min(desc.scope.group_size or desc.k, desc.k)
+        return length, ceil_div(desc.k, length) if length else 1
+
+    def _odd_groups(self, desc: Desc, width: int) -> bool:
+        """Whether segments begin within a vector."""
+        length, per_row = self._segments(desc)
+        return per_row > 1 and length % width != 0
+
+    def _lanes(self, desc: Desc, width: int) -> tuple[int, int]:
+        """Return how many lanes share a segment, and how many chunks each keeps in registers.
+
+        A warp without barriers for what it can hold; beyond, four chunks a lane keep enough loads in flight. Few
+        segments leave most of a GPU idle: they get as many lanes as they have chunks.
+        """
+        length, per_row = self._segments(desc)
+        chunks = ceil_div(length, width)
+        few = desc.m * per_row <= _FEW_SEGMENTS
+        lanes = power_of_two(chunks if few or chunks <= _WARP else max(_WARP, ceil_div(chunks, _MOST_KEPT)))
+        lanes = min(_MOST_LANES, lanes)
+        return lanes, min(_MOST_KEPT, power_of_two(ceil_div(chunks, lanes)))
+
+
+@attrs.frozen
+class _Reduction:
+    """How rows are cut into parts whose ranges are reduced by one block each, per strip of columns."""
+
+    tiling: Tiling
+    rows_per_part: int
+    parts: int
+    whole: bool
+
+    @classmethod
+    def of(cls, desc: Desc, width: int) -> _Reduction:
+        """Return the reduction of a problem with m ≥ 1, read in chunks of a width."""
+        if desc.scope.kind is ScopeKind.TENSOR:
+            tiling = Tiling.of(desc.k, width)
+            parts = min(ceil_div(desc.m, tiling.high), max(1, _MOST_BLOCKS // max(1, tiling.across)))
+            rows = ceil_div(desc.m, parts)
+            return cls(tiling, rows, ceil_div(desc.m, rows), whole=True)
+        rows = desc.scope.group_size
+        if rows is None:
+            rows = max(ceil_div(desc.m, _MOST_PARTS), _ROWS_PER_THREAD * _ROWS_PER_THREAD)
+        rows = min(rows, desc.m)
+        # a warp across a strip of columns; short parts leave no work for many rows of threads
+        high = min(_ROWS_PER_THREAD, power_of_two(rows))
+        tiling = Tiling.of(desc.k, width, most_columns=THREADS // high)
+        return cls(tiling, rows, ceil_div(desc.m, rows), whole=False)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of the launch."""
+        return self.tiling.across * self.parts
+
+    def states(self, desc: Desc) -> int:
+        """Return how many ranges the launch writes."""
+        return self.blocks if self.whole else self.parts * int(desc.k)
+
+
+@attrs.frozen
+class CrossingProgram:
+    """Segments that cross rows: their ranges in parts, then scales, then codes."""
+
+    source: str = _SOURCE
+
+    def limit(self, desc: Desc) -> str | None:
+        """Return why the kernels do not exist for a problem."""
+        if desc.scope.within_rows or _one_row(desc):
+            return f"a scale of scope {desc.scope} depends on one row alone"
+        return family.packed_limit(desc.output_element)
+
+    def workspace_size(self, desc: Desc) -> int:
+        """Return room for the ranges of all parts, whichever width the operands allow and however few rows come."""
+        if not (desc.m and desc.k):
+            return 0
+        return _state_bytes(desc) * max(self._most_states(desc, width) for width in self._widths(desc))
+
+    def specs(self, desc: Desc) -> tuple[KernelSpec, ...]:
+        """Return the reduction and the quantization in both widths, and what chooses the scales in between."""
+        ranges = (self._ranges_spec(desc, width) for width in self._widths(desc))
+        quantize = (family.quantize_spec(desc, width) for width in self._widths(desc))
+        return (*ranges, self._scales_spec(desc), *quantize)
+
+    def launches(self, desc: Desc, args: Args, workspace: Workspace | None) -> Iterator[Launch]:
+        """Yield the three launches; only the scales' where there is no element."""
+        reduction = None
+        if desc.m and desc.k and workspace is not None:
+            width = family.width_of(family.vector_width(desc.input_element), args.x)
+            reduction = _Reduction.of(desc, width)
+            partial = _partial(workspace, reduction.states(desc) * _state_bytes(desc))
+            yield self._ranges(desc, args, width, reduction, partial)
+            yield self._scales(desc, args, reduction, partial)
+            yield family.quantize_launch(desc, args)
+        else:
+            yield self._scales(desc, args, None, None)
+
+    def _ranges(self, desc: Desc, args: Args, width: int, reduction: _Reduction, partial: TensorView) -> Launch:
+        values = (
+            *(args.x.pointer, partial.pointer),
+            *(desc.m, desc.k, family.row_pitch(args.x), reduction.rows_per_part, reduction.tiling.log2),
+        )
+        states = THREADS // _WARP if reduction.whole else THREADS * width
+        return Launch(
+            self._ranges_spec(desc, width),
+            Grid(reduction.blocks, states * _state_bytes(desc)),
+            family.RANGES_PARAMS.pack(values),
+            (*family.touch(args, (), "x"), Touched("partial", partial, written=True)),
+        )
+
+    def _scales(self, desc: Desc, args: Args, reduction: _Reduction | None, partial: TensorView | None) -> Launch:
+        (whole, segments), parts = self._segments(desc), 0
+        if reduction is not None:
+            parts = reduction.blocks if whole else reduction.parts if desc.scope.kind is ScopeKind.CHANNEL else 1
+        values = (
+            *(family.pointer(partial), args.scale.pointer, family.pointer(args.zero_point)),
+            *(segments, parts, *_limits(desc)),
+        )
+        read = () if partial is None else (Touched("partial", partial, written=False),)
+        return Launch(
+            self._scales_spec(desc),
+            Grid(1 if whole else ceil_div(segments, THREADS), THREADS // _WARP * _state_bytes(desc) if whole else 0),
+            family.SCALES_PARAMS.pack(values),
+            (*read, *family.touch(args, ("scale", "zero_point"), "scale", "zero_point")),
+        )
+
+    @staticmethod
+    def _segments(desc: Desc) -> tuple[bool, int]:
+        """Return whether the tensor is one segment, and how many segments there are."""
+        if desc.scope.kind is ScopeKind.TENSOR:
+            return True, 1
+        return False, desc.k * (ceil_div(desc.m, desc.scope.group_size) if desc.scope.group_size else 1)
+
+    @staticmethod
+    def _widths(desc: Desc) -> tuple[int, int]:
+        return family.vector_width(desc.input_element), 1
+
+    @staticmethod
+    def _most_states(desc: Desc, width: int) -> int:
+        """Return the most ranges that a launch of up to m rows writes."""
+        reduction = _Reduction.of(desc, width)
+        if reduction.whole:
+            return min(
+                ceil_div(desc.m, reduction.tiling.high) * reduction.tiling.across,
+                max(_MOST_BLOCKS, reduction.tiling.across),
+            )
+        if desc.scope.group_size:
+            return reduction.states(desc)
+        return int(desc.k) * min(_MOST_PARTS, ceil_div(desc.m, _ROWS_PER_THREAD * _ROWS_PER_THREAD))
+
+    def _ranges_spec(self, desc: Desc, width: int) -> KernelSpec:
+        whole, _ = self._segments(desc)
+        parts = (element_name(desc.input_element), flag(_asymmetric(desc)), flag(whole), str(width))
+        body = f"ranges<{', '.join(parts)}>"
+        return KernelSpec(source=self.source, body=body, threads=THREADS, params=family.RANGES_PARAMS)
+
+    def _scales_spec(self, desc: Desc) -> KernelSpec:
+        whole, _ = self._segments(desc)
+        body = f"scales<{', '.join((*_elements(desc), flag(_asymmetric(desc)), flag(whole)))}>"
+        return KernelSpec(source=self.source, body=body, threads=THREADS, params=family.SCALES_PARAMS)
+
+
+def _partial(workspace: Workspace, nbytes: int) -> TensorView:
+    """View the beginning of a workspace as bytes."""
+    return TensorView(workspace.pointer, (nbytes,), (1,), ElementKind.U8, workspace.location, owner=workspace)
