@@ -101,7 +101,7 @@ def build(text: str, *, arch: int, checked: bool) -> Path:
                 source, kernel, linked = (Path(scratch, name) for name in ("kernel.cpp", "kernel.o", "kernel.so"))
                 source.write_text(text, encoding="utf-8")
                 _call((*compiler, *options, *includes, "-c", str(source), "-o", str(kernel)))
-                _call((*compiler, "-shared", "-pthread", "-o", str(linked), str(kernel), *map(str, _runtime(compiler))))
+                _call((*compiler, "-shared", "-Wl,-rpath,$ORIGIN", "-o", str(linked), str(kernel), str(_runtime(compiler))))
                 disk.write(library, linked.read_bytes())
     return library
 
@@ -119,21 +119,19 @@ def sources_digest() -> str:
     return digest.hexdigest()
 
 
-def _runtime(compiler: tuple[str, ...]) -> list[Path]:
-    """Return the runtime's objects, which are the same for every kernel."""
+def _runtime(compiler: tuple[str, ...]) -> Path:
+    """Return the runtime's library: one for all kernels, which find it beside themselves."""
     sources = sorted((HERE / "runtime").glob("*.cpp"))
     key = _digest("\0".join((*_identity(compiler), *_RUNTIME, sources_digest())))
-    folder = disk.folder("emulator") / f"runtime-{key}"
-    objects = [folder / f"{source.stem}.o" for source in sources]
-    with _locked(folder):
-        folder.mkdir(mode=0o700, exist_ok=True)
-        for source, made in zip(sources, objects, strict=True):
-            if not made.exists():
-                with tempfile.TemporaryDirectory(prefix="quantplan-") as scratch:
-                    fresh = Path(scratch, made.name)
-                    _call((*compiler, *_RUNTIME, "-I", str(HERE / "include"), "-c", str(source), "-o", str(fresh)))
-                    disk.write(made, fresh.read_bytes())
-    return objects
+    library = disk.folder("emulator") / f"runtime-{key}.so"
+    with _locked(library):
+        if not library.exists():
+            with tempfile.TemporaryDirectory(prefix="quantplan-") as scratch:
+                linked = Path(scratch, library.name)
+                name = ("-shared", f"-Wl,-soname,{library.name}", "-o", str(linked))
+                _call((*compiler, *_RUNTIME, "-I", str(HERE / "include"), *name, *map(str, sources)))
+                disk.write(library, linked.read_bytes())
+    return library
 
 
 def _trapping(compiler: tuple[str, ...], *, checked: bool) -> tuple[str, ...]:

@@ -120,9 +120,10 @@ class Library:
     def __init__(self, path: Path, *, checked: bool) -> None:
         self.path = path
         self.checked = checked
-        self._run = ctypes.CDLL(str(path)).emulated_launch
-        self._run.argtypes = [ctypes.c_char_p, ctypes.POINTER(_Launch), ctypes.POINTER(_Report)]
-        self._run.restype = ctypes.c_int
+        self._kernels = ctypes.CDLL(str(path))
+        self._run = self._kernels.emulated_launch  # of the runtime, which the library links
+        self._run.argtypes = [ctypes.c_void_p, ctypes.c_uint, ctypes.POINTER(_Launch), ctypes.POINTER(_Report)]
+        self._run.restype = None
 
     def launch(
         self,
@@ -176,8 +177,11 @@ class Library:
             checked=self.checked,
         )
         report = _Report()
-        if self._run(name.encode(), config, report):
-            raise InvalidProblem(op="emulator", field="kernel", expected="a kernel of the library", got=name)
+        try:
+            entry, threads = self._kernels[name], ctypes.c_uint.in_dll(self._kernels, f"{name}_threads").value
+        except (AttributeError, ValueError):
+            raise InvalidProblem(op="emulator", field="kernel", expected="a kernel of the library", got=name) from None
+        self._run(ctypes.cast(entry, ctypes.c_void_p), threads, config, report)
         if report.fault:
             raise self._fault(name, report)
         return Statistics(switches=report.switches, accesses=report.accesses)

@@ -48,12 +48,12 @@ std::vector<Watched> watched;
 Cells shared_cells;
 std::vector<std::vector<Stamp>> readers;
 std::vector<uint32_t> free_readers;
-uintptr_t image_begin, image_end;  // this library: its constants may be read
+uintptr_t image_begin, image_end;  // the library that holds the kernel: its constants may be read
 
 Cells make_cells(size_t count) { return Cells(static_cast<Cell*>(calloc(count ? count : 1, sizeof(Cell)))); }
 
-int find_image(dl_phdr_info* info, size_t, void*) {
-  const auto mine = reinterpret_cast<uintptr_t>(&find_image);
+int find_image(dl_phdr_info* info, size_t, void* kernel) {
+  const auto mine = reinterpret_cast<uintptr_t>(kernel);
   for (int i = 0; i < info->dlpi_phnum; ++i) {
     const auto& part = info->dlpi_phdr[i];
     const uintptr_t begin = info->dlpi_addr + part.p_vaddr, end = begin + part.p_memsz;
@@ -81,7 +81,7 @@ const char* verb(Access kind) {
 }
 
 void thread_name(unsigned thread, char (&text)[48]) {
-  if (thread == block.threads)
+  if (thread >= block.threads)
     snprintf(text, sizeof text, "an asynchronous copy");
   else
     snprintf(text, sizeof text, "thread %u", thread);
@@ -188,12 +188,12 @@ bool within(uintptr_t address, size_t bytes, uintptr_t begin, uintptr_t end) {
 
 // ---- the life of a launch
 
-void memory_begin_launch() {
+void memory_begin_launch(const void* kernel) {
   watched.clear();
   readers.assign(1, {});  // index 0 stands for none
   free_readers.clear();
   if (!checked()) return;
-  if (!image_end) dl_iterate_phdr(find_image, nullptr);
+  dl_iterate_phdr(find_image, const_cast<void*>(kernel));
   for (int i = 0; i < launch->region_count; ++i) {
     const Region& region = launch->regions[i];
     watched.push_back({&region, make_cells(region.writable ? region.rows * region.row_bytes : 0)});
@@ -294,7 +294,7 @@ void memory_end_reading(const void* shared, size_t bytes, Site site) {
 
 // ---- what -fsanitize=thread calls before each load and store of a kernel. Its own runtime is not linked.
 
-#define EMULATED_HOOK __attribute__((visibility("hidden")))
+#define EMULATED_HOOK __attribute__((visibility("default")))
 #define EMULATED_CHECK(kind, bytes)                                                   \
   emulated::access(reinterpret_cast<uintptr_t>(p), bytes, emulated::Access::kind, \
                    emulated::site_of_pc(__builtin_return_address(0)))

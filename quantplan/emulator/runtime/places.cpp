@@ -13,14 +13,15 @@ namespace {
 constexpr Site named = 0x80000000u;  // set: an index into `places`; clear: an offset into the library
 std::vector<Where> places;
 
-uintptr_t base() {
-  static uintptr_t found = 0;
-  Dl_info info;
-  if (!found && dladdr(reinterpret_cast<void*>(&base), &info)) found = reinterpret_cast<uintptr_t>(info.dli_fbase);
-  return found;
-}
+uintptr_t base;  // of the library that holds the kernel
 
 }  // namespace
+
+void places_begin_launch(const void* kernel) {
+  Dl_info info;
+  base = dladdr(kernel, &info) ? reinterpret_cast<uintptr_t>(info.dli_fbase) : 0;
+  places.clear();
+}
 
 Site site_of(Where where) {
   // the instructions of a library name few places; the newest is the likeliest
@@ -31,7 +32,7 @@ Site site_of(Where where) {
 }
 
 Site site_of_pc(const void* return_address) {
-  return Site(reinterpret_cast<uintptr_t>(return_address) - 1 - base());  // within the call, not behind it
+  return Site(reinterpret_cast<uintptr_t>(return_address) - 1 - base);  // within the call, not behind it
 }
 
 void describe_place(Place& place, Site site) {

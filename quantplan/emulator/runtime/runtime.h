@@ -35,7 +35,7 @@ struct Fiber {
 using Site = uint32_t;
 Site site_of(Where where);
 Site site_of_pc(const void* return_address);
-Place place_of(Site site);
+void places_begin_launch(const void* kernel);
 
 struct Block {
   unsigned threads = 0;
@@ -61,20 +61,23 @@ void describe_place(Place& place, Site site);
 
 void wait(State state, Where where);  // switches away until another thread makes this one ready
 uint64_t random_below(uint64_t bound);
+extern uint64_t progress;  // grows with whatever a thread that polls may be waiting for
 
-// ---- clocks.cpp: who is ordered after whom. Thread `block.threads` is the agent of asynchronous copies.
+// ---- clocks.cpp: who is ordered after whom. Threads from `block.threads` on are agents of asynchronous copies, one for
+// each mbarrier that copies report to: who has waited for one mbarrier knows nothing of another's copies.
 
+constexpr unsigned agents = 16;  // mbarriers beyond share them, which hides some missing waits and invents none
 void clocks_reset();
 uint32_t clock_of(unsigned thread);
 bool happened_before(unsigned thread, uint32_t clock);  // as the running thread sees it
 using Clock = std::vector<uint32_t>;
 void clock_release(Clock& into, unsigned thread);       // into ← max(into, thread's), and the thread moves on
 void clock_acquire(unsigned thread, const Clock& from);
-uint32_t clock_tick_agent(Clock& into);                 // a moment of the agent's, known to whoever acquires `into`
+uint32_t clock_tick_agent(unsigned agent, Clock& into);  // a moment of an agent's, known to who acquires `into`
 
 // ---- memory.cpp
 
-void memory_begin_launch();
+void memory_begin_launch(const void* kernel);
 void memory_begin_block();
 void memory_end_launch();
 void access(uintptr_t address, size_t bytes, Access kind, Site site);

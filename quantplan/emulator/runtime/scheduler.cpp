@@ -22,15 +22,15 @@ Current current;
 Block block;
 const Launch* launch;
 Report* report;
+uint64_t progress;
 
 namespace {
 
-constexpr int idle_rounds = 64;  // rounds in which threads only poll, before they count as stuck
+constexpr int idle_rounds = 64;  // rounds in which threads only poll and nothing comes of it, before they count as stuck
 
 void* main_sp;
 void (*kernel)(const void*);
 bool failed;
-Entry* entries;
 uint64_t random_state;
 sigjmp_buf escape;
 pthread_t launching;
@@ -148,6 +148,7 @@ void run_block() {
   int idle = 0;
   for (unsigned live = n; live > 0;) {
     arrange(order);
+    const uint64_t before = progress;
     bool moved = false, polled = false;
     for (unsigned i : order) {
       Fiber& fiber = block.fibers[i];
@@ -160,7 +161,7 @@ void run_block() {
       live -= fiber.state == State::done;
       moved |= !polling || fiber.state != State::polling;
     }
-    if (moved) {
+    if (moved || progress != before) {
       idle = 0;
     } else if (live && (!polled || ++idle > idle_rounds)) {
       return report_stuck();
@@ -281,26 +282,20 @@ void* shared_memory() { return block.shared; }
 
 unsigned shared_bytes() { return unsigned(block.shared_bytes); }
 
-Entry::Entry(const char* name, void (*run)(const void*), unsigned threads)
-    : name(name), run(run), threads(threads), next(entries) {
-  entries = this;
-}
-
 }  // namespace emulated
 
-// Runs a kernel; returns 0 when there is one of that name, and says in the report how it went.
-extern "C" __attribute__((visibility("default"))) int emulated_launch(const char* name, const emulated::Launch* config,
-                                                                      emulated::Report* result) {
+// Runs a kernel that was built for at most so many threads, and says in the report how it went.
+extern "C" __attribute__((visibility("default"))) void emulated_launch(void (*entry)(const void*), unsigned threads,
+                                                                       const emulated::Launch* config,
+                                                                       emulated::Report* result) {
   using namespace emulated;
   static std::mutex one_at_a_time;
   const std::lock_guard<std::mutex> guard(one_at_a_time);
-  Entry* entry = entries;
-  while (entry && strcmp(entry->name, name)) entry = entry->next;
-  if (!entry) return 1;
   launch = config;
   report = result;
   failed = false;
-  kernel = entry->run;
+  kernel = entry;
+  places_begin_launch(reinterpret_cast<const void*>(entry));
   random_state = config->seed;
   launching = pthread_self();
   current.block_dim = {config->block[0], config->block[1], config->block[2]};
@@ -309,16 +304,16 @@ extern "C" __attribute__((visibility("default"))) int emulated_launch(const char
   block.shared_bytes = config->shared_bytes;
   const size_t room = std::max<size_t>(1024, (config->shared_bytes + 1023) / 1024 * 1024);
   block.shared = static_cast<char*>(aligned_alloc(1024, room));
-  if (block.threads > entry->threads) {
+  if (block.threads > threads) {
     report->fault = Fault::invalid;
     snprintf(report->message, sizeof report->message, "%u threads, and the kernel's launch bounds say at most %u",
-             block.threads, entry->threads);
+             block.threads, threads);
   } else if (!block.shared || !make_stacks(block.threads)) {
     report->fault = Fault::crash;
     snprintf(report->message, sizeof report->message, "out of memory for the stacks of %u threads", block.threads);
   } else {
     const Signals handled;
-    memory_begin_launch();
+    memory_begin_launch(reinterpret_cast<const void*>(entry));
     if (sigsetjmp(escape, 1) == 0) {
       run_grid();
     } else {
@@ -334,5 +329,4 @@ extern "C" __attribute__((visibility("default"))) int emulated_launch(const char
   }
   free(block.shared);
   block.shared = nullptr;
-  return 0;
 }

@@ -10,6 +10,9 @@
 #error "the emulated device needs g++ or clang++"
 #endif
 
+// The runtime is one library, which every library of kernels links.
+#pragma GCC visibility push(default)
+
 namespace emulated {
 
 struct Where {
@@ -89,6 +92,7 @@ void bulk_store(void* global, const void* shared, unsigned bytes, Where where);
 void bulk_commit();
 void bulk_wait(int groups_in_flight, bool read_only, Where where);
 void fence_async_proxy();
+void fence_barrier_init();
 
 // ---- the rest
 
@@ -96,13 +100,6 @@ bool truncates_accumulation();
 uint64_t random_bits();
 [[noreturn]] void fail_invalid(const char* message, Where where);
 
-// The kernels of a library register themselves by name.
-struct Entry {
-  Entry(const char* name, void (*run)(const void* params), unsigned threads);
-  const char* name;
-  void (*run)(const void* params);
-  unsigned threads;
-  Entry* next;
-};
-
 }  // namespace emulated
+
+#pragma GCC visibility pop

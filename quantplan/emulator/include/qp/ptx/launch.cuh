@@ -7,6 +7,12 @@ EMULATED_INSTRUCTION unsigned char* shared_memory() { return static_cast<unsigne
 
 }  // namespace qp::ptx
 
-#define QP_KERNEL(name, threads, Params, ...)                                      \
-  static void name(const void* params) { __VA_ARGS__(*static_cast<const Params*>(params)); } \
-  static const ::emulated::Entry name##_entry{#name, name, threads};
+// A function of a pointer to the parameters, and beside it how many threads it was built for.
+#define QP_KERNEL(name, threads, Params, ...)                                             \
+  extern "C" {                                                                            \
+  __attribute__((visibility("default"))) extern const unsigned name##_threads;            \
+  const unsigned name##_threads = threads;                                                \
+  __attribute__((visibility("default"))) EMULATED_UNCHECKED void name(const void* params) { \
+    __VA_ARGS__(*static_cast<const Params*>(params));                                     \
+  }                                                                                       \
+  }
