@@ -8,14 +8,14 @@ namespace emulated {
 namespace {
 
 std::vector<uint32_t> clocks;  // row t: the latest moment of each thread that thread t knows to be over
-unsigned stride;               // threads of the block, and the agent of asynchronous copies
+unsigned stride;               // threads of the block, and agents of asynchronous copies
 
 uint32_t* row(unsigned thread) { return clocks.data() + size_t(thread) * stride; }
 
 }  // namespace
 
 void clocks_reset() {
-  stride = block.threads + 1;
+  stride = block.threads + agents;
   clocks.assign(size_t(stride) * stride, 0);
   for (unsigned t = 0; t < stride; ++t) row(t)[t] = 1;
 }
@@ -38,10 +38,9 @@ void clock_acquire(unsigned thread, const Clock& from) {
   for (unsigned i = 0; i < stride; ++i) mine[i] = std::max(mine[i], from[i]);
 }
 
-uint32_t clock_tick_agent(Clock& into) {
+uint32_t clock_tick_agent(unsigned agent, Clock& into) {
   if (!checked()) return 0;
   into.resize(stride, 0);
-  const unsigned agent = block.threads;
   const uint32_t now = row(agent)[agent]++;
   into[agent] = std::max(into[agent], now);
   return now;

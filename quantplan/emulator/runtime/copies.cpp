@@ -1,46 +1,81 @@
-// Asynchronous copies: cp.async with its groups, mbarriers, and bulk copies that report to them.
-//
-// A copy is issued, lands at a moment that the completion policy picks, and is visible only to who waited for it. Until
-// then its destination holds garbage and may not be touched.
-#include <cstdio>
+// Asynchronous copies that a thread waits for in groups: cp.async, and bulk stores. And the fences that go with them.
+#include "copies.h"
+
+#include <algorithm>
 #include <cstring>
-
 #include <deque>
-#include <map>
-
-#include "runtime.h"
 
 namespace emulated {
 
 namespace {
 
-struct Copy {
-  char* to;
-  const char* from;
-  size_t bytes, filled;  // bytes read from the source; the rest becomes zero
-  unsigned group;
-  Site site;
-  bool landed;
-};
-
-struct Groups {
+struct Loads {
   std::deque<Copy> copies;
   unsigned open = 0;  // number of the group that is being filled
 };
 
-struct Phase {
-  unsigned expected = 0, pending = 0;
-  long long bytes = 0;  // outstanding; may fall below zero before the announcement
-  unsigned parity = 0;
-  Clock clock, completed;
-  std::deque<Copy> loads;
+struct Store {
+  char* to;
+  const char* from;
+  std::vector<char> data;  // what was read of the source, once it is
+  size_t bytes;
+  unsigned group;
+  Site site;
+  bool read, written;
+  bool released;  // waited for, so that the source may be overwritten
 };
 
-std::vector<Groups> per_thread, stores;
-std::vector<std::vector<uint32_t>> fences;  // moments of each thread's fences of the asynchronous proxy
-std::map<const void*, Phase> phases;
+struct Stores {
+  std::deque<Store> stores;
+  unsigned open = 0;
+};
 
-bool at_issue() {
+// Moments of a thread's fences, in order.
+struct Fences {
+  std::vector<uint32_t> proxy, init;
+};
+
+std::vector<Loads> loads;
+std::vector<Stores> stores;
+std::vector<Fences> fences;
+unsigned ended;
+
+unsigned first_unfinished(unsigned open, int in_flight, const char* instruction, Where where) {
+  if (in_flight < 0) fail(Fault::invalid, site_of(where), 0, "%s %d", instruction, in_flight);
+  return open > unsigned(in_flight) ? open - unsigned(in_flight) : 0;
+}
+
+void read_source(Store& store) {
+  if (store.read) return;
+  store.data.assign(store.from, store.from + store.bytes);
+  store.read = true;
+}
+
+void write_target(Store& store) {
+  if (store.written) return;
+  read_source(store);
+  memcpy(store.to, store.data.data(), store.bytes);
+  store.written = true;
+}
+
+// Any fence after `clock` will do that the running thread comes after; the first is the likeliest.
+bool covered(const std::vector<uint32_t>& moments, unsigned thread, uint32_t clock) {
+  const auto first = std::lower_bound(moments.begin(), moments.end(), clock);
+  return first != moments.end() && happened_before(thread, *first);
+}
+
+void fence(std::vector<uint32_t>& moments) {
+  if (!checked()) return;
+  Clock unused;
+  moments.push_back(clock_of(block.running));
+  clock_release(unused, block.running);  // what the thread does from here on, the fence does not cover
+}
+
+}  // namespace
+
+// ---- what all copies share
+
+bool lands_at_once() {
   return launch->completion == Completion::early || (launch->completion == Completion::random && random_below(2));
 }
 
@@ -51,76 +86,52 @@ void land(Copy& copy) {
   copy.landed = true;
 }
 
-// Returns whether the copy has landed already; else its destination is garbage from now on.
-bool issue(Copy& copy) {
-  const bool now = at_issue();
-  if (now) {
+void issue(Copy& copy) {
+  if (lands_at_once()) {
     land(copy);
-  } else if (is_shared(copy.to)) {
+  } else {
     memset(copy.to, 0xDB, copy.bytes);
   }
-  return now;
-}
-
-// cp.async lands as a write of the thread that waits for it: others need a barrier after that.
-void finish(Groups& groups, unsigned below) {
-  while (!groups.copies.empty() && groups.copies.front().group < below) {
-    Copy& copy = groups.copies.front();
-    land(copy);
-    if (checked()) memory_landed(copy.to, copy.bytes, block.running, clock_of(block.running), copy.site);
-    groups.copies.pop_front();
-  }
+  if (checked()) memory_in_flight(copy.to, copy.bytes, copy.site);
 }
 
 void check_size(bool sound, const char* what, size_t bytes, Where where) {
   if (!sound) fail(Fault::invalid, site_of(where), 0, "%s of %zu bytes", what, bytes);
 }
 
-Phase& phase_of(uint64_t* barrier, Where where) {
-  const auto found = phases.find(barrier);
-  if (found == phases.end()) fail(Fault::invalid, site_of(where), 0, "an mbarrier that was not initialized");
-  return found->second;
+void check_spaces(const void* shared, const void* global, size_t bytes, const char* what, Where where) {
+  if (!is_shared(shared) || !is_shared(static_cast<const char*>(shared) + bytes - 1))
+    fail(Fault::out_of_bounds, site_of(where), 0, "%s whose shared side is not in shared memory", what);
+  if (is_shared(global)) fail(Fault::out_of_bounds, site_of(where), 0, "%s between two places in shared memory", what);
 }
 
-void complete_if_done(Phase& phase) {
-  if (phase.pending || phase.bytes) return;
-  phase.pending = phase.expected;
-  phase.parity ^= 1;
-  phase.completed = phase.clock;
+std::vector<Copy> take_copies(unsigned thread) {
+  std::deque<Copy>& copies = loads[thread].copies;
+  std::vector<Copy> taken(copies.begin(), copies.end());
+  copies.clear();
+  return taken;
 }
-
-void land_load(Phase& phase) {
-  Copy copy = phase.loads.front();
-  phase.loads.pop_front();
-  land(copy);
-  const uint32_t now = clock_tick_agent(phase.clock);
-  if (checked()) memory_landed(copy.to, copy.bytes, block.threads, now, copy.site);
-  phase.bytes -= static_cast<long long>(copy.bytes);
-  complete_if_done(phase);
-}
-
-void arrive(Phase& phase, unsigned count, Where where) {
-  if (count > phase.pending)
-    fail(Fault::barrier, site_of(where), 0, "%u arrivals at an mbarrier that waits for %u more", count, phase.pending);
-  clock_release(phase.clock, block.running);
-  phase.pending -= count;
-  complete_if_done(phase);
-}
-
-}  // namespace
 
 void copies_begin_block() {
-  per_thread.assign(block.threads, {});
+  loads.assign(block.threads, {});
   stores.assign(block.threads, {});
   fences.assign(block.threads, {});
-  phases.clear();
+  ended = 0;
+  mbarriers_begin_block();
 }
 
+// A copy must not outlive its block: the shared memory becomes another's.
 void copies_end_thread() {
-  Groups& groups = per_thread[block.running];
-  if (checked() && !groups.copies.empty())
-    fail(Fault::in_flight, groups.copies.front().site, 0, "thread %u returns with a cp.async in flight", block.running);
-  for (Copy& copy : stores[block.running].copies) land(copy);
+  const std::deque<Copy>& copies = loads[block.running].copies;
+  if (checked() && !copies.empty())
+    fail(Fault::in_flight, copies.front().site, 0, "thread %u returns with a cp.async in flight", block.running);
+  for (Store& store : stores[block.running].stores) {
+    if (checked() && !store.released)
+      fail(Fault::in_flight, store.site, 0, "thread %u returns without waiting for a bulk store to read its source",
+           block.running);
+    write_target(store);
+  }
+  if (++ended == block.threads) mbarriers_end_block();
 }
 
 // ---- cp.async
@@ -129,140 +140,73 @@ void copy_async(void* shared, const void* global, int bytes, int source_bytes, W
   const Site site = site_of(where);
   check_size(bytes == 4 || bytes == 8 || bytes == 16, "a cp.async", size_t(bytes), where);
   check_size(source_bytes >= 0 && source_bytes <= bytes, "a cp.async whose source is", size_t(source_bytes), where);
-  if (!is_shared(shared)) fail(Fault::out_of_bounds, site, 0, "a cp.async whose destination is no shared memory");
   touch(shared, size_t(bytes), Access::write, size_t(bytes), where);
+  check_spaces(shared, global, size_t(bytes), "a cp.async", where);
   if (reinterpret_cast<uintptr_t>(global) % unsigned(bytes))
     fail(Fault::misaligned, site, 0, "a cp.async of %d bytes from address %p", bytes, global);
-  if (checked() && source_bytes) access(reinterpret_cast<uintptr_t>(global), size_t(source_bytes), Access::read, site);
-  Groups& groups = per_thread[block.running];
+  if (source_bytes) touch(global, size_t(source_bytes), Access::read, 1, where);
+  Loads& mine = loads[block.running];
   Copy copy{static_cast<char*>(shared), static_cast<const char*>(global), size_t(bytes), size_t(source_bytes),
-            groups.open, site, false};
+            mine.open, site, false};
   issue(copy);
-  if (checked()) memory_in_flight(shared, size_t(bytes), site);
-  groups.copies.push_back(copy);
+  mine.copies.push_back(copy);
 }
 
-void copy_async_commit() { ++per_thread[block.running].open; }
+void copy_async_commit() { ++loads[block.running].open; }
 
+// A cp.async lands as a write of the thread that waits for it: others need a barrier after that.
 void copy_async_wait(int groups_in_flight, Where where) {
-  if (groups_in_flight < 0) fail(Fault::invalid, site_of(where), 0, "cp.async.wait_group %d", groups_in_flight);
-  Groups& groups = per_thread[block.running];
-  const unsigned open = groups.open, left = unsigned(groups_in_flight);
-  finish(groups, open > left ? open - left : 0);
-}
-
-// ---- mbarriers
-
-void barrier_init(uint64_t* barrier, unsigned count, Where where) {
-  touch(barrier, sizeof *barrier, Access::write, 8, where);
-  if (!is_shared(barrier)) fail(Fault::invalid, site_of(where), 0, "an mbarrier outside shared memory");
-  if (count < 1 || count >= 1u << 20) fail(Fault::invalid, site_of(where), 0, "an mbarrier for %u arrivals", count);
-  *barrier = 0;
-  Phase& phase = phases[barrier] = {};
-  phase.expected = phase.pending = count;
-}
-
-void barrier_invalidate(uint64_t* barrier, Where where) {
-  touch(barrier, sizeof *barrier, Access::write, 8, where);
-  phase_of(barrier, where);
-  phases.erase(barrier);
-}
-
-// Operations on an mbarrier read its word: they must be ordered after its initialization, and not after each other.
-void barrier_arrive(uint64_t* barrier, unsigned count, Where where) {
-  touch(barrier, sizeof *barrier, Access::read, 8, where);
-  arrive(phase_of(barrier, where), count, where);
-}
-
-void barrier_expect(uint64_t* barrier, unsigned bytes, Where where) {
-  touch(barrier, sizeof *barrier, Access::read, 8, where);
-  phase_of(barrier, where).bytes += bytes;
-}
-
-bool barrier_try_wait(uint64_t* barrier, unsigned parity, Where where) {
-  touch(barrier, sizeof *barrier, Access::read, 8, where);
-  const bool spurious = launch->completion != Completion::early && random_below(4) == 0;
-  if (!spurious) {
-    Phase* phase = &phase_of(barrier, where);
-    if (phase->parity == (parity & 1)) {  // the phase of that parity is the current one: let others go on
-      wait(State::polling, where);
-      phase = &phase_of(barrier, where);
-      if (!phase->loads.empty()) land_load(*phase);
-    }
-    if (phase->parity != (parity & 1)) {
-      clock_acquire(block.running, phase->completed);
-      return true;
-    }
+  Loads& mine = loads[block.running];
+  const unsigned below = first_unfinished(mine.open, groups_in_flight, "cp.async.wait_group", where);
+  while (!mine.copies.empty() && mine.copies.front().group < below) {
+    Copy& copy = mine.copies.front();
+    land(copy);
+    if (checked()) memory_landed(copy.to, copy.bytes, block.running, clock_of(block.running), copy.site);
+    mine.copies.pop_front();
   }
-  wait(State::polling, where);
-  return false;
 }
 
-void copy_async_arrive(uint64_t* barrier, bool no_increment, Where where) {
-  touch(barrier, sizeof *barrier, Access::read, 8, where);
-  Phase& phase = phase_of(barrier, where);
-  if (!no_increment) ++phase.pending;
-  Groups& groups = per_thread[block.running];
-  finish(groups, groups.open + 1);
-  arrive(phase, 1, where);
-}
-
-// ---- bulk copies
-
-void bulk_load(void* shared, const void* global, unsigned bytes, uint64_t* barrier, Where where) {
-  const Site site = site_of(where);
-  check_size(bytes % 16 == 0 && bytes > 0, "a bulk copy", bytes, where);
-  touch(barrier, sizeof *barrier, Access::read, 8, where);
-  touch(shared, bytes, Access::write, 16, where);
-  touch(global, bytes, Access::read, 16, where);
-  if (!is_shared(shared)) fail(Fault::out_of_bounds, site, 0, "a bulk load whose destination is no shared memory");
-  Phase& phase = phase_of(barrier, where);
-  Copy copy{static_cast<char*>(shared), static_cast<const char*>(global), bytes, bytes, 0, site, false};
-  const bool now = issue(copy);
-  if (checked()) memory_in_flight(shared, bytes, site);
-  phase.loads.push_back(copy);
-  if (now) land_load(phase);
-}
+// ---- bulk stores
 
 void bulk_store(void* global, const void* shared, unsigned bytes, Where where) {
   check_size(bytes % 16 == 0 && bytes > 0, "a bulk copy", bytes, where);
   touch(shared, bytes, Access::read, 16, where);
   touch(global, bytes, Access::write, 16, where);
-  if (!is_shared(shared)) fail(Fault::out_of_bounds, site_of(where), 0, "a bulk store whose source is no shared memory");
+  check_spaces(shared, global, bytes, "a bulk store", where);
   if (checked()) memory_begin_reading(shared, bytes, site_of(where));
-  Groups& groups = stores[block.running];
-  Copy copy{static_cast<char*>(global), static_cast<const char*>(shared), bytes, bytes, groups.open, site_of(where),
-            false};
-  issue(copy);
-  groups.copies.push_back(copy);
+  Stores& mine = stores[block.running];
+  mine.stores.push_back({static_cast<char*>(global), static_cast<const char*>(shared), {}, bytes, mine.open,
+                         site_of(where), false, false, false});
+  if (lands_at_once()) write_target(mine.stores.back());
 }
 
 void bulk_commit() { ++stores[block.running].open; }
 
-void bulk_wait(int groups_in_flight, bool, Where where) {
-  if (groups_in_flight < 0) fail(Fault::invalid, site_of(where), 0, "cp.async.bulk.wait_group %d", groups_in_flight);
-  Groups& groups = stores[block.running];
-  const unsigned left = unsigned(groups_in_flight), below = groups.open > left ? groups.open - left : 0;
-  while (!groups.copies.empty() && groups.copies.front().group < below) {
-    Copy& copy = groups.copies.front();
-    land(copy);
-    if (checked()) memory_end_reading(copy.from, copy.bytes, copy.site);
-    groups.copies.pop_front();
+void bulk_wait(int groups_in_flight, bool read_only, Where where) {
+  Stores& mine = stores[block.running];
+  const unsigned below = first_unfinished(mine.open, groups_in_flight, "cp.async.bulk.wait_group", where);
+  for (Store& store : mine.stores) {
+    if (store.group >= below) break;
+    read_source(store);
+    if (!read_only || lands_at_once()) write_target(store);
+    if (checked() && !store.released) memory_end_reading(store.from, store.bytes, store.site);
+    store.released = true;
   }
+  while (!mine.stores.empty() && mine.stores.front().group < below && mine.stores.front().written)
+    mine.stores.pop_front();
 }
 
-void fence_async_proxy() {
-  if (!checked()) return;
-  Clock unused;
-  fences[block.running].push_back(clock_of(block.running));
-  clock_release(unused, block.running);  // what the thread writes from here on, the fence does not cover
-}
+// ---- fences
+
+void fence_async_proxy() { fence(fences[block.running].proxy); }
+void fence_barrier_init() { fence(fences[block.running].init); }
 
 bool fenced(unsigned thread, uint32_t clock) {
-  if (thread >= block.threads) return true;  // written by an asynchronous copy
-  for (const uint32_t fence : fences[thread])
-    if (clock <= fence && happened_before(thread, fence)) return true;
-  return false;
+  return thread >= block.threads || covered(fences[thread].proxy, thread, clock);  // asynchronous copies need no fence
+}
+
+bool init_fenced(unsigned thread, uint32_t clock) {
+  return covered(fences[thread].init, thread, clock) || covered(fences[thread].proxy, thread, clock);
 }
 
 }  // namespace emulated
