@@ -75,6 +75,27 @@ def source_digest(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
+def included(text: str, folders: Sequence[Path]) -> tuple[Path, ...]:
+    """Return every file of some folders that a source includes, however deep; files of other folders are left out.
+
+    Parameters
+    ----------
+    text : str
+        The source.
+    folders : sequence of pathlib.Path
+        Where to look, in the compiler's order.
+    """
+    found: dict[Path, None] = {}
+    waiting = [text]
+    while waiting:
+        for name in _INCLUDE.findall(waiting.pop()):
+            path = next((folder / name for folder in folders if (folder / name).is_file()), None)
+            if path is not None and path not in found:
+                found[path] = None
+                waiting.append(path.read_text(encoding="utf-8"))
+    return tuple(found)
+
+
 @cache
 def family_sources(source: str) -> tuple[Path, ...]:
     """Return a family's source and everything of ours that it includes, however deep.
@@ -85,15 +106,7 @@ def family_sources(source: str) -> tuple[Path, ...]:
         Name of a file in ``kernels_cu``.
     """
     root = source_root()
-    found: dict[Path, None] = {}
-    waiting = [root / source]
-    while waiting:
-        path = waiting.pop()
-        if path in found:
-            continue
-        found[path] = None
-        waiting += [root / "include" / name for name in _INCLUDE.findall(path.read_text(encoding="utf-8"))]
-    return tuple(found)
+    return included(f"#include <{source}>", (root / "include", root))
 
 
 @cache
@@ -102,7 +115,7 @@ def family_digest(source: str) -> str:
     return source_digest(family_sources(source))
 
 
-_INCLUDE = re.compile(r"^#include <(qp/[^>]+)>", re.MULTILINE)
+_INCLUDE = re.compile(r"^[ \t]*#[ \t]*include[ \t]*<([^>]+)>", re.MULTILINE)
 
 
 @attrs.frozen

@@ -5,42 +5,52 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
+import logging
 import os
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantplan import cache as disk
 from quantplan.errors import CompilerNotFound, KernelBuildError, Unsupported
-from quantplan.kernels import source_root
+from quantplan.kernels import included, source_root
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 HERE = Path(__file__).resolve().parent
+RUNTIME = HERE / "runtime"
+PRELUDE = "emulated/cuda.h"  # included before every kernel
 COMPILERS = ("g++", "clang++")
+_log = logging.getLogger(__name__)
 
-_COMMON = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE")
-_RUNTIME = (*_COMMON, "-O2", "-pthread")
-_KERNEL = (*_COMMON, "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-unused-function")
+_COMMON = (
+    "-std=c++17",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    "-fno-strict-aliasing",
+    "-U_FORTIFY_SOURCE",
+)
+_RUNTIME = (*_COMMON, "-O3", "-pthread")
+_KERNEL = (*_COMMON, "-g1", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-unused-function")
 _UNCHECKED = (*_KERNEL, "-O2")
-# The instrumentation calls our own hooks (runtime/memory.cpp). Undefined behaviour becomes an illegal instruction, which
-# the runtime reports, so that no sanitizer's runtime is needed.
+# The instrumentation calls our own hooks (runtime/memory.cpp). Undefined behaviour becomes an illegal instruction,
+# which the runtime reports, so that no sanitizer's runtime is needed.
 _CHECKED = (
     *_KERNEL,
     "-O1",
-    "-g1",
     "-fsanitize=thread,signed-integer-overflow,shift,integer-divide-by-zero,float-cast-overflow,bool,enum",
     "-fno-sanitize-recover=all",
 )
 
 
-@cache
 def find_compiler() -> tuple[str, ...]:
     """Return the command of a host C++ compiler: ``CXX``, g++, clang++, or that of the installed ziglang wheel.
 
@@ -51,9 +61,8 @@ def find_compiler() -> tuple[str, ...]:
     """
     if chosen := shlex.split(os.environ.get("CXX", "")):
         if shutil.which(chosen[0]) is None:
-            raise CompilerNotFound(
-                op="emulator", field="CXX", expected="a C++ compiler", got=chosen[0], hint="unset CXX, or correct it"
-            )
+            hint = "unset CXX, or correct it"
+            raise CompilerNotFound(f"CXX names {chosen[0]}, and there is no such program", op="emulator", hint=hint)
         return tuple(chosen)
     for name in COMPILERS:
         if path := shutil.which(name):
@@ -61,7 +70,7 @@ def find_compiler() -> tuple[str, ...]:
     if importlib.util.find_spec("ziglang") is not None:
         return (sys.executable, "-m", "ziglang", "c++")
     hint = "install g++ or clang++, pip install ziglang, or set CXX"
-    raise CompilerNotFound("no host C++ compiler", op="emulator", hint=hint)
+    raise CompilerNotFound(f"none of {', '.join(COMPILERS)} and ziglang", op="emulator", hint=hint)
 
 
 def build(text: str, *, arch: int, checked: bool) -> Path:
@@ -88,49 +97,57 @@ def build(text: str, *, arch: int, checked: bool) -> Path:
     if sys.platform != "linux":
         raise Unsupported(f"the emulated device runs on Linux, not on {sys.platform}", op="emulator", field="target")
     compiler = find_compiler()
+    runtime = _runtime(compiler)
     options = (*(_CHECKED if checked else _UNCHECKED), *_trapping(compiler, checked=checked), f"-D__CUDA_ARCH__={arch}")
-    includes = (
-        *("-I", str(HERE / "include"), "-I", str(source_root() / "include"), "-I", str(source_root())),
-        *("-include", "emulated/cuda.h"),
-    )
-    key = _digest("\0".join((*_identity(compiler), *options, sources_digest(), text)))
-    library = disk.folder("emulator") / f"{key}.so"
-    with _locked(library):
-        if not library.exists():
-            with tempfile.TemporaryDirectory(prefix="quantplan-") as scratch:
-                source, kernel, linked = (Path(scratch, name) for name in ("kernel.cpp", "kernel.o", "kernel.so"))
-                source.write_text(text, encoding="utf-8")
-                _call((*compiler, *options, *includes, "-c", str(source), "-o", str(kernel)))
-                _call((*compiler, "-shared", "-Wl,-rpath,$ORIGIN", "-o", str(linked), str(kernel), str(_runtime(compiler))))
-                disk.write(library, linked.read_bytes())
-    return library
+    includes = (*(f"-I{folder}" for folder in _folders()), "-include", PRELUDE)
 
+    def make(library: Path) -> None:
+        source, kernel = library.with_name("kernel.cpp"), library.with_name("kernel.o")
+        source.write_text(text, encoding="utf-8")
+        _call((*compiler, *options, *includes, "-c", str(source), "-o", str(kernel)))
+        _call((*compiler, "-shared", "-Wl,-rpath,$ORIGIN", "-o", str(library), str(kernel), str(runtime)))
 
-@cache
-def sources_digest() -> str:
-    """Digest everything that a library is made from, apart from the text that names its kernels."""
-    digest = hashlib.sha256()
-    for root in (HERE, source_root()):
-        for path in sorted(root.rglob("*")):
-            if path.suffix in {".cu", ".cuh", ".h", ".cpp"}:
-                content = path.read_bytes()
-                digest.update(f"{path.relative_to(root).as_posix()} {len(content)} ".encode())
-                digest.update(content)
-    return digest.hexdigest()
+    key = _digest(*_identity(compiler), *options, runtime.name, _sources(text), text)
+    return _built(runtime.with_name(f"{key}.so"), make)
 
 
 def _runtime(compiler: tuple[str, ...]) -> Path:
     """Return the runtime's library: one for all kernels, which find it beside themselves."""
-    sources = sorted((HERE / "runtime").glob("*.cpp"))
-    key = _digest("\0".join((*_identity(compiler), *_RUNTIME, sources_digest())))
-    library = disk.folder("emulator") / f"runtime-{key}.so"
-    with _locked(library):
-        if not library.exists():
-            with tempfile.TemporaryDirectory(prefix="quantplan-") as scratch:
-                linked = Path(scratch, library.name)
-                name = ("-shared", f"-Wl,-soname,{library.name}", "-o", str(linked))
-                _call((*compiler, *_RUNTIME, "-I", str(HERE / "include"), *name, *map(str, sources)))
-                disk.write(library, linked.read_bytes())
+    sources = {path: path.read_text(encoding="utf-8") for path in sorted(RUNTIME.iterdir())}
+    units = [str(path) for path in sources if path.suffix == ".cpp"]
+
+    def make(library: Path) -> None:
+        linking = ("-shared", f"-Wl,-soname,{library.name}", "-o", str(library))
+        _call((*compiler, *_RUNTIME, f"-I{HERE / 'include'}", *linking, *units))
+
+    text = "\n".join(sources.values())
+    key = _digest(*_identity(compiler), *_RUNTIME, _sources(text), text)
+    return _built(disk.folder("emulator") / f"runtime-{key}.so", make)
+
+
+def _folders() -> tuple[Path, ...]:
+    """Return where includes are looked for: what the emulator replaces comes first."""
+    return (HERE / "include", source_root() / "include", source_root())
+
+
+@cache
+def _sources(text: str) -> str:
+    """Digest every file of ours that a text includes, so that an edit rebuilds what it concerns and nothing else."""
+    paths = included(f"#include <{PRELUDE}>\n{text}", _folders())
+    return _digest(*(part for path in paths for part in (path.name, path.read_text(encoding="utf-8"))))
+
+
+def _built(library: Path, make: Callable[[Path], None]) -> Path:
+    """Return a library of the cache, made first if it is not there."""
+    if not library.exists():
+        with _locked(library):
+            if not library.exists():  # nor made by another process meanwhile
+                start = time.perf_counter()
+                with tempfile.TemporaryDirectory(prefix="quantplan-") as scratch:
+                    fresh = Path(scratch, library.name)
+                    make(fresh)
+                    disk.write(library, fresh.read_bytes())
+                _log.info("compiled %s in %.1f s", library, time.perf_counter() - start)
     return library
 
 
@@ -151,21 +168,33 @@ def _identity(compiler: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _call(command: Sequence[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)  # noqa: S603 - a compiler, without a shell
+    done = subprocess.run(  # noqa: S603 - a compiler, without a shell
+        command, capture_output=True, encoding="utf-8", errors="replace", check=False, stdin=subprocess.DEVNULL
+    )
     if done.returncode:
-        raise KernelBuildError(op="emulator", options=tuple(command), log=done.stdout + done.stderr)
+        log = done.stdout + done.stderr
+        silent = "" if log.strip() else f"{command[0]} exited with {done.returncode} and said nothing"
+        raise KernelBuildError(silent, op="emulator", options=tuple(command), log=log)
     return done.stdout
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Let one process at a time build a file; the others find it built."""
+    """Let one process at a time build a file.
+
+    The lock goes away with its holder. Whoever waited for it finds the file built; if not, two may build it at once,
+    which costs time only.
+    """
     import fcntl  # noqa: PLC0415 - POSIX only, like the emulated device
 
-    with path.with_name(f"{path.name}.lock").open("w") as file:
+    lock = path.with_name(f"{path.name}.lock")
+    with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)

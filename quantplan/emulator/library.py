@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import math
+import operator
+import os
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -18,6 +22,22 @@ if TYPE_CHECKING:
 _NAME_BYTES = 32
 _FAULTS = (None, *FaultKind)  # in the order of abi.h
 
+# CUDA's limits, of every architecture that quantplan knows; an architecture may have less shared memory.
+_MOST_BLOCKS = (2**31 - 1, 65535, 65535)
+_MOST_THREADS = (1024, 1024, 64)
+_MOST_SHARED_BYTES = 227 * 1024
+_PARAMS_ALIGNMENT = 128  # as much as any field can ask for
+
+# Signal handlers belong to the process, so it runs one launch at a time, in whichever library. A fork waits for it, and
+# so finds no launch half done.
+_one_at_a_time = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_one_at_a_time.acquire,
+        after_in_parent=_one_at_a_time.release,
+        after_in_child=_one_at_a_time.release,
+    )
+
 
 @attrs.frozen
 class Region:
@@ -30,7 +50,7 @@ class Region:
     begin : int
         Address.
     row_bytes, pitch, rows : int
-        Its extent.
+        Its extent. Rows do not overlap.
     writable : bool
         Whether the kernel may write it.
     initialized : bool
@@ -44,6 +64,11 @@ class Region:
     rows: int
     writable: bool = False
     initialized: bool = True
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse rows that overlap: a byte would have two histories."""
+        if self.rows > 1 and self.pitch < self.row_bytes:
+            raise _refused(f"pitch of {self.name}", f"at least row_bytes={self.row_bytes}", self.pitch)
 
 
 @attrs.frozen
@@ -103,7 +128,9 @@ class _Report(ctypes.Structure):
     ]
 
 
-_ORDERS, _COMPLETIONS, _ACCUMULATIONS = ({member: i for i, member in enumerate(kind)} for kind in (Order, Completion, Accumulation))
+_ORDERS, _COMPLETIONS, _ACCUMULATIONS = (
+    {member: i for i, member in enumerate(kind)} for kind in (Order, Completion, Accumulation)
+)
 
 
 class Library:
@@ -122,8 +149,8 @@ class Library:
         self.checked = checked
         self._kernels = ctypes.CDLL(str(path))
         self._run = self._kernels.emulated_launch  # of the runtime, which the library links
-        self._run.argtypes = [ctypes.c_void_p, ctypes.c_uint, ctypes.POINTER(_Launch), ctypes.POINTER(_Report)]
-        self._run.restype = None
+        self._run.argtypes = [ctypes.c_void_p, ctypes.POINTER(_Launch), ctypes.POINTER(_Report)]
+        self._run.restype = ctypes.c_int
 
     def launch(
         self,
@@ -158,15 +185,23 @@ class Library:
         KernelFault
             The kernel did what CUDA forbids or leaves undefined, or would not have ended.
         InvalidProblem
-            The library has no such kernel.
+            The library has no such kernel, or CUDA would refuse the launch.
         """
+        entry, bound = self._find(name)
+        if not 0 <= shared_bytes <= _MOST_SHARED_BYTES:
+            raise _refused("shared_bytes", f"0 to {_MOST_SHARED_BYTES}", shared_bytes)
+        blocks, threads = _extents("grid", grid, _MOST_BLOCKS), _extents("block", block, _MOST_THREADS)
+        if math.prod(threads) > bound:
+            raise _refused("block", f"at most {bound} threads, the launch bounds of {name}", threads)
         memory = (_Region * len(regions))(*map(_region, regions))
-        parameters = ctypes.create_string_buffer(params, len(params))
+        room = ctypes.create_string_buffer(len(params) + _PARAMS_ALIGNMENT)
+        parameters = -(-ctypes.addressof(room) // _PARAMS_ALIGNMENT) * _PARAMS_ALIGNMENT
+        ctypes.memmove(parameters, params, len(params))
         config = _Launch(
-            grid=_extents(grid),
-            block=_extents(block),
+            grid=blocks,
+            block=threads,
             shared_bytes=shared_bytes,
-            params=ctypes.cast(parameters, ctypes.c_void_p),
+            params=parameters,
             params_bytes=len(params),
             regions=memory,
             region_count=len(regions),
@@ -177,14 +212,21 @@ class Library:
             checked=self.checked,
         )
         report = _Report()
-        try:
-            entry, threads = self._kernels[name], ctypes.c_uint.in_dll(self._kernels, f"{name}_threads").value
-        except (AttributeError, ValueError):
-            raise InvalidProblem(op="emulator", field="kernel", expected="a kernel of the library", got=name) from None
-        self._run(ctypes.cast(entry, ctypes.c_void_p), threads, config, report)
+        with _one_at_a_time:
+            began = self._run(entry, config, report)
+        if not began:
+            raise MemoryError(f"emulator: no memory for {threads} threads and the state of what they access")
         if report.fault:
             raise self._fault(name, report)
         return Statistics(switches=report.switches, accesses=report.accesses)
+
+    def _find(self, name: str) -> tuple[int | None, int]:
+        """Return a kernel's address, and the most threads that a block of it may have."""
+        try:
+            bound = ctypes.c_uint.in_dll(self._kernels, f"{name}_threads").value
+            return ctypes.cast(self._kernels[name], ctypes.c_void_p).value, min(bound, _MOST_THREADS[0])
+        except (AttributeError, ValueError):
+            raise _refused("kernel", "a kernel of the library", name) from None
 
     def _fault(self, name: str, report: _Report) -> KernelFault:
         return KernelFault(
@@ -203,8 +245,16 @@ class Library:
         return places.line_of(self.path, place.pc) if place.pc else None
 
 
-def _extents(given: Sequence[int]) -> ctypes.Array[ctypes.c_uint32]:
-    return (ctypes.c_uint32 * 3)(*given, *[1] * (3 - len(given)))
+def _refused(field: str, expected: str, got: object) -> InvalidProblem:
+    return InvalidProblem(op="emulator", field=field, expected=expected, got=got)
+
+
+def _extents(field: str, given: Sequence[int], most: tuple[int, int, int]) -> tuple[int, int, int]:
+    whole = tuple(map(operator.index, given))
+    x, y, z = (*whole, 1, 1)[:3] if 1 <= len(whole) <= len(most) else (0, 0, 0)
+    if not all(1 <= extent <= limit for extent, limit in zip((x, y, z), most, strict=True)):
+        raise _refused(field, f"one to three extents, up to {most}", whole)
+    return x, y, z
 
 
 def _region(region: Region) -> _Region:

@@ -12,9 +12,12 @@ struct Barrier {
   unsigned expected = 0, arrived = 0;
   int all = 1, any = 0, count = 0;
   Vote vote = Vote::none;
+  Where first{};  // where the first thread arrived
   Clock clock;
 };
 Barrier barriers[16];
+
+unsigned meeting[32];  // of each warp: the lanes that wait for others
 
 int answer(const Barrier& barrier) {
   switch (barrier.vote) {
@@ -25,7 +28,25 @@ int answer(const Barrier& barrier) {
   }
 }
 
+bool same_place(Where a, Where b) { return a.line == b.line && (a.file == b.file || !strcmp(a.file, b.file)); }
+
+// Barriers are instructions of whole warps: lanes that reach one in two branches make it undefined.
+void check_warps(int id) {
+  for (unsigned warp = 0; warp * 32 < block.threads; ++warp) {
+    const Fiber* first = nullptr;
+    for (unsigned i = warp * 32; i < block.threads && i < warp * 32 + 32; ++i) {
+      const Fiber& fiber = block.fibers[i];
+      if (fiber.state != State::at_barrier || fiber.barrier != id) continue;
+      if (!first) first = &fiber;
+      if (!same_place(fiber.where, first->where))
+        fail(Fault::barrier, site_of(fiber.where), site_of(first->where),
+             "lanes of warp %u wait at barrier %d in different branches", warp, id);
+    }
+  }
+}
+
 void open(int id) {
+  check_warps(id);
   Barrier& barrier = barriers[id];
   for (unsigned i = 0; i < block.threads; ++i) {
     Fiber& fiber = block.fibers[i];
@@ -45,33 +66,56 @@ void order_lanes(unsigned warp, unsigned mask) {
     if (mask >> lane & 1) clock_acquire(warp * 32 + lane, clock);
 }
 
+// Lanes that the thread's mask names and that do not wait in the same instruction with the same mask.
+unsigned missing_lanes(unsigned thread) {
+  const Fiber& self = block.fibers[thread];
+  const unsigned warp = thread / 32;
+  unsigned missing = self.mask & ~meeting[warp];
+  if (missing) return missing;
+  for (unsigned lane = 0; lane < 32; ++lane) {
+    if (!(self.mask >> lane & 1)) continue;
+    const Fiber& other = block.fibers[warp * 32 + lane];
+    const bool same = other.mask == self.mask && other.kind == self.kind && other.complete == self.complete;
+    missing |= unsigned(!same) << lane;
+  }
+  return missing;
+}
+
 }  // namespace
 
 void barriers_begin_block() {
   for (Barrier& barrier : barriers) barrier = {};
+  memset(meeting, 0, sizeof meeting);
 }
 
-void barriers_describe_wait(const Fiber& fiber, char* text, size_t size) {
-  const Barrier& barrier = barriers[fiber.barrier];
-  snprintf(text, size, "barrier %d, where %u of %u threads have arrived", fiber.barrier, barrier.arrived,
-           barrier.expected);
+void describe_wait(unsigned thread, char (&text)[96]) {
+  const Fiber& fiber = block.fibers[thread];
+  if (fiber.state == State::at_barrier) {
+    const Barrier& barrier = barriers[fiber.barrier];
+    snprintf(text, sizeof text, "barrier %d, where %u of %u threads have arrived", fiber.barrier, barrier.arrived,
+             barrier.expected);
+  } else if (fiber.state == State::at_warp) {
+    snprintf(text, sizeof text, "lanes %#x of its warp", missing_lanes(thread));
+  } else {
+    snprintf(text, sizeof text, "a phase of an mbarrier that never completes");
+  }
 }
 
 int barrier(int id, unsigned count, bool wait_here, Vote vote, bool predicate, Where where) {
-  const Site site = site_of(where);
-  if (id < 0 || id > 15) fail(Fault::barrier, site, 0, "barrier %d: there are 16, from 0", id);
-  if (count % 32) fail(Fault::barrier, site, 0, "barrier %d for %u threads: warps arrive as a whole", id, count);
+  if (id < 0 || id > 15) fail(Fault::barrier, site_of(where), 0, "barrier %d: there are 16, from 0", id);
+  if (count % 32) fail(Fault::barrier, site_of(where), 0, "barrier %d for %u threads: warps arrive whole", id, count);
   const unsigned expected = count == whole_block ? block.threads : count;
-  if (expected > block.threads && count != whole_block)
-    fail(Fault::barrier, site, 0, "barrier %d for %u threads, in a block of %u", id, expected, block.threads);
+  if (expected > block.threads)
+    fail(Fault::barrier, site_of(where), 0, "barrier %d for %u threads, in a block of %u", id, expected, block.threads);
   Barrier& barrier = barriers[id];
   if (barrier.arrived && barrier.expected != expected)
-    fail(Fault::barrier, site, 0, "barrier %d for %u threads, while others wait there for %u", id, expected,
-         barrier.expected);
-  if (barrier.arrived && barrier.vote != vote && wait_here)
-    fail(Fault::barrier, site, 0, "barrier %d with another vote than the one that others wait for", id);
+    fail(Fault::barrier, site_of(where), site_of(barrier.first),
+         "barrier %d for %u threads, while others wait there for %u", id, expected, barrier.expected);
+  if (barrier.arrived && barrier.vote != vote)
+    fail(Fault::barrier, site_of(where), site_of(barrier.first), "barrier %d with another vote than others at it", id);
+  if (!barrier.arrived) barrier.first = where;
   barrier.expected = expected;
-  if (wait_here) barrier.vote = vote;
+  barrier.vote = vote;
   barrier.all &= predicate;
   barrier.any |= predicate;
   barrier.count += predicate;
@@ -80,6 +124,7 @@ int barrier(int id, unsigned count, bool wait_here, Vote vote, bool predicate, W
   Fiber& self = running();
   if (wait_here) {
     self.barrier = id;
+    self.where = where;
     self.state = State::at_barrier;  // so that open() finds this thread too
   }
   if (barrier.arrived == barrier.expected) open(id);
@@ -101,25 +146,17 @@ void meet(Collective kind, unsigned mask, void* mine, Complete complete, Where w
   self.mask = mask;
   self.mine = mine;
   self.complete = complete;
-  self.state = State::at_warp;
-  self.where = where;
+  meeting[warp] |= 1u << lane;
+  if (missing_lanes(block.running)) return wait(State::at_warp, where);
   void* lanes[32] = {};
-  Fiber* warp_fibers = &block.fibers[warp * 32];
-  for (unsigned i = 0; i < 32; ++i) {
-    if (!(mask >> i & 1)) continue;
-    const Fiber& fiber = warp_fibers[i];
-    const bool here = fiber.state == State::at_warp && fiber.mask == mask && fiber.kind == kind &&
-                      fiber.complete == complete;
-    if (!here) {
-      wait(State::at_warp, where);
-      return;
-    }
-    lanes[i] = fiber.mine;
-  }
+  Fiber* fibers = &block.fibers[warp * 32];
+  for (unsigned i = 0; i < 32; ++i)
+    if (mask >> i & 1) lanes[i] = fibers[i].mine;
   if (complete) complete(lanes, mask);
   if (kind == Collective::sync && checked()) order_lanes(warp, mask);
   for (unsigned i = 0; i < 32; ++i)
-    if (mask >> i & 1) warp_fibers[i].state = State::ready;
+    if (mask >> i & 1) fibers[i].state = State::ready;
+  meeting[warp] &= ~mask;
 }
 
 void sync_warp(unsigned mask, Where where) { meet(Collective::sync, mask, nullptr, nullptr, where); }

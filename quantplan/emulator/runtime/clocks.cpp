@@ -5,43 +5,39 @@
 
 namespace emulated {
 
+std::vector<uint32_t> clocks;
+
 namespace {
 
-std::vector<uint32_t> clocks;  // row t: the latest moment of each thread that thread t knows to be over
-unsigned stride;               // threads of the block, and agents of asynchronous copies
+unsigned stride() { return block.threads + agents; }
 
-uint32_t* row(unsigned thread) { return clocks.data() + size_t(thread) * stride; }
+void join(uint32_t* __restrict into, const uint32_t* __restrict from) {
+  for (unsigned i = 0, n = stride(); i < n; ++i) into[i] = std::max(into[i], from[i]);
+}
 
 }  // namespace
 
 void clocks_reset() {
-  stride = block.threads + agents;
-  clocks.assign(size_t(stride) * stride, 0);
-  for (unsigned t = 0; t < stride; ++t) row(t)[t] = 1;
+  clocks.assign(size_t(stride()) * stride(), 0);
+  for (unsigned t = 0; t < stride(); ++t) known(t, t) = 1;
 }
-
-uint32_t clock_of(unsigned thread) { return row(thread)[thread]; }
-
-bool happened_before(unsigned thread, uint32_t clock) { return clock <= row(block.running)[thread]; }
 
 void clock_release(Clock& into, unsigned thread) {
   if (!checked()) return;
-  into.resize(stride, 0);
-  uint32_t* mine = row(thread);
-  for (unsigned i = 0; i < stride; ++i) into[i] = std::max(into[i], mine[i]);
-  ++mine[thread];
+  into.resize(stride(), 0);
+  join(into.data(), &known(thread, 0));
+  ++known(thread, thread);
 }
 
 void clock_acquire(unsigned thread, const Clock& from) {
   if (!checked() || from.empty()) return;
-  uint32_t* mine = row(thread);
-  for (unsigned i = 0; i < stride; ++i) mine[i] = std::max(mine[i], from[i]);
+  join(&known(thread, 0), from.data());
 }
 
 uint32_t clock_tick_agent(unsigned agent, Clock& into) {
   if (!checked()) return 0;
-  into.resize(stride, 0);
-  const uint32_t now = row(agent)[agent]++;
+  into.resize(stride(), 0);
+  const uint32_t now = known(agent, agent)++;
   into[agent] = std::max(into[agent], now);
   return now;
 }

@@ -3,15 +3,12 @@
 // Each byte of shared memory and of the outputs has a cell: who wrote it last and who has read it since, as moments of
 // vector clocks. A write must come after the last write and after those reads, a read after the last write. Readers that
 // a later reader comes after are forgotten: what is ordered after the later one is ordered after them.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-
-#include <dlfcn.h>
-#include <link.h>
-
 #include <memory>
-#include <unordered_map>
+#include <utility>
 
 #include "runtime.h"
 
@@ -24,20 +21,26 @@ struct Stamp {
   uint32_t block;
   Site site;
   uint16_t thread;
-  uint8_t atomic;
+  uint16_t atomic;
 };
+
+enum Copy : uint32_t { at_rest, being_written, being_read };  // what an asynchronous copy does with a byte
 
 struct Cell {
   Stamp write, read;
-  uint32_t more;  // index into `readers`, when one is not enough
-  enum : uint8_t { at_rest, being_written, being_read } copy;  // what an asynchronous copy does with it
+  uint32_t more;       // index into `readers`, when one is not enough
+  uint32_t copy : 2;
+  uint32_t block : 30;  // of shared memory: for which block the cell holds
 };
+static_assert(sizeof(Cell) == 40, "cells have no padding: they are compared as bytes");
 
 // Cells are zero until touched, and memory from calloc costs nothing until then: outputs may be large.
 struct Free {
   void operator()(Cell* cells) const { free(cells); }
 };
 using Cells = std::unique_ptr<Cell[], Free>;
+
+Cells make_cells(size_t count) { return Cells(static_cast<Cell*>(calloc(count ? count : 1, sizeof(Cell)))); }
 
 struct Watched {
   const Region* region;
@@ -46,60 +49,115 @@ struct Watched {
 
 std::vector<Watched> watched;
 Cells shared_cells;
+uint32_t blocks_run;
 std::vector<std::vector<Stamp>> readers;
 std::vector<uint32_t> free_readers;
-uintptr_t image_begin, image_end;  // the library that holds the kernel: its constants may be read
 
-Cells make_cells(size_t count) { return Cells(static_cast<Cell*>(calloc(count ? count : 1, sizeof(Cell)))); }
-
-int find_image(dl_phdr_info* info, size_t, void* kernel) {
-  const auto mine = reinterpret_cast<uintptr_t>(kernel);
-  for (int i = 0; i < info->dlpi_phnum; ++i) {
-    const auto& part = info->dlpi_phdr[i];
-    const uintptr_t begin = info->dlpi_addr + part.p_vaddr, end = begin + part.p_memsz;
-    if (part.p_type != PT_LOAD || mine < begin || mine >= end) continue;
-    image_begin = ~uintptr_t(0);
-    image_end = 0;
-    for (int j = 0; j < info->dlpi_phnum; ++j) {
-      const auto& any = info->dlpi_phdr[j];
-      if (any.p_type != PT_LOAD) continue;
-      const uintptr_t low = info->dlpi_addr + any.p_vaddr;
-      image_begin = low < image_begin ? low : image_begin;
-      image_end = low + any.p_memsz > image_end ? low + any.p_memsz : image_end;
-    }
-    return 1;
-  }
-  return 0;
-}
-
-bool ordered(const Stamp& stamp) {
-  return stamp.clock == 0 || (stamp.block == block.linear && happened_before(stamp.thread, stamp.clock));
-}
+// ---- messages
 
 const char* verb(Access kind) {
   return kind == Access::read ? "reads" : kind == Access::write ? "writes" : "updates atomically";
 }
 
-void thread_name(unsigned thread, char (&text)[48]) {
-  if (thread >= block.threads)
-    snprintf(text, sizeof text, "an asynchronous copy");
+unsigned long long number(uint64_t n) { return n; }
+
+// A byte of an operand, or of shared memory when there is none.
+struct Byte {
+  const Region* region;
+  uint64_t row, at;
+};
+
+using Text = char[96];
+
+void name_byte(const Byte& byte, Text& text) {
+  if (byte.region)
+    snprintf(text, sizeof text, "byte %llu of row %llu of %s", number(byte.at), number(byte.row), byte.region->name);
   else
-    snprintf(text, sizeof text, "thread %u", thread);
+    snprintf(text, sizeof text, "shared memory at offset %llu", number(byte.at));
 }
 
-[[noreturn]] void fail_race(const Stamp& other, const char* did, Access kind, Site site, const char* what) {
-  char name[48];
-  thread_name(other.thread, name);
-  char elsewhere[32] = "";
+[[noreturn]] void fail_race(const Stamp& other, const char* did, Access kind, Site site, const Byte& byte) {
+  Text what, name, elsewhere = "";
+  name_byte(byte, what);
+  if (other.thread >= block.threads)
+    snprintf(name, sizeof name, "an asynchronous copy");
+  else
+    snprintf(name, sizeof name, "thread %u", other.thread);
   if (other.block != block.linear) snprintf(elsewhere, sizeof elsewhere, " of block %u", other.block);
   fail(Fault::race, site, other.site, "thread %u %s %s that %s%s %s, with no barrier between them", block.running,
        verb(kind), what, name, elsewhere, did);
 }
 
+[[noreturn]] void fail_in_flight(const Cell& cell, Access kind, Site site, const Byte& byte) {
+  Text what;
+  name_byte(byte, what);
+  const bool written = cell.copy == being_written;
+  fail(Fault::in_flight, site, written ? cell.write.site : cell.read.site,
+       "thread %u %s %s while an asynchronous copy %s it", block.running, verb(kind), what,
+       written ? "writes" : "reads");
+}
+
+[[noreturn]] void fail_uninitialized(Access kind, Site site, const Byte& byte) {
+  Text what;
+  name_byte(byte, what);
+  fail(Fault::uninitialized, site, 0, "thread %u %s %s, which nothing has written", block.running, verb(kind), what);
+}
+
+// The access belongs to nothing: says what is nearest.
+[[noreturn]] void fail_stray(uintptr_t address, size_t bytes, Access kind, Site site) {
+  constexpr uint64_t near = 4096;
+  char where[160];
+  snprintf(where, sizeof where, "at address %#zx, which belongs to no operand", size_t(address));
+  uint64_t nearest = near;
+  const auto consider = [&](uint64_t begin, uint64_t size, const char* name) {
+    const bool behind = address >= begin + size;
+    const uint64_t distance = behind ? address - (begin + size) : begin - address;
+    if (distance >= nearest) return;
+    nearest = distance;
+    snprintf(where, sizeof where, behind ? "%llu bytes behind the end of %s" : "%llu bytes before the start of %s",
+             number(distance), name);
+  };
+  consider(reinterpret_cast<uintptr_t>(block.shared), block.shared_bytes, "shared memory");
+  for (const Watched& one : watched) {
+    const Region& region = *one.region;
+    if (region.rows) consider(region.begin, (region.rows - 1) * region.pitch + region.row_bytes, region.name);
+  }
+  if (address - reinterpret_cast<uintptr_t>(launch->params) < launch->params_bytes)
+    snprintf(where, sizeof where, "of the kernel's parameters");
+  if (in_library(address, bytes)) snprintf(where, sizeof where, "of a constant");
+  for (const Fiber& fiber : block.fibers)
+    if (address - reinterpret_cast<uintptr_t>(fiber.stack) < stack_bytes)
+      snprintf(where, sizeof where, "of the local memory of thread %zu", size_t(&fiber - block.fibers.data()));
+  fail(Fault::out_of_bounds, site, 0, "thread %u %s %zu bytes %s", block.running, verb(kind), bytes, where);
+}
+
+// ---- who came before
+
+bool ordered(const Stamp& stamp) {
+  return stamp.clock == 0 || (stamp.block == block.linear && happened_before(stamp.thread, stamp.clock));
+}
+
+bool by_one_thread(const Stamp& a, const Stamp& b) { return a.thread == b.thread && a.block == b.block; }
+
+// Keeps what a later write must still be compared with: the newest reading of each thread of this block that the running
+// one does not come after, and one of the earlier blocks, which nothing comes after.
+void compact(std::vector<Stamp>& list) {
+  static uint32_t generation, seen[most_threads + agents];
+  ++generation;
+  bool earlier = false;
+  const auto obsolete = [&](const Stamp& stamp) {
+    if (stamp.block != block.linear) return std::exchange(earlier, true);
+    return ordered(stamp) || std::exchange(seen[stamp.thread], generation) == generation;
+  };
+  std::reverse(list.begin(), list.end());
+  list.erase(std::remove_if(list.begin(), list.end(), obsolete), list.end());
+  std::reverse(list.begin(), list.end());
+}
+
 void remember_reader(Cell& cell, const Stamp& now) {
-  if (cell.read.clock == 0 || (cell.read.thread == now.thread && cell.read.block == now.block) || ordered(cell.read)) {
+  if (by_one_thread(cell.read, now) || ordered(cell.read)) {
     cell.read = now;
-    if (!cell.more) return;
+    return;
   }
   if (!cell.more) {
     if (free_readers.empty()) {
@@ -110,10 +168,10 @@ void remember_reader(Cell& cell, const Stamp& now) {
     free_readers.pop_back();
   }
   std::vector<Stamp>& list = readers[cell.more];
-  size_t kept = 0;
-  for (const Stamp& stamp : list)
-    if (!(stamp.thread == now.thread && stamp.block == now.block) && !ordered(stamp)) list[kept++] = stamp;
-  list.resize(kept);
+  if (list.size() == list.capacity()) {
+    compact(list);
+    list.reserve(std::max<size_t>(8, 2 * list.size()));
+  }
   list.push_back(now);
 }
 
@@ -126,26 +184,49 @@ void forget_readers(Cell& cell) {
   cell.read = {};
 }
 
-void check_cell(Cell& cell, Access kind, Site site, const char* what, bool needs_value) {
-  if (cell.copy == Cell::being_written || (cell.copy == Cell::being_read && kind != Access::read))
-    fail(Fault::in_flight, site, cell.copy == Cell::being_written ? cell.write.site : cell.read.site,
-         "thread %u %s %s while an asynchronous copy %s it", block.running, verb(kind), what,
-         cell.copy == Cell::being_written ? "writes" : "reads");
+// ---- checks
+
+void check_cell(Cell& cell, Access kind, Site site, const Byte& byte, bool needs_value) {
+  if (cell.copy == being_written || (cell.copy == being_read && kind != Access::read))
+    fail_in_flight(cell, kind, site, byte);
   const bool both_atomic = kind == Access::atomic && cell.write.atomic;
-  if (!both_atomic && !ordered(cell.write)) fail_race(cell.write, "has written", kind, site, what);
+  if (!both_atomic && !ordered(cell.write)) fail_race(cell.write, "has written", kind, site, byte);
+  if (needs_value && kind != Access::write && cell.write.clock == 0) fail_uninitialized(kind, site, byte);
   const Stamp now{clock_of(block.running), block.linear, site, uint16_t(block.running), kind == Access::atomic};
-  if (kind == Access::read) {
-    if (needs_value && cell.write.clock == 0)
-      fail(Fault::uninitialized, site, 0, "thread %u reads %s, which nothing has written", block.running, what);
-    remember_reader(cell, now);
-    return;
-  }
-  if (!ordered(cell.read)) fail_race(cell.read, "has read", kind, site, what);
+  if (kind == Access::read) return remember_reader(cell, now);
+  if (!ordered(cell.read)) fail_race(cell.read, "has read", kind, site, byte);
   if (cell.more)
     for (const Stamp& stamp : readers[cell.more])
-      if (!ordered(stamp)) fail_race(stamp, "has read", kind, site, what);
+      if (!ordered(stamp)) fail_race(stamp, "has read", kind, site, byte);
   forget_readers(cell);
   cell.write = now;
+}
+
+// Checks `bytes` cells. Neighbours mostly share one history: then the outcome of the first holds for them too.
+template <class At>
+void check_cells(At at, size_t bytes, Access kind, Site site, Byte byte, bool needs_value) {
+  Cell& first = at(0);
+  const Cell before = first;
+  check_cell(first, kind, site, byte, needs_value);
+  const bool simple = !before.more && !first.more;
+  for (size_t i = 1; i < bytes; ++i) {
+    Cell& cell = at(i);
+    ++byte.at;
+    if (simple && !memcmp(&cell, &before, sizeof cell))
+      cell = first;
+    else
+      check_cell(cell, kind, site, byte, needs_value);
+  }
+}
+
+Cell& shared_cell(size_t offset) {
+  Cell& cell = shared_cells[offset];
+  if (cell.block != blocks_run) {  // left by an earlier block
+    forget_readers(cell);
+    cell = {};
+    cell.block = blocks_run;
+  }
+  return cell;
 }
 
 void check_shared(uintptr_t address, size_t bytes, Access kind, Site site) {
@@ -153,9 +234,8 @@ void check_shared(uintptr_t address, size_t bytes, Access kind, Site site) {
   if (offset + bytes > block.shared_bytes)
     fail(Fault::out_of_bounds, site, 0, "thread %u %s %zu bytes at offset %zu of shared memory, which has %zu",
          block.running, verb(kind), bytes, offset, block.shared_bytes);
-  char what[64];
-  snprintf(what, sizeof what, "shared memory at offset %zu", offset);
-  for (size_t i = 0; i < bytes; ++i) check_cell(shared_cells[offset + i], kind, site, what, true);
+  const auto at = [offset](size_t i) -> Cell& { return shared_cell(offset + i); };
+  check_cells(at, bytes, kind, site, {nullptr, 0, offset}, true);
 }
 
 bool check_region(Watched& one, uintptr_t address, size_t bytes, Access kind, Site site) {
@@ -167,46 +247,43 @@ bool check_region(Watched& one, uintptr_t address, size_t bytes, Access kind, Si
   const uint64_t row = region.rows == 1 ? 0 : offset / region.pitch, at = offset - row * region.pitch;
   if (at + bytes > region.row_bytes)
     fail(Fault::out_of_bounds, site, 0, "thread %u %s %zu bytes at byte %llu of row %llu of %s, which has %llu",
-         block.running, verb(kind), bytes, (unsigned long long)at, (unsigned long long)row, region.name,
-         (unsigned long long)region.row_bytes);
+         block.running, verb(kind), bytes, number(at), number(row), region.name, number(region.row_bytes));
   if (kind != Access::read && !region.writable)
     fail(Fault::read_only, site, 0, "thread %u %s %s, which is an input", block.running, verb(kind), region.name);
   if (!region.writable) return true;
-  char what[96];
-  snprintf(what, sizeof what, "byte %llu of row %llu of %s", (unsigned long long)at, (unsigned long long)row,
-           region.name);
   Cell* cells = &one.cells[row * region.row_bytes + at];
-  for (size_t i = 0; i < bytes; ++i) check_cell(cells[i], kind, site, what, !region.initialized);
+  check_cells([cells](size_t i) -> Cell& { return cells[i]; }, bytes, kind, site, {&region, row, at}, !region.initialized);
   return true;
 }
 
-bool within(uintptr_t address, size_t bytes, uintptr_t begin, uintptr_t end) {
-  return address >= begin && address + bytes <= end;
+bool within(uintptr_t address, size_t bytes, uintptr_t begin, size_t size) {
+  return address >= begin && address + bytes <= begin + size;
 }
 
 }  // namespace
 
 // ---- the life of a launch
 
-void memory_begin_launch(const void* kernel) {
+bool memory_begin_launch() {
   watched.clear();
   readers.assign(1, {});  // index 0 stands for none
   free_readers.clear();
-  if (!checked()) return;
-  dl_iterate_phdr(find_image, const_cast<void*>(kernel));
+  blocks_run = 0;
+  if (!checked()) return true;
+  shared_cells = make_cells(block.shared_bytes);
+  bool held = shared_cells != nullptr;
   for (int i = 0; i < launch->region_count; ++i) {
     const Region& region = launch->regions[i];
     watched.push_back({&region, make_cells(region.writable ? region.rows * region.row_bytes : 0)});
+    held = held && watched.back().cells;
   }
+  return held;
 }
 
 void memory_begin_block() {
   if (!checked()) return;
   clocks_reset();
-  if (shared_cells)
-    for (size_t i = 0; i < block.shared_bytes; ++i) forget_readers(shared_cells[i]);
-  shared_cells = make_cells(block.shared_bytes);
-  // the outputs' cells go on: two blocks that write one byte are a race
+  ++blocks_run;  // the outputs' cells go on: two blocks that write one byte are a race
 }
 
 void memory_end_launch() {
@@ -217,36 +294,35 @@ void memory_end_launch() {
 // ---- accesses
 
 bool is_shared(const void* pointer) {
-  const auto address = reinterpret_cast<uintptr_t>(pointer), begin = reinterpret_cast<uintptr_t>(block.shared);
-  return address >= begin && address < begin + block.shared_bytes;
+  return within(reinterpret_cast<uintptr_t>(pointer), 1, reinterpret_cast<uintptr_t>(block.shared), block.shared_bytes);
 }
 
 void access(uintptr_t address, size_t bytes, Access kind, Site site) {
-  const uintptr_t stack = reinterpret_cast<uintptr_t>(running().stack);
-  if (within(address, bytes, stack, stack + stack_bytes)) return;
+  if (within(address, bytes, reinterpret_cast<uintptr_t>(running().stack), stack_bytes)) return;
+  if (interrupted) fail(Fault::deadlock, site, 0, "interrupted before its end");
   ++report->accesses;
-  if (bytes <= 16 && (bytes & (bytes - 1)) == 0 && address % bytes)
-    fail(Fault::misaligned, site, 0, "thread %u %s %zu bytes at address %#zx", block.running, verb(kind), bytes,
-         size_t(address));
   const uintptr_t shared = reinterpret_cast<uintptr_t>(block.shared);
   if (address >= shared && address < shared + block.shared_bytes) return check_shared(address, bytes, kind, site);
   for (Watched& one : watched)
     if (check_region(one, address, bytes, kind, site)) return;
-  const uintptr_t params = reinterpret_cast<uintptr_t>(launch->params);
-  if (kind == Access::read && within(address, bytes, params, params + launch->params_bytes)) return;
-  if (kind == Access::read && within(address, bytes, image_begin, image_end)) return;
-  if (address == shared + block.shared_bytes)
-    fail(Fault::out_of_bounds, site, 0, "thread %u %s %zu bytes behind the end of shared memory, which has %zu",
-         block.running, verb(kind), bytes, block.shared_bytes);
-  fail(Fault::out_of_bounds, site, 0, "thread %u %s %zu bytes at address %#zx, which belongs to no operand",
-       block.running, verb(kind), bytes, size_t(address));
+  const bool constant = within(address, bytes, reinterpret_cast<uintptr_t>(launch->params), launch->params_bytes) ||
+                        in_library(address, bytes);
+  if (kind != Access::read || !constant) fail_stray(address, bytes, kind, site);
 }
+
+namespace {
+
+void check_alignment(uintptr_t address, size_t bytes, Access kind, size_t alignment, Site site) {
+  if (address % alignment)
+    fail(Fault::misaligned, site, 0, "thread %u %s %zu bytes at address %#zx, which is no multiple of %zu",
+         block.running, verb(kind), bytes, size_t(address), alignment);
+}
+
+}  // namespace
 
 void touch(const void* pointer, size_t bytes, Access kind, size_t alignment, Where where) {
   const auto address = reinterpret_cast<uintptr_t>(pointer);
-  if (address % alignment)
-    fail(Fault::misaligned, site_of(where), 0, "thread %u %s %zu bytes at address %#zx, which is no multiple of %zu",
-         block.running, verb(kind), bytes, size_t(address), alignment);
+  if (address % alignment) check_alignment(address, bytes, kind, alignment, site_of(where));
   if (checked()) access(address, bytes, kind, site_of(where));
 }
 
@@ -255,8 +331,8 @@ void touch(const void* pointer, size_t bytes, Access kind, size_t alignment, Whe
 void memory_in_flight(const void* shared, size_t bytes, Site site) {
   const size_t offset = static_cast<const char*>(shared) - block.shared;
   for (size_t i = 0; i < bytes; ++i) {
-    Cell& cell = shared_cells[offset + i];
-    cell.copy = Cell::being_written;
+    Cell& cell = shared_cell(offset + i);
+    cell.copy = being_written;
     cell.write.site = site;
   }
 }
@@ -264,8 +340,8 @@ void memory_in_flight(const void* shared, size_t bytes, Site site) {
 void memory_landed(const void* shared, size_t bytes, unsigned thread, uint32_t clock, Site site) {
   const size_t offset = static_cast<const char*>(shared) - block.shared;
   for (size_t i = 0; i < bytes; ++i) {
-    Cell& cell = shared_cells[offset + i];
-    cell.copy = Cell::at_rest;
+    Cell& cell = shared_cell(offset + i);
+    cell.copy = at_rest;
     cell.write = {clock, block.linear, site, uint16_t(thread), 0};
   }
 }
@@ -273,36 +349,47 @@ void memory_landed(const void* shared, size_t bytes, unsigned thread, uint32_t c
 void memory_begin_reading(const void* shared, size_t bytes, Site site) {
   const size_t offset = static_cast<const char*>(shared) - block.shared;
   for (size_t i = 0; i < bytes; ++i) {
-    Cell& cell = shared_cells[offset + i];
+    Cell& cell = shared_cell(offset + i);
     if (!fenced(cell.write.thread, cell.write.clock))
       fail(Fault::race, site, cell.write.site, "a bulk store reads what thread %u wrote without fence.proxy.async",
            cell.write.thread);
-    cell.copy = Cell::being_read;
+    cell.copy = being_read;
   }
 }
 
 void memory_end_reading(const void* shared, size_t bytes, Site site) {
   const size_t offset = static_cast<const char*>(shared) - block.shared;
   for (size_t i = 0; i < bytes; ++i) {
-    Cell& cell = shared_cells[offset + i];
-    cell.copy = Cell::at_rest;
+    Cell& cell = shared_cell(offset + i);
+    cell.copy = at_rest;
     remember_reader(cell, {clock_of(block.running), block.linear, site, uint16_t(block.running), 0});
   }
 }
 
-}  // namespace emulated
-
 // ---- what -fsanitize=thread calls before each load and store of a kernel. Its own runtime is not linked.
 
+namespace {
+
+inline void seen(const void* p, size_t bytes, Access kind, size_t alignment, const void* return_address) {
+  const auto address = reinterpret_cast<uintptr_t>(p);
+  const Site site = site_of_call(return_address);
+  check_alignment(address, bytes, kind, alignment, site);
+  if (bytes) access(address, bytes, kind, site);
+}
+
+}  // namespace
+
+}  // namespace emulated
+
 #define EMULATED_HOOK __attribute__((visibility("default")))
-#define EMULATED_CHECK(kind, bytes)                                                   \
-  emulated::access(reinterpret_cast<uintptr_t>(p), bytes, emulated::Access::kind, \
-                   emulated::site_of_pc(__builtin_return_address(0)))
-#define EMULATED_SIZE(n)                                                                      \
-  EMULATED_HOOK void __tsan_read##n(void* p) { EMULATED_CHECK(read, n); }                     \
-  EMULATED_HOOK void __tsan_write##n(void* p) { EMULATED_CHECK(write, n); }                   \
-  EMULATED_HOOK void __tsan_unaligned_read##n(void* p) { EMULATED_CHECK(read, n); }           \
-  EMULATED_HOOK void __tsan_unaligned_write##n(void* p) { EMULATED_CHECK(write, n); }
+#define EMULATED_SEEN(p, kind, bytes, alignment) \
+  emulated::seen(p, bytes, emulated::Access::kind, alignment, __builtin_return_address(0))
+// "Unaligned" accesses are those whose type promises nothing: a GPU's compiler splits them.
+#define EMULATED_SIZE(n)                                                                \
+  EMULATED_HOOK void __tsan_read##n(void* p) { EMULATED_SEEN(p, read, n, n); }           \
+  EMULATED_HOOK void __tsan_write##n(void* p) { EMULATED_SEEN(p, write, n, n); }         \
+  EMULATED_HOOK void __tsan_unaligned_read##n(void* p) { EMULATED_SEEN(p, read, n, 1); } \
+  EMULATED_HOOK void __tsan_unaligned_write##n(void* p) { EMULATED_SEEN(p, write, n, 1); }
 
 extern "C" {
 EMULATED_SIZE(1)
@@ -310,23 +397,20 @@ EMULATED_SIZE(2)
 EMULATED_SIZE(4)
 EMULATED_SIZE(8)
 EMULATED_SIZE(16)
-EMULATED_HOOK void __tsan_read_range(void* p, size_t n) { EMULATED_CHECK(read, n); }
-EMULATED_HOOK void __tsan_write_range(void* p, size_t n) { EMULATED_CHECK(write, n); }
+EMULATED_HOOK void __tsan_read_range(void* p, size_t n) { EMULATED_SEEN(p, read, n, 1); }
+EMULATED_HOOK void __tsan_write_range(void* p, size_t n) { EMULATED_SEEN(p, write, n, 1); }
 EMULATED_HOOK void* __tsan_memcpy(void* to, const void* from, size_t n) {
-  const emulated::Site site = emulated::site_of_pc(__builtin_return_address(0));
-  emulated::access(reinterpret_cast<uintptr_t>(from), n, emulated::Access::read, site);
-  emulated::access(reinterpret_cast<uintptr_t>(to), n, emulated::Access::write, site);
+  EMULATED_SEEN(from, read, n, 1);
+  EMULATED_SEEN(to, write, n, 1);
   return memcpy(to, from, n);
 }
 EMULATED_HOOK void* __tsan_memmove(void* to, const void* from, size_t n) {
-  const emulated::Site site = emulated::site_of_pc(__builtin_return_address(0));
-  emulated::access(reinterpret_cast<uintptr_t>(from), n, emulated::Access::read, site);
-  emulated::access(reinterpret_cast<uintptr_t>(to), n, emulated::Access::write, site);
+  EMULATED_SEEN(from, read, n, 1);
+  EMULATED_SEEN(to, write, n, 1);
   return memmove(to, from, n);
 }
 EMULATED_HOOK void* __tsan_memset(void* to, int value, size_t n) {
-  const emulated::Site site = emulated::site_of_pc(__builtin_return_address(0));
-  emulated::access(reinterpret_cast<uintptr_t>(to), n, emulated::Access::write, site);
+  EMULATED_SEEN(to, write, n, 1);
   return memset(to, value, n);
 }
 EMULATED_HOOK void __tsan_func_entry(void*) {}
