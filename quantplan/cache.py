@@ -6,11 +6,16 @@ kernels then live in a temporary folder of this process.
 
 from __future__ import annotations
 
+import atexit
+import logging
 import os
+import shutil
 import sys
 import tempfile
 from functools import cache
 from pathlib import Path
+
+_log = logging.getLogger(__name__)
 
 
 def cache_root() -> Path:
@@ -34,13 +39,15 @@ def folder(name: str) -> Path:
     name : str
         Which: compiled kernels of each kind lie apart.
     """
-    root = cache_root()
-    place = root / name
     try:
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError:
-        return _temporary(name)
-    return place if all(why_untrusted(path) is None for path in (root, place)) else _temporary(name)
+        root = cache_root()
+        place = root / name
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        place.mkdir(mode=0o700, exist_ok=True)
+        reason = why_untrusted(root) or why_untrusted(place)
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
+        reason = str(error)
+    return _temporary(name, reason) if reason else place
 
 
 def why_untrusted(path: Path) -> str | None:
@@ -74,8 +81,16 @@ def write(path: Path, content: bytes) -> None:
 
 
 @cache
-def _temporary(name: str) -> Path:
-    return Path(tempfile.mkdtemp(prefix=f"quantplan-{name}-"))
+def _temporary(name: str, reason: str) -> Path:
+    _log.warning("compiled kernels are not kept: %s", reason)
+    place = Path(tempfile.mkdtemp(prefix=f"quantplan-{name}-"))
+    atexit.register(_remove, place, os.getpid())
+    return place
+
+
+def _remove(place: Path, owner: int) -> None:
+    if os.getpid() == owner:  # a forked child leaves it to its parent
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _absolute(variable: str) -> Path | None:

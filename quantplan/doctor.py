@@ -7,23 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
-from typing import TYPE_CHECKING
 
 import attrs
 
 from quantplan.devices import cuda
-from quantplan.errors import DriverError, DriverNotFound
+from quantplan.errors import CompilerNotFound, DriverError, DriverNotFound
 from quantplan.record import Record
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 _CORE = ("numpy", "ml_dtypes", "attrs")
 _CUDA = (("cupy-cuda13x", "cupy-cuda12x"), ("cuda-core",), ("cuda-bindings",))
 """Packages that running on a GPU needs: of each group, one."""
 _CUDA_REMEDY = "pip install 'quantplan[cuda13]'"
-_COMPILERS = ("g++", "clang++")
 
 
 @attrs.frozen(kw_only=True, repr=False)
@@ -54,29 +48,6 @@ class Finding(Record):
 def doctor() -> list[Finding]:
     """Look for everything that quantplan can use; nothing is changed and nothing is compiled."""
     return [*_versions(), _driver(), _gpus(), _nvrtc(), _compiler(), _cache()]
-
-
-def cache_root() -> Path:
-    """Return the folder for compiled kernels: ``QUANTPLAN_CACHE_DIR``, or the platform's folder for caches."""
-    from pathlib import Path  # noqa: PLC0415 - see above
-
-    if chosen := os.environ.get("QUANTPLAN_CACHE_DIR"):
-        return Path(chosen)
-    if sys.platform == "win32":
-        base = _absolute("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = _absolute("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return base / "quantplan"
-
-
-def _absolute(variable: str) -> Path | None:
-    """Return the folder that an environment variable names; a relative one would follow the working directory."""
-    from pathlib import Path  # noqa: PLC0415 - see above
-
-    folder = Path(os.environ.get(variable, ""))
-    return folder if folder.is_absolute() else None
 
 
 def _versions() -> list[Finding]:
@@ -139,28 +110,26 @@ def _nvrtc() -> Finding:
 
 
 def _compiler() -> Finding:
-    import shlex  # noqa: PLC0415 - see above
-    import shutil  # noqa: PLC0415
+    from quantplan.emulator.compiler import find_compiler  # noqa: PLC0415 - see above
 
-    chosen = shlex.split(os.environ.get("CXX", ""))[:1]  # it may carry options
-    names = chosen or list(_COMPILERS)
-    found = next((path for path in map(shutil.which, names) if path), None)
-    remedy = "" if found else "install g++ or clang++, or set CXX"
-    return Finding(
-        name="host C++ compiler",
-        found=found is not None,
-        detail=found or f"none of {', '.join(names)}",
-        remedy=remedy,
-        needed_for="the emulated device",
-    )
+    name, needed = "host C++ compiler", "the emulated device"
+    try:
+        command = find_compiler()
+    except CompilerNotFound as error:
+        return Finding(name=name, found=False, detail=error.message, remedy=error.hint or "", needed_for=needed)
+    return Finding(name=name, found=True, detail=" ".join(command), needed_for=needed)
 
 
 def _cache() -> Finding:
-    root, needed = cache_root(), "fast starts"
+    from quantplan import cache  # noqa: PLC0415 - see above
+
+    root, needed = cache.cache_root(), "fast starts"
     try:
         nearest = next((folder for folder in (root, *root.parents) if folder.exists()), None)
         writable = nearest is not None and nearest.is_dir() and os.access(nearest, os.W_OK)
         state = "exists" if nearest == root else "made when first needed"
+        if nearest == root and (distrust := cache.why_untrusted(root)):
+            writable, state = False, distrust
     except OSError as error:
         writable, state = False, error.strerror or str(error)
     remedy = "" if writable else "set QUANTPLAN_CACHE_DIR to a folder of your own; without one, kernels compile anew"
