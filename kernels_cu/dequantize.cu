@@ -13,7 +13,7 @@ struct DequantizeParams {
   void* output;
   const void* scale;  // null: host_scale
   const int* zero_point;  // null: host_zero_point
-  int64 m, k, q_stride, output_stride, group_size, scale_stride;
+  int64 m, k, q_stride, output_stride, group_size, scale_stride, zero_point_stride;
   double host_scale;
   int host_zero_point, columns_log2;
 };
@@ -39,15 +39,17 @@ __device__ void dequantize(const DequantizeParams& p) {
   for (int i = 0; i < elementwise_rows; ++i) {
     const int64 row = tile.row + i * tile.row_step;
     if (row >= p.m) break;
-    const Segments<P, V> segments(row, tile.column, p.group_size, p.scale_stride, count);
+    const Segments<P, V> segments(row, tile.column, p.group_size, count);
+    const Scale* scales = static_cast<const Scale*>(p.scale) + segments.row * p.scale_stride;
+    const int* zero_points = p.zero_point + segments.row * p.zero_point_stride;
     Vec<Out, V> output;
     W scale = W(p.host_scale);
     int zero_point = p.host_zero_point;
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       if (j == 0 || varies_in_row<P>) {
-        if (p.scale) scale = widen<W>(static_cast<const Scale*>(p.scale)[segments.index[j]]);
-        if (Asymmetric && p.zero_point) zero_point = p.zero_point[segments.index[j]];
+        if (p.scale) scale = widen<W>(scales[segments.column[j]]);
+        if (Asymmetric && p.zero_point) zero_point = zero_points[segments.column[j]];
       }
       W product;
       if constexpr (is_fp8<In>) product = multiply(widen<W>(q[i].item[j]), scale);

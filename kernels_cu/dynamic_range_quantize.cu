@@ -29,6 +29,7 @@ struct SegmentsParams {
   int* zero_point;
   int64 m, k, x_stride, q_stride;
   int64 length, per_row;  // of a segment, the last of a row may be shorter; and how many a row has
+  int64 scale_stride, zero_point_stride;
   int q_min, q_max;
 };
 
@@ -70,9 +71,8 @@ __device__ void quantize_segments(const SegmentsParams& p) {
   }
   const auto chosen = Choose<Scale, W>::from(range, symmetric_limit<Out, W>(p.q_max), p.q_min, p.q_max);
   if (lane == 0 && present) {
-    const int64 segment = row * p.per_row + index;
-    static_cast<Scale*>(p.scale)[segment] = chosen.stored;
-    if constexpr (Asymmetric) p.zero_point[segment] = chosen.zero_point;
+    static_cast<Scale*>(p.scale)[row * p.scale_stride + index] = chosen.stored;
+    if constexpr (Asymmetric) p.zero_point[row * p.zero_point_stride + index] = chosen.zero_point;
   }
 
   Out* q = static_cast<Out*>(p.q) + row * p.q_stride;
@@ -145,7 +145,9 @@ struct ScalesParams {
   const void* partial;
   void* scale;
   int* zero_point;
-  int64 segments, parts;
+  int64 rows, columns;  // of the scales
+  int64 scale_stride, zero_point_stride;
+  int64 parts;  // of each segment, `columns` states apart; those of the next row of segments follow
   int q_min, q_max;
 };
 
@@ -155,19 +157,22 @@ __device__ void scales(const ScalesParams& p) {
   using W = wide<In>;
   using Range = State<Asymmetric, W>;
   const Range* partial = static_cast<const Range*>(p.partial);
-  const int64 segment = Whole ? 0 : int64(blockIdx.x) * elementwise_threads + threadIdx.x;
+  int64 row = 0, column = 0;
   Range range = Range::empty();
   if constexpr (Whole) {
     for (int64 part = threadIdx.x; part < p.parts; part += elementwise_threads) range.merge(partial[part]);
     range = reduce_block<elementwise_threads>(range, reinterpret_cast<Range*>(ptx::shared_memory()));
     if (threadIdx.x != 0) return;
   } else {
-    if (segment >= p.segments) return;
-    for (int64 part = 0; part < p.parts; ++part) range.merge(partial[part * p.segments + segment]);
+    const int64 across = (p.columns + elementwise_threads - 1) / elementwise_threads;
+    row = blockIdx.x / across;
+    column = (blockIdx.x - row * across) * elementwise_threads + threadIdx.x;
+    if (column >= p.columns) return;
+    for (int64 part = 0; part < p.parts; ++part) range.merge(partial[(row * p.parts + part) * p.columns + column]);
   }
   const auto chosen = Choose<Scale, W>::from(range, symmetric_limit<Out, W>(p.q_max), p.q_min, p.q_max);
-  static_cast<Scale*>(p.scale)[segment] = chosen.stored;
-  if constexpr (Asymmetric) p.zero_point[segment] = chosen.zero_point;
+  static_cast<Scale*>(p.scale)[row * p.scale_stride + column] = chosen.stored;
+  if constexpr (Asymmetric) p.zero_point[row * p.zero_point_stride + column] = chosen.zero_point;
 }
 
 }  // namespace qp

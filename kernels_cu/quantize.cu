@@ -28,7 +28,7 @@ struct QuantizeParams {
   void* q;
   const void* scale;  // null: host_scale
   const int* zero_point;  // null: host_zero_point
-  int64 m, k, x_stride, q_stride, group_size, scale_stride;
+  int64 m, k, x_stride, q_stride, group_size, scale_stride, zero_point_stride;
   double host_scale;
   int host_zero_point, q_min, q_max, columns_log2;
 };
@@ -47,39 +47,29 @@ __device__ inline Tile tile_of(int64 k, int columns_log2) {
           down * high * elementwise_rows + (threadIdx.x >> columns_log2), high};
 }
 
-// Index of the segment of an element.
-template <Per P>
-__device__ inline int64 segment_of(int64 row, int64 column, int64 group_size, int64 scale_stride) {
-  switch (P) {
-    case Per::tensor: return 0;
-    case Per::row: return row;
-    case Per::column: return column;
-    case Per::group_in_row: return row * scale_stride + column / group_size;
-    case Per::group_in_column: return row / group_size * scale_stride + column;
-  }
-  return 0;
-}
-
 // Whether neighbours in a row can belong to different segments.
 template <Per P> constexpr bool varies_in_row = P != Per::tensor && P != Per::row;
 
-// Index of the segment of each element of a chunk: one division, however many groups the chunk crosses.
+// Where the scales of a chunk's elements are: in which row of the scales, and in which column. One division for a
+// chunk, however many groups it crosses.
 template <Per P, int V>
 struct Segments {
-  int64 index[V];
-  __device__ Segments(int64 row, int64 column, int64 group_size, int64 scale_stride, int count) {
-    index[0] = segment_of<P>(row, column, group_size, scale_stride);
+  int64 row, column[V];
+  __device__ Segments(int64 at_row, int64 at_column, int64 group_size, int count) {
+    row = P == Per::group_in_row ? at_row : P == Per::group_in_column ? at_row / group_size : 0;
     if constexpr (P == Per::group_in_row) {
-      int64 rest = group_size - column % group_size;  // elements until the next group
+      column[0] = at_column / group_size;
+      int64 rest = group_size - (at_column - column[0] * group_size);  // elements until the next group
 #pragma unroll
       for (int i = 1; i < V; ++i) {
         const bool next = --rest == 0;
         if (next) rest = group_size;
-        index[i] = index[i - 1] + (next && i < count);
+        column[i] = column[i - 1] + (next && i < count);
       }
     } else {
+      const int64 first = P == Per::row ? at_row : P == Per::tensor ? 0 : at_column;
 #pragma unroll
-      for (int i = 1; i < V; ++i) index[i] = index[0] + (varies_in_row<P> && i < count ? i : 0);
+      for (int i = 0; i < V; ++i) column[i] = first + (varies_in_row<P> && i < count ? i : 0);
     }
   }
 };
@@ -101,17 +91,19 @@ __device__ void quantize(const QuantizeParams& p) {
   for (int i = 0; i < elementwise_rows; ++i) {
     const int64 row = tile.row + i * tile.row_step;
     if (row >= p.m) break;
-    const Segments<P, V> segments(row, tile.column, p.group_size, p.scale_stride, count);
+    const Segments<P, V> segments(row, tile.column, p.group_size, count);
+    const Scale* scales = static_cast<const Scale*>(p.scale) + segments.row * p.scale_stride;
+    const int* zero_points = p.zero_point + segments.row * p.zero_point_stride;
     W scale[V];
     int zero_point[V] = {};
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       const bool repeats = j > 0 && !varies_in_row<P>;
       if (repeats) scale[j] = scale[0];
-      else scale[j] = p.scale ? widen<W>(static_cast<const Scale*>(p.scale)[segments.index[j]]) : W(p.host_scale);
+      else scale[j] = p.scale ? widen<W>(scales[segments.column[j]]) : W(p.host_scale);
       if constexpr (Asymmetric) {
         if (repeats) zero_point[j] = zero_point[0];
-        else zero_point[j] = p.zero_point ? p.zero_point[segments.index[j]] : p.host_zero_point;
+        else zero_point[j] = p.zero_point ? zero_points[segments.column[j]] : p.host_zero_point;
       }
     }
     const Vec<Out, V> q = quantize_chunk<Out, Saturate, Asymmetric>(

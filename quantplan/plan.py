@@ -8,6 +8,7 @@ descriptor ──select──▶ Plan ──bind──▶ BoundPlan
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 import attrs
@@ -21,7 +22,7 @@ from quantplan.variant import Identity, Variant, VariantReport
 from quantplan.workspace import ALIGNMENT, Workspace
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from quantplan.tensor import TensorView
     from quantplan.variant import Prepare, Start
@@ -68,6 +69,8 @@ class Plan(ABC, Generic[D, A]):
     operand_names: ClassVar[tuple[str, ...]]
     rows_operand: ClassVar[str]
     variants: ClassVar[tuple[Variant, ...]]
+    also_called: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """Other names of descriptor fields, for the command line."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:  # noqa: ANN401 - forwarded as they are
         super().__init_subclass__(**kwargs)

@@ -98,6 +98,10 @@ class Variant(ABC):
         """Return why it cannot run the problem on the target, or None."""
         return self.limit(desc) or target.why_not(self.arch)
 
+    def kernels(self, desc: Any) -> tuple[KernelSpec, ...]:  # noqa: ANN401, ARG002 - each op has its own descriptor; variants may look at it
+        """Return every kernel that a launch of the problem may need."""
+        return ()
+
     @abstractmethod
     def guarantee(self, desc: Any) -> PrecisionGuarantee:  # noqa: ANN401 - each op has its own descriptor
         """Return what it promises for the problem."""
@@ -251,6 +255,10 @@ class KernelVariant(Variant):
     def guarantee(self, desc: Any) -> PrecisionGuarantee:  # noqa: ANN401 - each op has its own descriptor
         """Return what the kernels promise for the problem."""
         return self.promise(desc)
+
+    def kernels(self, desc: Any) -> tuple[KernelSpec, ...]:  # noqa: ANN401 - each op has its own descriptor
+        """Return every kernel that a launch of the problem may need."""
+        return self.program.specs(desc)
 
     def source_digest(self) -> str:
         """Return the SHA-256 of the family's source with all that it includes."""

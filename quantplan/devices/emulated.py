@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from quantplan.devices.device import Grid, Touched
+
+_UNIT = 32
+"""Kernels of one translation unit: most of a small unit's time goes into what its kernels share."""
 
 _libraries: dict[tuple[KernelSpec, int, bool], Library] = {}
 """Kernels that this process has built or found in the cache: by kernel, architecture, and whether they are checked."""
@@ -113,9 +118,14 @@ def _load(spec: KernelSpec, arch: int, *, checked: bool) -> Library:
 
 def _build(specs: tuple[KernelSpec, ...], arch: int, *, checked: bool) -> None:
     missing = [spec for spec in dict.fromkeys(specs) if (spec, arch, checked) not in _libraries]
-    if missing:
-        library = Library(compiler.build(source_text(missing), arch=arch, checked=checked), checked=checked)
-        _libraries.update({(spec, arch, checked): library for spec in missing})
+    units = [missing[i : i + _UNIT] for i in range(0, len(missing), _UNIT)]
+
+    def library(unit: list[KernelSpec]) -> Library:
+        return Library(compiler.build(source_text(unit), arch=arch, checked=checked), checked=checked)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for unit, built in zip(units, pool.map(library, units), strict=True):
+            _libraries.update({(spec, arch, checked): built for spec in unit})
 
 
 def _region(memory: Touched) -> Region:

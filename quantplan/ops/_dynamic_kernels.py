@@ -53,6 +53,14 @@ def _one_row(desc: Desc) -> bool:
     return desc.scope.kind is ScopeKind.TENSOR and desc.m <= 1
 
 
+def _scale_pitches(args: Args, *, of_a_row: int) -> tuple[int, int]:
+    """Return the distance of rows of scales and of zero points; where they are vectors, it is the given one."""
+    scale, zero_point = args.scale, args.zero_point
+    if len(scale.shape) == 1:
+        return of_a_row, of_a_row
+    return family.matrix_pitch(scale), family.matrix_pitch(zero_point)
+
+
 @attrs.frozen
 class SegmentsProgram:
     """Segments within a row: one kernel reads each once."""
@@ -84,6 +92,7 @@ class SegmentsProgram:
         values = (
             *(args.x.pointer, args.q.pointer, args.scale.pointer, family.pointer(args.zero_point)),
             *(desc.m, desc.k, family.row_pitch(args.x), family.row_pitch(args.q), length, per_row),
+            *_scale_pitches(args, of_a_row=1),
             *_limits(desc),
         )
         per_block = max(THREADS, lanes) // lanes if lanes <= _WARP else 1
@@ -213,27 +222,22 @@ class CrossingProgram:
         )
 
     def _scales(self, desc: Desc, args: Args, reduction: _Reduction | None, partial: TensorView | None) -> Launch:
-        (whole, segments), parts = self._segments(desc), 0
+        whole = desc.scope.kind is ScopeKind.TENSOR
+        rows = ceil_div(desc.m, desc.scope.group_size) if desc.scope.group_size else 1
+        columns, parts = 1 if whole else desc.k, 0
         if reduction is not None:
-            parts = reduction.blocks if whole else reduction.parts if desc.scope.kind is ScopeKind.CHANNEL else 1
+            parts = reduction.blocks if whole else reduction.parts // rows
         values = (
             *(family.pointer(partial), args.scale.pointer, family.pointer(args.zero_point)),
-            *(segments, parts, *_limits(desc)),
+            *(rows, columns, *_scale_pitches(args, of_a_row=0), parts, *_limits(desc)),
         )
         read = () if partial is None else (Touched("partial", partial, written=False),)
         return Launch(
             self._scales_spec(desc),
-            Grid(1 if whole else ceil_div(segments, THREADS), THREADS // _WARP * _state_bytes(desc) if whole else 0),
+            Grid(rows * ceil_div(columns, THREADS), THREADS // _WARP * _state_bytes(desc) if whole else 0),
             family.SCALES_PARAMS.pack(values),
             (*read, *family.touch(args, ("scale", "zero_point"), "scale", "zero_point")),
         )
-
-    @staticmethod
-    def _segments(desc: Desc) -> tuple[bool, int]:
-        """Return whether the tensor is one segment, and how many segments there are."""
-        if desc.scope.kind is ScopeKind.TENSOR:
-            return True, 1
-        return False, desc.k * (ceil_div(desc.m, desc.scope.group_size) if desc.scope.group_size else 1)
 
     @staticmethod
     def _widths(desc: Desc) -> tuple[int, int]:
@@ -253,13 +257,13 @@ class CrossingProgram:
         return int(desc.k) * min(_MOST_PARTS, ceil_div(desc.m, _ROWS_PER_THREAD * _ROWS_PER_THREAD))
 
     def _ranges_spec(self, desc: Desc, width: int) -> KernelSpec:
-        whole, _ = self._segments(desc)
+        whole = desc.scope.kind is ScopeKind.TENSOR
         parts = (element_name(desc.input_element), flag(_asymmetric(desc)), flag(whole), str(width))
         body = f"ranges<{', '.join(parts)}>"
         return KernelSpec(source=self.source, body=body, threads=THREADS, params=family.RANGES_PARAMS)
 
     def _scales_spec(self, desc: Desc) -> KernelSpec:
-        whole, _ = self._segments(desc)
+        whole = desc.scope.kind is ScopeKind.TENSOR
         body = f"scales<{', '.join((*_elements(desc), flag(_asymmetric(desc)), flag(whole)))}>"
         return KernelSpec(source=self.source, body=body, threads=THREADS, params=family.SCALES_PARAMS)
 

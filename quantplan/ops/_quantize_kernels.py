@@ -36,7 +36,8 @@ QUANTIZE_PARAMS = ParamStruct(
     "QuantizeParams",
     (
         ("x", "P"), ("q", "P"), ("scale", "P"), ("zero_point", "P"),
-        ("m", "q"), ("k", "q"), ("x_stride", "q"), ("q_stride", "q"), ("group_size", "q"), ("scale_stride", "q"),
+        ("m", "q"), ("k", "q"), ("x_stride", "q"), ("q_stride", "q"), ("group_size", "q"),
+        ("scale_stride", "q"), ("zero_point_stride", "q"),
         ("host_scale", "d"), ("host_zero_point", "i"), ("q_min", "i"), ("q_max", "i"), ("columns_log2", "i"),
     ),
 )  # fmt: skip
@@ -44,7 +45,8 @@ DEQUANTIZE_PARAMS = ParamStruct(
     "DequantizeParams",
     (
         ("q", "P"), ("output", "P"), ("scale", "P"), ("zero_point", "P"),
-        ("m", "q"), ("k", "q"), ("q_stride", "q"), ("output_stride", "q"), ("group_size", "q"), ("scale_stride", "q"),
+        ("m", "q"), ("k", "q"), ("q_stride", "q"), ("output_stride", "q"), ("group_size", "q"),
+        ("scale_stride", "q"), ("zero_point_stride", "q"),
         ("host_scale", "d"), ("host_zero_point", "i"), ("columns_log2", "i"),
     ),
 )  # fmt: skip
@@ -53,6 +55,7 @@ SEGMENTS_PARAMS = ParamStruct(
     (
         ("x", "P"), ("q", "P"), ("scale", "P"), ("zero_point", "P"),
         ("m", "q"), ("k", "q"), ("x_stride", "q"), ("q_stride", "q"), ("length", "q"), ("per_row", "q"),
+        ("scale_stride", "q"), ("zero_point_stride", "q"),
         ("q_min", "i"), ("q_max", "i"),
     ),
 )  # fmt: skip
@@ -67,7 +70,8 @@ SCALES_PARAMS = ParamStruct(
     "ScalesParams",
     (
         ("partial", "P"), ("scale", "P"), ("zero_point", "P"),
-        ("segments", "q"), ("parts", "q"), ("q_min", "i"), ("q_max", "i"),
+        ("rows", "q"), ("columns", "q"), ("scale_stride", "q"), ("zero_point_stride", "q"), ("parts", "q"),
+        ("q_min", "i"), ("q_max", "i"),
     ),
 )  # fmt: skip
 
@@ -114,6 +118,11 @@ def per_of(scope: Scope) -> str:
 def row_pitch(view: TensorView) -> int:
     """Return the distance of rows in elements: that of dense rows where there is at most one."""
     return view.strides[0] if view.shape[0] > 1 else view.shape[1]
+
+
+def matrix_pitch(view: TensorView | None) -> int:
+    """Return the distance of rows of scales or zero points, where they are a matrix."""
+    return row_pitch(view) if view is not None and len(view.shape) > 1 else 0
 
 
 def width_of(wanted: int, *views: TensorView) -> int:
@@ -215,7 +224,8 @@ def quantize_launch(
     tiling = Tiling.of(desc.k, width)
     values = (
         *(x.pointer, q.pointer, pointer(args.scale), pointer(args.zero_point)),
-        *(desc.m, desc.k, row_pitch(x), row_pitch(q), desc.scope.group_size or 1, _scale_stride(args.scale)),
+        *(desc.m, desc.k, row_pitch(x), row_pitch(q), desc.scope.group_size or 1),
+        *(matrix_pitch(args.scale), matrix_pitch(args.zero_point)),
         *(_host_number(host_scale, desc.scale_element), host_zero_point or 0),
         *(desc.q_min or 0, desc.q_max or 0, tiling.log2),
     )
@@ -252,7 +262,8 @@ class DequantizeProgram:
         tiling = Tiling.of(desc.k, width)
         values = (
             *(q.pointer, output.pointer, pointer(args.scale), pointer(args.zero_point)),
-            *(desc.m, desc.k, row_pitch(q), row_pitch(output), desc.scope.group_size or 1, _scale_stride(args.scale)),
+            *(desc.m, desc.k, row_pitch(q), row_pitch(output), desc.scope.group_size or 1),
+            *(matrix_pitch(args.scale), matrix_pitch(args.zero_point)),
             *(_host_number(desc.scale, desc.scale_element), desc.zero_point or 0, tiling.log2),
         )
         yield Launch(
@@ -269,11 +280,6 @@ class DequantizeProgram:
         )
         body = f"dequantize<{', '.join(parts)}>"
         return KernelSpec(source=self.source, body=body, threads=THREADS, params=DEQUANTIZE_PARAMS)
-
-
-def _scale_stride(scale: TensorView | None) -> int:
-    """Return the distance of rows of a matrix of scales."""
-    return scale.strides[0] if scale is not None and len(scale.shape) == len(("rows", "columns")) else 0
 
 
 def _host_number(value: float | None, kind: ElementKind) -> float:

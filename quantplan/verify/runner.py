@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 
+from quantplan.devices.device import open_device
 from quantplan.devices.target import Target, TargetKind
 from quantplan.errors import InvalidProblem, QuantPlanError, Unsupported
 from quantplan.ops import PLANS
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from fractions import Fraction
 
+    from quantplan.kernels import KernelSpec
     from quantplan.plan import Plan
     from quantplan.tensor import TensorView
 
@@ -100,9 +102,11 @@ def verify(target: object = "cpu", op: str | None = None) -> VerifyReport:
     if op is not None and op not in PLANS:
         raise InvalidProblem(op="verify", field="op", expected=f"one of {', '.join(PLANS)}", got=repr(op))
     memory = _memory_of(where)
+    names = list(PLANS) if op is None else [op]
+    _load_kernels(where, names)
     tallies: dict[str, _Tally] = {}
     problems = []
-    for name in PLANS if op is None else [op]:
+    for name in names:
         plan_type = PLANS[name]
         suite = SUITES.get(plan_type.op)
         if suite is None:
@@ -119,6 +123,18 @@ def verify(target: object = "cpu", op: str | None = None) -> VerifyReport:
         problems += tally.problems(where)
     plans = tuple(tally.report() for tally in tallies.values())
     return VerifyReport(target=str(where), plans=plans, problems=tuple(problems))
+
+
+def _load_kernels(target: Target, names: Sequence[str]) -> None:
+    """Load all kernels of some ops together, which costs less than one by one."""
+    if target.kind is TargetKind.CPU:
+        return
+    kernels: dict[KernelSpec, None] = {}
+    for plan_type in (PLANS[name] for name in names):
+        for desc in plan_type.catalogue():
+            usable = (variant for variant in plan_type.variants if variant.why_not(desc, target) is None)
+            kernels.update(dict.fromkeys(kernel for variant in usable for kernel in variant.kernels(desc)))
+    open_device(target).load(kernels)
 
 
 def _choices(plan_type: type[Plan[Any, Any]], desc: Any, target: Target) -> list[PlanPreference]:  # noqa: ANN401 - each op has its own

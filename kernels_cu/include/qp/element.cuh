@@ -129,6 +129,7 @@ __device__ inline T round_fp8_in_integers(f32 x) {
     const unsigned half = (1u << (shift - 1)) - 1 + (magnitude >> shift & 1);
     code = ((magnitude + half) >> shift) - (static_cast<unsigned>(127 - Fp8<T>::bias) << Fp8<T>::mantissa);
   }
+  if (!Saturate && same<T, e4m3> && code >= Fp8<T>::beyond) return T{0x7f};  // NaN has no sign
   constexpr unsigned limit = Saturate ? Fp8<T>::largest : Fp8<T>::beyond;
   return T{static_cast<unsigned char>((code < limit ? code : limit) | sign)};
 }

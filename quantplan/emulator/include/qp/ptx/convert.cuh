@@ -17,6 +17,7 @@ namespace emulated {
 // Rounds a finite or infinite magnitude to a format with so many bits of mantissa and such a bias; returns its code,
 // which runs on beyond the largest finite one. rint() rounds ties to even, and everything before it is exact.
 EMULATED_INSTRUCTION uint64_t code_of(double magnitude, int mantissa, int bias) {
+  if (magnitude == 0) return 0;
   if (std::isinf(magnitude)) return ~0ull;
   int exponent = 0;
   frexp(magnitude, &exponent);
