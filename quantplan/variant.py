@@ -196,6 +196,28 @@ class Launch:
     touched: tuple[Touched, ...]
 
 
+@attrs.frozen
+class Call:
+    """One run of a plan, checked.
+
+    Parameters
+    ----------
+    selected : descriptor
+        What the plan was selected for; it decides which kernels there are.
+    desc : descriptor
+        The problem of this run: the same, or in a family one with fewer rows.
+    args : Args of the op
+        The operands.
+    workspace : Workspace, optional
+        Scratch memory.
+    """
+
+    selected: Any
+    desc: Any
+    args: Any
+    workspace: Workspace | None
+
+
 class Program(Protocol):
     """The host side of a kernel variant: which kernels it needs, and how they are launched."""
 
@@ -212,8 +234,8 @@ class Program(Protocol):
     def workspace_size(self, desc: Any) -> int:  # noqa: ANN401 - each op has its own descriptor
         """Return the bytes of scratch memory for the problem, or for one with fewer rows."""
 
-    def launches(self, desc: Any, args: Any, workspace: Workspace | None) -> Iterable[Launch]:  # noqa: ANN401 - each op has its own types
-        """Yield the launches of checked operands, in order."""
+    def launches(self, call: Call) -> Iterable[Launch]:
+        """Yield the launches of a run, in order."""
 
 
 @attrs.frozen
@@ -270,12 +292,13 @@ class KernelVariant(Variant):
 
     def load(self, desc: Any, target: Target) -> Prepare:  # noqa: ANN401 - each op has its own descriptor
         """Load the kernels on the target's device."""
-        specs = self.program.specs(desc)
+        selected, specs = desc, self.program.specs(desc)
         kernels = dict(zip(specs, open_device(target).load(specs), strict=True))
         launches = self.program.launches
 
         def prepare(desc: Any, args: Any, workspace: Workspace | None) -> Start:  # noqa: ANN401 - each op has its own types
-            ready = [(kernels[one.spec].launch, one) for one in launches(desc, args, workspace) if one.grid.blocks]
+            call = Call(selected, desc, args, workspace)
+            ready = [(kernels[one.spec].launch, one) for one in launches(call) if one.grid.blocks]
 
             def start(stream: Any) -> None:  # noqa: ANN401 - the device's
                 for launch, one in ready:

@@ -18,6 +18,7 @@ from quantplan.variant import Launch
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from quantplan.variant import Call
     from quantplan.workspace import Workspace
 
 _SOURCE = "dynamic_range_quantize.cu"
@@ -48,9 +49,9 @@ def _limits(desc: Desc) -> tuple[int, int]:
     return desc.q_min or 0, desc.q_max or 0
 
 
-def _one_row(desc: Desc) -> bool:
-    """Whether the tensor is a row: then its one scale is a row's."""
-    return desc.scope.kind is ScopeKind.TENSOR and desc.m <= 1
+def _within_rows(desc: Desc) -> bool:
+    """Whether a scale depends on one row alone: by its scope, or because the tensor is a row."""
+    return desc.scope.within_rows or (desc.scope.kind is ScopeKind.TENSOR and desc.m <= 1)
 
 
 def _scale_pitches(args: Args, *, of_a_row: int) -> tuple[int, int]:
@@ -69,7 +70,7 @@ class SegmentsProgram:
 
     def limit(self, desc: Desc) -> str | None:
         """Return why the kernel does not exist for a problem."""
-        if not (desc.scope.within_rows or _one_row(desc)):
+        if not _within_rows(desc):
             return f"a scale of scope {desc.scope} depends on several rows"
         return family.packed_limit(desc.output_element)
 
@@ -83,22 +84,28 @@ class SegmentsProgram:
         widths = (1,) if self._odd_groups(desc, wide) else (wide, 1)
         return tuple(self._spec(desc, width) for width in widths)
 
-    def launches(self, desc: Desc, args: Args, workspace: Workspace | None) -> Iterator[Launch]:  # noqa: ARG002 - Program's signature
+    def launches(self, call: Call) -> Iterator[Launch]:
         """Yield the launch."""
+        desc, args, selected = call.desc, call.args, call.selected
         wide = family.vector_width(desc.input_element)
         width = 1 if self._odd_groups(desc, wide) else family.width_of(wide, args.x, args.q)
         length, per_row = self._segments(desc)
-        lanes, _ = self._lanes(desc, width)
+        lanes, _ = self._lanes(selected, width)
+        m, k = desc.m, desc.k
+        if desc.scope.kind is ScopeKind.TENSOR and not m:
+            m, k, length = 1, 0, 0  # no row has a scale, but a tensor without rows has one
         values = (
             *(args.x.pointer, args.q.pointer, args.scale.pointer, family.pointer(args.zero_point)),
-            *(desc.m, desc.k, family.row_pitch(args.x), family.row_pitch(args.q), length, per_row),
+            *(m, k, family.row_pitch(args.x), family.row_pitch(args.q), length, per_row),
             *_scale_pitches(args, of_a_row=1),
             *_limits(desc),
         )
-        per_block = max(THREADS, lanes) // lanes if lanes <= _WARP else 1
         yield Launch(
-            self._spec(desc, width),
-            Grid(ceil_div(desc.m * per_row, per_block), lanes // _WARP * _state_bytes(desc) if lanes > _WARP else 0),
+            self._spec(selected, width),
+            Grid(
+                ceil_div(m * per_row, max(1, THREADS // lanes)) if lanes <= _WARP else m * per_row,
+                lanes // _WARP * _state_bytes(desc) if lanes > _WARP else 0,
+            ),
             family.SEGMENTS_PARAMS.pack(values),
             family.touch(args, ("q", "scale", "zero_point"), "x", "q", "scale", "zero_point"),
         )
@@ -179,7 +186,7 @@ class CrossingProgram:
 
     def limit(self, desc: Desc) -> str | None:
         """Return why the kernels do not exist for a problem."""
-        if desc.scope.within_rows or _one_row(desc):
+        if _within_rows(desc):
             return f"a scale of scope {desc.scope} depends on one row alone"
         return family.packed_limit(desc.output_element)
 
@@ -195,18 +202,18 @@ class CrossingProgram:
         quantize = (family.quantize_spec(desc, width) for width in self._widths(desc))
         return (*ranges, self._scales_spec(desc), *quantize)
 
-    def launches(self, desc: Desc, args: Args, workspace: Workspace | None) -> Iterator[Launch]:
+    def launches(self, call: Call) -> Iterator[Launch]:
         """Yield the three launches; only the scales' where there is no element."""
-        reduction = None
-        if desc.m and desc.k and workspace is not None:
-            width = family.width_of(family.vector_width(desc.input_element), args.x)
-            reduction = _Reduction.of(desc, width)
-            partial = _partial(workspace, reduction.states(desc) * _state_bytes(desc))
-            yield self._ranges(desc, args, width, reduction, partial)
-            yield self._scales(desc, args, reduction, partial)
-            yield family.quantize_launch(desc, args)
-        else:
+        desc, args, workspace = call.desc, call.args, call.workspace
+        if not (desc.m and desc.k) or workspace is None:
             yield self._scales(desc, args, None, None)
+            return
+        width = family.width_of(family.vector_width(desc.input_element), args.x)
+        reduction = _Reduction.of(desc, width)
+        partial = _partial(workspace, reduction.states(desc) * _state_bytes(desc))
+        yield self._ranges(desc, args, width, reduction, partial)
+        yield self._scales(desc, args, reduction, partial)
+        yield family.quantize_launch(desc, args)
 
     def _ranges(self, desc: Desc, args: Args, width: int, reduction: _Reduction, partial: TensorView) -> Launch:
         values = (

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from quantplan.tensor import TensorView
     from quantplan.types import Scope
-    from quantplan.workspace import Workspace
+    from quantplan.variant import Call
 
 Desc: TypeAlias = Any
 """A descriptor of the family."""
@@ -195,9 +195,10 @@ class QuantizeProgram:
         """Return the kernel in both widths."""
         return tuple(quantize_spec(desc, width) for width in (vector_width(desc.input_element), 1))
 
-    def launches(self, desc: Desc, args: Args, workspace: Workspace | None) -> Iterator[Launch]:  # noqa: ARG002 - Program's signature
+    def launches(self, call: Call) -> Iterator[Launch]:
         """Yield the launch."""
-        yield quantize_launch(desc, args, host_scale=desc.scale, host_zero_point=desc.zero_point)
+        desc = call.desc
+        yield quantize_launch(desc, call.args, host_scale=desc.scale, host_zero_point=desc.zero_point)
 
 
 def quantize_spec(desc: Desc, width: int) -> KernelSpec:
@@ -255,8 +256,9 @@ class DequantizeProgram:
         """Return the kernel in both widths."""
         return tuple(self._spec(desc, width) for width in (vector_width(desc.output_element), 1))
 
-    def launches(self, desc: Desc, args: Args, workspace: Workspace | None) -> Iterator[Launch]:  # noqa: ARG002 - Program's signature
+    def launches(self, call: Call) -> Iterator[Launch]:
         """Yield the launch."""
+        desc, args = call.desc, call.args
         q, output = args.q, args.output
         width = width_of(vector_width(desc.output_element), q, output)
         tiling = Tiling.of(desc.k, width)
