@@ -10,7 +10,7 @@ enum Scenario {
 enum Step {
   nothing, commit, wait, barrier, zero_fill, late_refill, older_group, init_fence, init_barrier, empty_wait, expect,
   full_wait, one_full_wait, full_loop, empty_arrive, parity, first_wait, expect_first, all_bytes, no_more_bytes,
-  early_expect, own_wait, plain_arrive, proxy_fence, filled_barrier, store_commit, read_wait, read_barrier,
+  early_expect, own_wait, plain_arrive, proxy_fence, late_fill, filled_barrier, store_commit, read_wait, read_barrier,
   written_wait, misaligned_target, misaligned_source, beyond_source, beyond_source_bytes, global_target,
   shared_source, odd_bulk, empty_bulk, misaligned_bulk, beyond_bulk, misaligned_mbarrier, global_mbarrier,
   no_arrivals, unknown_mbarrier, dead_mbarrier, second_init, too_many_arrivals, third_parity, busy_inval, bulk_leave,
@@ -202,8 +202,9 @@ __device__ void run_hand_over(const P& p) {
 __device__ void run_store(const P& p) {
   const unsigned i = threadIdx.x;
   for (int t = 0; t < 3; ++t) {
+    if (p.without == late_fill) fence_proxy_async_shared();
     slots()[i] = input(p)[64 * t + i];  // @fills
-    UNLESS(proxy_fence) fence_proxy_async_shared();
+    if (p.without != proxy_fence && p.without != late_fill) fence_proxy_async_shared();
     UNLESS(filled_barrier) __syncthreads();
     if (i == 0) {
       cp_async_bulk_store(p.out + 1024 * t, shared_memory(), 1024);  // @stores

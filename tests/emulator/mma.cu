@@ -16,8 +16,11 @@ __device__ void run(const P& p, void (*multiply)(Sum (&)[4], const unsigned (&)[
   for (int r = 0; r < 4; ++r) reinterpret_cast<Sum*>(p.d)[lane * 4 + r] = sums[r];
 }
 
-#define CASE(number, Sum, name) \
-  case number: return run<Sum>(p, [](Sum (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2]) { name(sums, a, b); })
+#define CASE(number, Sum, name)                                                                     \
+  case number:                                                                                      \
+    return run<Sum>(p, [](Sum (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2]) { \
+      name(sums, a, b);                                                                             \
+    })
 
 __device__ void body(const P& p) {
   switch (p.which) {

@@ -135,6 +135,7 @@ LATE, EARLY = Completion.LATE, Completion.EARLY
         ("hand_over", "plain_arrive", LATE, (DEADLOCK, "waits")),
         # bulk stores
         ("store", "proxy_fence", LATE, (RACE, "stores")),
+        ("store", "late_fill", LATE, (RACE, "stores")),
         ("store", "filled_barrier", LATE, (FaultKind.UNINITIALIZED, "stores")),
         ("store", "store_commit", LATE, (IN_FLIGHT, "fills")),
         ("store", "read_wait", LATE, (IN_FLIGHT, "fills")),

@@ -5,6 +5,9 @@
 //   B, K rows, 8 columns         b[r]     rows tE + 4Er and E-1 more, column g
 //   sums, 16 rows, 8 columns     sums[r]  row g + 8(r/2), column 2t + r%2
 // ldmatrix loads such fragments of an A that lies in memory row by row, and of a B that lies there column by column.
+//
+// Sums of floats are cut, not rounded. FP8 is one instruction on sm_89 and sm_12x, and Ada keeps 14 bits of its sums;
+// sm_90 and sm_100 convert to f16, multiply that, and add the product to the sums with an f32 addition of its own.
 #pragma once
 
 namespace qp::ptx {
@@ -57,7 +60,7 @@ __device__ inline void mma_m16n8k32_u8_u8(int (&sums)[4], const unsigned (&a)[4]
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// Adds the product of two e4m3 matrices to f32 sums; Ada keeps about 14 bits of them.
+// Adds the product of two e4m3 matrices to f32 sums.
 template <int arch = 890>
 __device__ inline void mma_m16n8k32_e4m3_e4m3(float (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
   static_assert(__CUDA_ARCH__ >= arch, "mma.sync of FP8 needs sm_89 or newer");
@@ -67,7 +70,7 @@ __device__ inline void mma_m16n8k32_e4m3_e4m3(float (&sums)[4], const unsigned (
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// Adds the product of an e4m3 and an e5m2 matrix to f32 sums; Ada keeps about 14 bits of them.
+// Adds the product of an e4m3 and an e5m2 matrix to f32 sums.
 template <int arch = 890>
 __device__ inline void mma_m16n8k32_e4m3_e5m2(float (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
   static_assert(__CUDA_ARCH__ >= arch, "mma.sync of FP8 needs sm_89 or newer");
@@ -77,7 +80,7 @@ __device__ inline void mma_m16n8k32_e4m3_e5m2(float (&sums)[4], const unsigned (
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// Adds the product of an e5m2 and an e4m3 matrix to f32 sums; Ada keeps about 14 bits of them.
+// Adds the product of an e5m2 and an e4m3 matrix to f32 sums.
 template <int arch = 890>
 __device__ inline void mma_m16n8k32_e5m2_e4m3(float (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
   static_assert(__CUDA_ARCH__ >= arch, "mma.sync of FP8 needs sm_89 or newer");
@@ -87,7 +90,7 @@ __device__ inline void mma_m16n8k32_e5m2_e4m3(float (&sums)[4], const unsigned (
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// Adds the product of two e5m2 matrices to f32 sums; Ada keeps about 14 bits of them.
+// Adds the product of two e5m2 matrices to f32 sums.
 template <int arch = 890>
 __device__ inline void mma_m16n8k32_e5m2_e5m2(float (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
   static_assert(__CUDA_ARCH__ >= arch, "mma.sync of FP8 needs sm_89 or newer");
