@@ -177,6 +177,7 @@ class FaultKind(enum.Enum):
     BARRIER = "misused barrier"
     COLLECTIVE = "diverged warp"
     INVALID = "invalid instruction"
+    UNDEFINED = "undefined behaviour"
     CRASH = "crash"
 
 

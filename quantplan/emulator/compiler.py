@@ -38,17 +38,21 @@ _COMMON = (
     "-fno-strict-aliasing",
     "-U_FORTIFY_SOURCE",
 )
-_RUNTIME = (*_COMMON, "-O3", "-pthread")
+_RUNTIME = (*_COMMON, "-O3", "-pthread", "-DEMULATED_RUNTIME")
 _KERNEL = (*_COMMON, "-g1", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-unused-function")
 _UNCHECKED = (*_KERNEL, "-O2")
-# The instrumentation calls our own hooks (runtime/memory.cpp). Undefined behaviour becomes an illegal instruction,
-# which the runtime reports, so that no sanitizer's runtime is needed.
+# The instrumentation calls our own hooks (runtime/hooks.cpp and undefined.cpp): no sanitizer's runtime is needed.
 _CHECKED = (
     *_KERNEL,
     "-O1",
-    "-fsanitize=thread,signed-integer-overflow,shift,integer-divide-by-zero,float-cast-overflow,bool,enum",
+    "-fsanitize=thread,alignment,bool,bounds,enum,float-cast-overflow,integer-divide-by-zero,shift,signed-integer-overflow",
     "-fno-sanitize-recover=all",
 )
+# Nothing is to be done where a function begins and ends.
+_WITHOUT_CALLS = {
+    "gcc": ("--param", "tsan-instrument-func-entry-exit=0"),
+    "clang": ("-mllvm", "-tsan-instrument-func-entry-exit=0"),
+}
 
 
 def find_compiler() -> tuple[str, ...]:
@@ -98,7 +102,9 @@ def build(text: str, *, arch: int, checked: bool) -> Path:
         raise Unsupported(f"the emulated device runs on Linux, not on {sys.platform}", op="emulator", field="target")
     compiler = find_compiler()
     runtime = _runtime(compiler)
-    options = (*(_CHECKED if checked else _UNCHECKED), *_trapping(compiler, checked=checked), f"-D__CUDA_ARCH__={arch}")
+    family = "clang" if "clang" in _identity(compiler)[-1] else "gcc"
+    instrumentation = (*_CHECKED, *_WITHOUT_CALLS[family]) if checked else _UNCHECKED
+    options = (*instrumentation, f"-D__CUDA_ARCH__={arch}")
     includes = (*(f"-I{folder}" for folder in _folders()), "-include", PRELUDE)
 
     def make(library: Path) -> None:
@@ -149,17 +155,6 @@ def _built(library: Path, make: Callable[[Path], None]) -> Path:
                     disk.write(library, fresh.read_bytes())
                 _log.info("compiled %s in %.1f s", library, time.perf_counter() - start)
     return library
-
-
-def _trapping(compiler: tuple[str, ...], *, checked: bool) -> tuple[str, ...]:
-    """Return the option that turns undefined behaviour into an illegal instruction, as the compiler calls it."""
-    if not checked:
-        return ()
-    clang = "clang" in _identity(compiler)[-1]
-    # clang would put a function call around each of the kernel's own functions
-    return ("-fsanitize-trap=all", "-mllvm", "-tsan-instrument-func-entry-exit=0") if clang else (
-        "-fsanitize-undefined-trap-on-error", "--param", "tsan-instrument-func-entry-exit=0",
-    )  # fmt: skip
 
 
 @cache

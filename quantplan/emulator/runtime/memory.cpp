@@ -310,19 +310,18 @@ void access(uintptr_t address, size_t bytes, Access kind, Site site) {
   if (kind != Access::read || !constant) fail_stray(address, bytes, kind, site);
 }
 
-namespace {
-
-void check_alignment(uintptr_t address, size_t bytes, Access kind, size_t alignment, Site site) {
-  if (address % alignment)
-    fail(Fault::misaligned, site, 0, "thread %u %s %zu bytes at address %#zx, which is no multiple of %zu",
-         block.running, verb(kind), bytes, size_t(address), alignment);
+void fail_misaligned(uintptr_t address, const char* what, size_t alignment, Site site) {
+  fail(Fault::misaligned, site, 0, "thread %u accesses %s at address %#zx, which is no multiple of %zu", block.running,
+       what, size_t(address), alignment);
 }
-
-}  // namespace
 
 void touch(const void* pointer, size_t bytes, Access kind, size_t alignment, Where where) {
   const auto address = reinterpret_cast<uintptr_t>(pointer);
-  if (address % alignment) check_alignment(address, bytes, kind, alignment, site_of(where));
+  if (address % alignment) {
+    char what[32];
+    snprintf(what, sizeof what, "%zu bytes", bytes);
+    fail_misaligned(address, what, alignment, site_of(where));
+  }
   if (checked()) access(address, bytes, kind, site_of(where));
 }
 
@@ -366,54 +365,4 @@ void memory_end_reading(const void* shared, size_t bytes, Site site) {
   }
 }
 
-// ---- what -fsanitize=thread calls before each load and store of a kernel. Its own runtime is not linked.
-
-namespace {
-
-inline void seen(const void* p, size_t bytes, Access kind, size_t alignment, const void* return_address) {
-  const auto address = reinterpret_cast<uintptr_t>(p);
-  const Site site = site_of_call(return_address);
-  check_alignment(address, bytes, kind, alignment, site);
-  if (bytes) access(address, bytes, kind, site);
-}
-
-}  // namespace
-
 }  // namespace emulated
-
-#define EMULATED_HOOK __attribute__((visibility("default")))
-#define EMULATED_SEEN(p, kind, bytes, alignment) \
-  emulated::seen(p, bytes, emulated::Access::kind, alignment, __builtin_return_address(0))
-// "Unaligned" accesses are those whose type promises nothing: a GPU's compiler splits them.
-#define EMULATED_SIZE(n)                                                                \
-  EMULATED_HOOK void __tsan_read##n(void* p) { EMULATED_SEEN(p, read, n, n); }           \
-  EMULATED_HOOK void __tsan_write##n(void* p) { EMULATED_SEEN(p, write, n, n); }         \
-  EMULATED_HOOK void __tsan_unaligned_read##n(void* p) { EMULATED_SEEN(p, read, n, 1); } \
-  EMULATED_HOOK void __tsan_unaligned_write##n(void* p) { EMULATED_SEEN(p, write, n, 1); }
-
-extern "C" {
-EMULATED_SIZE(1)
-EMULATED_SIZE(2)
-EMULATED_SIZE(4)
-EMULATED_SIZE(8)
-EMULATED_SIZE(16)
-EMULATED_HOOK void __tsan_read_range(void* p, size_t n) { EMULATED_SEEN(p, read, n, 1); }
-EMULATED_HOOK void __tsan_write_range(void* p, size_t n) { EMULATED_SEEN(p, write, n, 1); }
-EMULATED_HOOK void* __tsan_memcpy(void* to, const void* from, size_t n) {
-  EMULATED_SEEN(from, read, n, 1);
-  EMULATED_SEEN(to, write, n, 1);
-  return memcpy(to, from, n);
-}
-EMULATED_HOOK void* __tsan_memmove(void* to, const void* from, size_t n) {
-  EMULATED_SEEN(from, read, n, 1);
-  EMULATED_SEEN(to, write, n, 1);
-  return memmove(to, from, n);
-}
-EMULATED_HOOK void* __tsan_memset(void* to, int value, size_t n) {
-  EMULATED_SEEN(to, write, n, 1);
-  return memset(to, value, n);
-}
-EMULATED_HOOK void __tsan_func_entry(void*) {}
-EMULATED_HOOK void __tsan_func_exit() {}
-EMULATED_HOOK void __tsan_init() {}
-}

@@ -12,6 +12,9 @@
 #include <emulated/abi.h>
 #include <emulated/api.h>
 
+// Marks what other libraries call.
+#define EMULATED_HOOK __attribute__((visibility("default")))
+
 namespace emulated {
 
 constexpr unsigned none = ~0u, most_threads = 1024;
@@ -93,6 +96,7 @@ bool memory_begin_launch();  // false: out of memory
 void memory_begin_block();
 void memory_end_launch();
 void access(uintptr_t address, size_t bytes, Access kind, Site site);
+[[noreturn]] void fail_misaligned(uintptr_t address, const char* what, size_t alignment, Site site);
 // Asynchronous copies own their destination from issue to completion, and write as `thread` at `clock`.
 void memory_in_flight(const void* shared, size_t bytes, Site site);
 void memory_landed(const void* shared, size_t bytes, unsigned thread, uint32_t clock, Site site);

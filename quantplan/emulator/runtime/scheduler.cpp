@@ -267,9 +267,8 @@ unsigned shared_bytes() { return unsigned(block.shared_bytes); }
 
 // Runs a kernel, and says in the report how it went; returns 0 where there is no memory for that. The caller sees to it
 // that one launch at a time runs in a process, and that CUDA would accept it.
-extern "C" __attribute__((visibility("default"))) int emulated_launch(void (*entry)(const void*),
-                                                                      const emulated::Launch* config,
-                                                                      emulated::Report* result) {
+extern "C" EMULATED_HOOK int emulated_launch(void (*entry)(const void*), const emulated::Launch* config,
+                                              emulated::Report* result) {
   using namespace emulated;
   kernel = entry;
   launch = config;

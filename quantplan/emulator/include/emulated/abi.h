@@ -20,6 +20,7 @@ enum class Fault : int32_t {
   barrier,
   collective,
   invalid,
+  undefined,
   crash,
 };
 

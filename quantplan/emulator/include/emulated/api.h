@@ -29,12 +29,14 @@ struct Current {
   Index thread, block, block_dim, grid_dim;
   unsigned linear;  // of the thread in its block
 };
-extern Current current;  // of the thread that runs; rewritten at each switch
+// Of the thread that runs; the runtime rewrites it at each switch. For a thread it never changes, and as a constant it is
+// read without a check.
+#ifdef EMULATED_RUNTIME
+extern Current current;
+#else
+extern const Current current;
+#endif
 
-EMULATED_UNCHECKED inline Index thread_index() { return current.thread; }
-EMULATED_UNCHECKED inline Index block_index() { return current.block; }
-EMULATED_UNCHECKED inline Index block_dim() { return current.block_dim; }
-EMULATED_UNCHECKED inline Index grid_dim() { return current.grid_dim; }
 EMULATED_UNCHECKED inline unsigned lane() { return current.linear % 32; }
 
 // ---- memory

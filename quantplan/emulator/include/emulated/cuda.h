@@ -16,10 +16,10 @@
 #define __launch_bounds__(...)
 #define __grid_constant__
 
-#define threadIdx (::emulated::thread_index())
-#define blockIdx (::emulated::block_index())
-#define blockDim (::emulated::block_dim())
-#define gridDim (::emulated::grid_dim())
+#define threadIdx (::emulated::current.thread)
+#define blockIdx (::emulated::current.block)
+#define blockDim (::emulated::current.block_dim)
+#define gridDim (::emulated::current.grid_dim)
 
 #define EMULATED_INSTRUCTION EMULATED_UNCHECKED inline
 #define EMULATED_CALLER ::emulated::Where where = ::emulated::Where::here()
