@@ -1,0 +1,172 @@
+"""Each access that CUDA does not define is a fault at its line, and the kernel without the flaw is none."""
+
+import numpy as np
+import pytest
+
+from quantplan.emulator.schedule import Order
+from quantplan.errors import FaultKind
+from tests.emulator.units import POISON, SCHEDULES, Unit
+
+UNIT = Unit("memory.cu")
+RACE, UNINITIALIZED, OUT_OF_BOUNDS = FaultKind.RACE, FaultKind.UNINITIALIZED, FaultKind.OUT_OF_BOUNDS
+MISALIGNED, READ_ONLY = FaultKind.MISALIGNED, FaultKind.READ_ONLY
+ASCENDING, DESCENDING = {"order": Order.ASCENDING}, {"order": Order.DESCENDING}
+GRID = {"grid": (4,)}
+ZEROS = {"initialized": True, "out": np.zeros(64, np.int32)}
+GAPS = {"data": np.arange(48, dtype=np.int32), "rows": (4, 32, 48), "block": (32,)}
+
+# kernel, flaw, launch, kind, mark of the fault, mark of the access it conflicts with, words of the message
+FAULTS = [
+    ("write_write", 1, {}, RACE, "write_write", "write_write", "shared memory at offset 0 that thread"),
+    ("tree", 1, {}, RACE, "tree", "tree", "no barrier between"),
+    ("transpose", 1, ASCENDING, UNINITIALIZED, "transpose", None, "nothing has written"),
+    ("transpose", 1, DESCENDING, UNINITIALIZED, "transpose", None, "nothing has written"),
+    ("produce_consume", 1, ASCENDING, RACE, "consumes", "produces", "that thread 0 has written"),
+    ("produce_consume", 1, DESCENDING, RACE, "produces", "consumes", "has read"),
+    ("neighbours", 1, {"block": (32,), **ASCENDING}, RACE, "neighbours", None, "that thread 30 has written"),
+    ("neighbours", 2, {"block": (32,), **DESCENDING}, RACE, "neighbours", None, "that thread 1 has written"),
+    ("neighbours", 3, {"block": (32,)}, RACE, "neighbours", None, "has written"),
+    ("across_warps", 1, ASCENDING, UNINITIALIZED, "across_warps", None, "nothing has written"),
+    ("blocks_write", 1, {**GRID, **ASCENDING}, RACE, "blocks_write", "blocks_write", "thread 0 of block 0"),
+    ("blocks_write", 1, {**GRID, **DESCENDING}, RACE, "blocks_write", "blocks_write", "thread 0 of block 3"),
+    (
+        "blocks_read",
+        1,
+        {"grid": (2,), "initialized": True},
+        RACE,
+        "block_writes",
+        "block_reads",
+        "byte 4 of row 0 of out that thread 1 of block 0 has read",
+    ),
+    ("count", 1, {**ZEROS, **ASCENDING}, RACE, "plain", "atomic", "reads byte 0 of row 0 of out"),
+    ("count", 1, {**ZEROS, **DESCENDING}, RACE, "plain", "atomic", "reads byte 0 of row 0 of out"),
+    ("count_and_read", 1, {}, RACE, "counts", "reads_count", "updates atomically"),
+    ("broadcast", 1, ASCENDING, RACE, "overwrites", "reads_broadcast", "that thread 0 has read"),
+    ("broadcast", 1, DESCENDING, RACE, "overwrites", "reads_broadcast", "has read"),
+    ("bytes", 1, {}, RACE, "bytes", "bytes", "writes shared memory at offset 0"),
+    ("half_written", 1, {}, UNINITIALIZED, "half_written", None, "thread 32 reads shared memory at offset 128"),
+    ("left_over", 1, {"grid": (2,), "out": 128}, UNINITIALIZED, "left_over", None, "nothing has written"),
+    ("uncleared_counter", 1, {}, UNINITIALIZED, "uncleared", None, "updates atomically shared memory"),
+    ("accumulate", 1, {}, UNINITIALIZED, "accumulate", None, "reads byte 0 of row 0 of out"),
+    (
+        "shared_end",
+        1,
+        {"shared": 256},
+        OUT_OF_BOUNDS,
+        "shared_end",
+        None,
+        "4 bytes 0 bytes behind the end of shared memory",
+    ),
+    ("shared_end", 1, {"shared": 258}, OUT_OF_BOUNDS, "shared_end", None, "offset 256 of shared memory, which has 258"),
+    ("operand_end", 1, {}, OUT_OF_BOUNDS, "operand_end", None, "thread 63 reads 4 bytes 0 bytes behind the end of in"),
+    ("operand_end", 9, {}, OUT_OF_BOUNDS, "operand_end", None, "behind the end of in"),
+    ("operand_start", 1, {}, OUT_OF_BOUNDS, "operand_start", None, "4 bytes before the start of in"),
+    (
+        "row_gap",
+        1,
+        GAPS,
+        OUT_OF_BOUNDS,
+        "row_gap",
+        None,
+        "thread 7 reads 4 bytes at byte 32 of row 0 of in, which has 32",
+    ),
+    ("row_gap", 5, GAPS, OUT_OF_BOUNDS, "row_gap", None, "at byte 32 of row 0 of in"),
+    ("stray", 1, {}, OUT_OF_BOUNDS, "stray", None, "at address 0x40, which belongs to no operand"),
+    ("stray", 2, {}, OUT_OF_BOUNDS, "stray", None, "belongs to no operand"),
+    ("local", 1, {}, OUT_OF_BOUNDS, "local", None, "of the local memory of thread 1"),
+    ("local_array", 1, {}, OUT_OF_BOUNDS, "local_array", None, "thread 3: index 4 of an array 'int [4]'"),
+    ("range_end", 1, {}, OUT_OF_BOUNDS, "range_end", None, "of row 0 of in, which has 256"),
+    ("constants", 1, {}, OUT_OF_BOUNDS, "constants", None, "writes 4 bytes of a constant"),
+    ("parameters", 1, {}, OUT_OF_BOUNDS, "parameters", None, "of the kernel's parameters"),
+    ("input_written", 1, {}, READ_ONLY, "input_written", None, "writes in, which is an input"),
+    ("misaligned", 1, {"shared": 2048}, MISALIGNED, "misaligned", None, "which is no multiple of 16"),
+    ("misaligned", 2, {"shared": 2048}, MISALIGNED, "misaligned", None, "'struct uint4'"),
+    ("misaligned_instruction", 1, {}, MISALIGNED, "instruction", None, "no multiple of 16"),
+    ("misaligned_instruction", 1, {"checked": False}, MISALIGNED, "instruction", None, "no multiple of 16"),
+]
+
+# kernels that have no flaw, or need another launch to be sound than to fault: kernel, launch, what they write
+SIXTY_FOUR = np.arange(64)
+SOUND = [
+    ("write_write", {"out": 0}, []),
+    ("tree", {"grid": (3,), "out": 3}, [2016, 2016, 2016]),
+    ("transpose", {}, SIXTY_FOUR.reshape(8, 8).T.reshape(-1)),
+    ("produce_consume", {}, np.full(64, 6)),
+    ("neighbours", {"block": (32,), "out": 32}, np.arange(32) ^ 1),
+    ("across_warps", {}, SIXTY_FOUR ^ 32),
+    ("blocks_write", {"grid": (4,), "out": 4}, [0, 1, 2, 3]),
+    ("blocks_read", {"grid": (2,), "out": 4}, [1, 1, 1, 1]),
+    ("count", {"grid": (3,), "initialized": True, "out": [0]}, [192]),
+    ("count_and_read", {}, np.full(64, 64)),
+    ("broadcast", {}, np.full(64, 100)),
+    ("bytes", {}, SIXTY_FOUR),
+    ("half_written", {}, np.ones(64)),
+    ("left_over", {"grid": (2,), "out": 128}, np.ones(128)),
+    ("uncleared_counter", {}, np.full(64, 64)),
+    ("accumulate", {}, np.ones(64)),
+    ("accumulate", {"flaw": 1, "initialized": True, "out": np.zeros(64)}, np.ones(64)),
+    ("shared_end", {"shared": 256, "out": 0}, []),
+    ("operand_end", {}, SIXTY_FOUR),
+    ("operand_start", {}, SIXTY_FOUR),
+    ("range_end", {"block": (1,)}, [*[POISON] * 56, *range(56, 64)]),
+    ("row_gap", {**GAPS, "out": 32}, np.arange(48).reshape(4, 12)[:, :8].reshape(-1)),
+    ("stray", {}, np.zeros(64)),
+    ("local", {}, SIXTY_FOUR),
+    ("local_array", {}, 1 + SIXTY_FOUR % 4),
+    ("constants", {}, 10 + SIXTY_FOUR % 4),
+    ("parameters", {}, np.zeros(64)),
+    ("input_written", {}, SIXTY_FOUR),
+    ("misaligned", {"out": 0}, []),
+    ("misaligned_instruction", {}, np.zeros(64)),
+    ("unaligned", {"shared": 2048}, 2 * SIXTY_FOUR),
+    ("pairs", {"shared": 2048}, SIXTY_FOUR + 1),
+]
+
+
+@pytest.mark.parametrize("kernel, flaw, launch, kind, mark, other, words", FAULTS)
+def test_a_flaw_is_a_fault_at_its_line(kernel, flaw, launch, kind, mark, other, words):  # noqa: PLR0917 - a table's columns
+    launch = {name: value.copy() if isinstance(value, np.ndarray) else value for name, value in launch.items()}
+    fault = UNIT.fault(kernel, flaw=flaw, **launch)
+    assert (fault.kind, fault.place) == (kind, UNIT.line(mark))
+    assert words in str(fault)
+    if other:
+        assert fault.other_place == UNIT.line(other)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("kernel, launch, expected", SOUND)
+def test_a_sound_kernel_is_none(kernel, launch, expected, schedule):
+    launch = dict(launch)
+    if not isinstance(launch.get("out", 0), int):
+        launch["out"] = np.array(launch["out"], np.int32)
+    np.testing.assert_array_equal(UNIT.run(kernel, **launch, **schedule), expected)
+
+
+@pytest.mark.parametrize(
+    "flaw, schedule", [(kernel, schedule) for kernel in ("tree", "write_write") for schedule in SCHEDULES]
+)
+def test_a_race_is_found_whichever_thread_comes_first(flaw, schedule):
+    assert UNIT.fault(flaw, **schedule).kind is RACE
+
+
+def test_a_range_that_reaches_beyond_its_row_is_out_of_bounds():
+    """32 bytes from byte 240 of 256: the last of them belong to nobody."""
+    assert "reads 32 bytes at byte 240" in str(UNIT.fault("range_end"))
+
+
+def test_every_flaw_is_tested():
+    sound = {kernel for kernel, *_ in SOUND}
+    assert sound == set(UNIT.names)
+    assert {kernel for kernel, *_ in FAULTS} == sound - {"unaligned", "pairs"}
+
+
+def test_unchecked_builds_check_nothing_but_the_alignment_of_instructions():
+    assert (UNIT.run("row_gap", flaw=1, checked=False, **GAPS)[:32] != np.arange(32)).any()
+    assert UNIT.statistics.accesses == 0
+
+
+def test_what_is_written_is_what_the_host_sees():
+    """Outputs are the caller's own memory; what a kernel does not write stays as it was."""
+    out = np.full(64, 7, np.int32)
+    UNIT.run("operand_end", out=out, block=(16,))
+    np.testing.assert_array_equal(out, [*range(16), *[7] * 48])
