@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import quantplan as qp
+from quantplan.errors import CompilerNotFound, FaultKind, KernelFault
 
 EVERYTHING = {
     "op": "SmoothQuantLinear",
@@ -56,6 +57,8 @@ BUILTINS = [
     (qp.DeviceMismatch, ValueError),
     (qp.DriverError, RuntimeError),
     (qp.KernelBuildError, RuntimeError),
+    (CompilerNotFound, RuntimeError),
+    (KernelFault, RuntimeError),
     (qp.DriverNotFound, RuntimeError),
     (qp.CaptureError, RuntimeError),
     (qp.WorkspaceTooSmall, Exception),
@@ -83,6 +86,17 @@ ERRORS = [
     qp.DeviceMismatch(op="Quantize", field="x", expected=qp.Location("cuda", 1), got=qp.Location("cpu")),
     qp.DriverError(code=2, name="CUDA_ERROR_OUT_OF_MEMORY", **EVERYTHING),
     qp.KernelBuildError(options=("-arch=sm_90a", "--fmad=false"), log="x.cu(1): error: no", op="Quantize"),
+    CompilerNotFound("none of g++, clang++ and ziglang", op="emulator", hint="install one"),
+    KernelFault("two threads, one byte", kind=FaultKind.RACE, kernel="qp_k", place="k.cu:3"),
+    KernelFault(
+        "no thread can go on",
+        kind=FaultKind.DEADLOCK,
+        kernel="qp_k",
+        place="k.cu:3",
+        other_place="k.cu:5",
+        block=(1, 2, 3),
+        thread=(31, 0, 1),
+    ),
     qp.DriverNotFound("no CUDA driver on this machine", hint="install one"),
     qp.CaptureError("no allocation while a stream captures", op="Quantize"),
 ]
@@ -148,6 +162,16 @@ def test_kernel_build_error_shows_the_compilers_log():
     error = qp.KernelBuildError(options=("-O3",), log="\nx.cu(1): error: no\n")
     assert str(error) == "x.cu(1): error: no"
     assert (error.options, error.log) == (("-O3",), "\nx.cu(1): error: no\n")
+
+
+def test_kernel_fault_says_what_where_and_who():
+    fault = KernelFault("thread 3 writes x", kind=FaultKind.READ_ONLY, kernel="qp_k", place="k.cu:3", thread=(3, 0, 0))
+    assert str(fault) == (
+        "emulator: qp_k: write to an input at k.cu:3, block (0, 0, 0), thread (3, 0, 0): thread 3 writes x"
+    )
+    assert (fault.op, fault.kernel, fault.other_place) == ("emulator", "qp_k", None)
+    fault = KernelFault("…", kind=FaultKind.RACE, kernel="qp_k", place="k.cu:3", other_place="k.cu:5")
+    assert "race at k.cu:3 (see also k.cu:5)" in str(fault)
 
 
 def test_an_error_keeps_no_tensor_alive_and_pickles_whatever_it_was_given():

@@ -16,7 +16,18 @@ class Bench:
     """Compiles a kernel `body(const P&)` whose struct P holds pointers to arrays, then 64-bit integers, and runs it."""
 
     def run(
-        self, text, arrays, *, body="body", outputs=(), scalars=(), grid=(1,), block=(32,), shared=0, arch=900, **schedule
+        self,
+        text,
+        arrays,
+        *,
+        body="body",
+        outputs=(),
+        scalars=(),
+        grid=(1,),
+        block=(32,),
+        shared=0,
+        arch=900,
+        **schedule,
     ):
         """Run `text` and return its statistics. Arrays named in `outputs` may be written; the others are inputs."""
         wanted = Schedule(**schedule)
