@@ -10,11 +10,11 @@ enum Scenario {
 enum Step {
   nothing, commit, wait, barrier, zero_fill, late_refill, older_group, init_fence, init_barrier, empty_wait, expect,
   full_wait, one_full_wait, full_loop, empty_arrive, parity, first_wait, expect_first, all_bytes, no_more_bytes,
-  early_expect, own_wait, plain_arrive, proxy_fence, late_fill, filled_barrier, store_commit, read_wait, read_barrier,
-  written_wait, misaligned_target, misaligned_source, beyond_source, beyond_source_bytes, global_target,
+  early_expect, own_wait, plain_arrive, proxy_fence, late_fill, late_fence, filled_barrier, store_commit, read_wait,
+  read_barrier, written_wait, misaligned_target, misaligned_source, beyond_source, beyond_source_bytes, global_target,
   shared_source, odd_bulk, empty_bulk, misaligned_bulk, beyond_bulk, misaligned_mbarrier, global_mbarrier,
-  no_arrivals, unknown_mbarrier, dead_mbarrier, second_init, too_many_arrivals, third_parity, busy_inval, bulk_leave,
-  store_leave, odd_store, misaligned_store, too_many_bytes
+  no_arrivals, unknown_mbarrier, dead_mbarrier, second_init, too_many_arrivals, third_parity, late_hand_over,
+  busy_inval, bulk_leave, store_leave, odd_store, misaligned_store, too_many_bytes
 };
 using Mbarrier = unsigned long long;
 
@@ -204,8 +204,9 @@ __device__ void run_store(const P& p) {
   for (int t = 0; t < 3; ++t) {
     if (p.without == late_fill) fence_proxy_async_shared();
     slots()[i] = input(p)[64 * t + i];  // @fills
-    if (p.without != proxy_fence && p.without != late_fill) fence_proxy_async_shared();
+    if (p.without != proxy_fence && p.without != late_fill && p.without != late_fence) fence_proxy_async_shared();
     UNLESS(filled_barrier) __syncthreads();
+    if (p.without == late_fence) fence_proxy_async_shared();
     if (i == 0) {
       cp_async_bulk_store(p.out + 1024 * t, shared_memory(), 1024);  // @stores
       UNLESS(store_commit) cp_async_bulk_commit_group();
@@ -253,6 +254,12 @@ __device__ void run_mistake(const P& p) {
     case too_many_arrivals: mbarrier_arrive_count(mbarrier, 3); break;  // @too_many_arrivals
     case third_parity: mbarrier_try_wait_parity(mbarrier, 2); break;  // @third_parity
     case too_many_bytes: mbarrier_expect_tx(mbarrier, 1 << 20); break;  // @too_many_bytes
+    case late_hand_over:
+      mbarrier_arrive(mbarrier);
+      mbarrier_arrive_expect_tx(mbarrier, 16);
+      cp_async_mbarrier_arrive_noinc(mbarrier);  // @late_hand_over
+      while (!mbarrier_try_wait_parity(mbarrier, 0)) {}
+      break;
     case busy_inval:
       cp_async_bulk_load(shared, p.in, 32, mbarrier);
       mbarrier_inval(mbarrier);  // @busy_inval

@@ -190,6 +190,13 @@ def test_a_stuck_pipeline_names_who_waits_for_whom(copies):
     assert "mbarrier" in str(fault)
 
 
+@pytest.mark.parametrize("order", [Order.ASCENDING, Order.DESCENDING])
+def test_fences_behind_the_barrier_come_too_late(copies, order):
+    """Those of the other threads may not have happened yet, even when they have."""
+    fault = copies.fault("store", random_bytes(3072), 3072, without="late_fence", order=order)
+    assert (fault.kind, fault.place, fault.other_place) == (RACE, copies.line("stores"), copies.line("fills"))
+
+
 def test_reading_a_source_is_not_writing_the_target(copies):
     """Who waits with .read and reads the output finds what was there before, when the store is late."""
     data = random_bytes(1024)
@@ -232,6 +239,7 @@ def test_unchecked_builds_show_a_missing_wait_in_the_result(copies, scenario, wi
         ("too_many_arrivals", BARRIER),
         ("too_many_bytes", BARRIER),
         ("third_parity", INVALID),
+        ("late_hand_over", BARRIER),
         ("busy_inval", IN_FLIGHT),
         ("bulk_leave", IN_FLIGHT),
         ("odd_store", INVALID),
