@@ -39,7 +39,7 @@ _COMMON = (
     "-U_FORTIFY_SOURCE",
 )
 _RUNTIME = (*_COMMON, "-O3", "-pthread", "-DEMULATED_RUNTIME")
-_KERNEL = (*_COMMON, "-g1", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-unused-function")
+_KERNEL = (*_COMMON, "-g1")
 _UNCHECKED = (*_KERNEL, "-O2")
 # The instrumentation calls our own hooks (runtime/hooks.cpp and undefined.cpp): no sanitizer's runtime is needed.
 _CHECKED = (

@@ -18,8 +18,8 @@
 namespace emulated {
 
 constexpr unsigned none = ~0u, most_threads = 1024;
-// Together an odd number of pages: with 2ⁿ of them, a block's stacks compete for a few entries of the TLB.
-constexpr size_t stack_bytes = 128 * 1024, guard_bytes = 68 * 1024;
+constexpr size_t stack_bytes = 128 * 1024;
+extern const size_t guard_bytes;  // without access, below each stack
 
 enum class State : uint8_t { ready, at_barrier, at_warp, polling, done };
 

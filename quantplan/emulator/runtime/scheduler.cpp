@@ -1,11 +1,13 @@
 // Launches: fibers, the order they run in, and what happens when none can go on.
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 
 #include "runtime.h"
 #include "switch.h"
@@ -17,6 +19,8 @@ Block block;
 const Launch* launch;
 Report* report;
 uint64_t progress;
+// One page more than 2ⁿ: with 2ⁿ pages from one to the next, a block's stacks compete for a few entries of the TLB.
+const size_t guard_bytes = 64 * 1024 + static_cast<size_t>(sysconf(_SC_PAGESIZE));
 
 namespace {
 
@@ -29,6 +33,11 @@ uint64_t random_state;
 std::vector<unsigned> order;  // in which the block's threads take turns
 
 // ---- fibers
+
+Index unravel(uint64_t linear, const uint32_t (&extents)[3]) {
+  const uint64_t rest = linear / extents[0];
+  return {unsigned(linear % extents[0]), unsigned(rest % extents[1]), unsigned(rest / extents[1])};
+}
 
 void run_thread() {
   kernel(launch->params);
@@ -47,34 +56,28 @@ void resume(unsigned thread) {
   emulated_switch(&main_sp, fiber.sp);
 }
 
-// The memory of a launch. Stacks lie apart, so that a thread that overflows its own meets a page without access.
-class Memory {
- public:
-  Memory(unsigned threads, size_t shared_bytes) : size_(threads * (guard_bytes + stack_bytes)) {
-    void* stacks = mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    stacks_ = stacks == MAP_FAILED ? nullptr : static_cast<char*>(stacks);
-    shared_ = static_cast<char*>(aligned_alloc(1024, std::max<size_t>(1024, (shared_bytes + 1023) / 1024 * 1024)));
-    held_ = stacks_ && shared_;
-    block.fibers.assign(threads, {});
-    for (unsigned i = 0; i < threads && held_; ++i) {
-      char* guard = stacks_ + i * (guard_bytes + stack_bytes);
-      held_ = mprotect(guard, guard_bytes, PROT_NONE) == 0;
-      block.fibers[i].stack = guard + guard_bytes;
+// Makes the stacks of so many threads, which later launches use again. They lie apart, so that a thread that overflows
+// its own meets a page without access.
+bool make_stacks(unsigned threads) {
+  static std::vector<char*> stacks;
+  const size_t size = guard_bytes + stack_bytes;
+  while (stacks.size() < threads) {
+    void* memory = mmap(nullptr, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) return false;
+    stacks.push_back(static_cast<char*>(memory) + guard_bytes);
+    if (mprotect(stacks.back(), stack_bytes, PROT_READ | PROT_WRITE)) {
+      munmap(memory, size);
+      stacks.pop_back();
+      return false;
     }
-    block.shared = shared_;
   }
-  ~Memory() {
-    if (stacks_) munmap(stacks_, size_);
-    free(shared_);
+  block.fibers.assign(threads, {});
+  for (unsigned i = 0; i < threads; ++i) {
+    block.fibers[i].stack = stacks[i];
+    block.fibers[i].index = unravel(i, launch->block);
   }
-  Memory(const Memory&) = delete;
-  bool held() const { return held_; }
-
- private:
-  size_t size_;
-  char *stacks_, *shared_;
-  bool held_;
-};
+  return true;
+}
 
 // ---- the ways out
 
@@ -173,11 +176,6 @@ void run_block() {
   }
 }
 
-Index unravel(uint64_t linear, const uint32_t (&extents)[3]) {
-  const uint64_t rest = linear / extents[0];
-  return {unsigned(linear % extents[0]), unsigned(rest % extents[1]), unsigned(rest / extents[1])};
-}
-
 uint64_t greatest_common_divisor(uint64_t a, uint64_t b) { return b ? greatest_common_divisor(b, a % b) : a; }
 
 void run_grid() {
@@ -199,11 +197,6 @@ void run_grid() {
   }
 }
 
-void run() {
-  for (unsigned i = 0; i < block.threads; ++i) block.fibers[i].index = unravel(i, launch->block);
-  run_grid();
-}
-
 bool start() {
   failed = false;
   random_state = launch->seed;
@@ -212,10 +205,11 @@ bool start() {
   block.threads = x * y * z;
   block.linear = block.running = 0;
   block.shared_bytes = launch->shared_bytes;
+  const std::unique_ptr<void, void (*)(void*)> shared(aligned_alloc(1024, (launch->shared_bytes / 1024 + 1) * 1024), free);
+  block.shared = static_cast<char*>(shared.get());
   places_begin_launch(reinterpret_cast<const void*>(kernel));
-  const Memory memory(block.threads, block.shared_bytes);
-  if (!memory.held() || !memory_begin_launch()) return false;
-  guarded(run);
+  if (!block.shared || !make_stacks(block.threads) || !memory_begin_launch()) return false;
+  guarded(run_grid);
   memory_end_launch();
   if (report->fault != Fault::none) {
     const Index b = current.block, t = current.thread;
