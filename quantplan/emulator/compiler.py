@@ -111,7 +111,8 @@ def build(text: str, *, arch: int, checked: bool) -> Path:
         source, kernel = library.with_name("kernel.cpp"), library.with_name("kernel.o")
         source.write_text(text, encoding="utf-8")
         _call((*compiler, *options, *includes, "-c", str(source), "-o", str(kernel)))
-        _call((*compiler, "-shared", "-Wl,-rpath,$ORIGIN", "-o", str(library), str(kernel), str(runtime)))
+        linking = ("-shared", "-Wl,-rpath,$ORIGIN", "-Wl,--no-as-needed", "-o", str(library))
+        _call((*compiler, *linking, str(kernel), str(runtime)))
 
     key = _digest(*_identity(compiler), *options, runtime.name, _sources(text), text)
     return _built(runtime.with_name(f"{key}.so"), make)

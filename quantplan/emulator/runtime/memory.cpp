@@ -114,8 +114,11 @@ void name_byte(const Byte& byte, Text& text) {
     const uint64_t distance = behind ? address - (begin + size) : begin - address;
     if (distance >= nearest) return;
     nearest = distance;
-    snprintf(where, sizeof where, behind ? "%llu bytes behind the end of %s" : "%llu bytes before the start of %s",
-             number(distance), name);
+    const char* side = behind ? "behind the end" : "before the start";
+    if (distance)
+      snprintf(where, sizeof where, "%llu bytes %s of %s", number(distance), side, name);
+    else
+      snprintf(where, sizeof where, "right %s of %s", side, name);
   };
   consider(reinterpret_cast<uintptr_t>(block.shared), block.shared_bytes, "shared memory");
   for (const Watched& one : watched) {
@@ -128,7 +131,7 @@ void name_byte(const Byte& byte, Text& text) {
   for (const Fiber& fiber : block.fibers)
     if (address - reinterpret_cast<uintptr_t>(fiber.stack) < stack_bytes)
       snprintf(where, sizeof where, "of the local memory of thread %zu", size_t(&fiber - block.fibers.data()));
-  fail(Fault::out_of_bounds, site, 0, "thread %u %s %zu bytes %s", block.running, verb(kind), bytes, where);
+  fail(Fault::out_of_bounds, site, 0, "thread %u %s %zu bytes, %s", block.running, verb(kind), bytes, where);
 }
 
 // ---- who came before
