@@ -41,13 +41,15 @@ def folder(name: str) -> Path:
     """
     try:
         root = cache_root()
-        place = root / name
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        place.mkdir(mode=0o700, exist_ok=True)
-        reason = why_untrusted(root) or why_untrusted(place)
+        reason = _make(root) or _make(root / name)
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
         reason = str(error)
-    return _temporary(name, reason) if reason else place
+    return _temporary(name, reason) if reason else root / name
+
+
+def _make(path: Path) -> str | None:
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return why_untrusted(path)
 
 
 def why_untrusted(path: Path) -> str | None:
