@@ -61,9 +61,15 @@ class Runtime:
         self._buffers: dict[Hashable, npt.NDArray[Any]] = {}
 
     def family(self, descriptor: Any) -> qp.PlanFamily[Any, Any]:  # noqa: ANN401 - each op has a descriptor of its own
-        """Return the plans for a description; layers of one shape share them."""
+        """Return the plans for a description; layers of one shape share them.
+
+        An emulated device works on the host's memory. So operations for which it has no kernel can run on the CPU
+        beside it, and the table of plans says where each one runs.
+        """
         if descriptor not in self._families:
-            self._families[descriptor] = qp.PlanFamily.select(self.target, descriptor, ms=BUCKETS)
+            beside = self.target.startswith("emulated:") and qp.explain(descriptor, self.target).sku is None
+            target = "cpu" if beside else self.target
+            self._families[descriptor] = qp.PlanFamily.select(target, descriptor, ms=BUCKETS)
         return self._families[descriptor]
 
     def allocate(self) -> None:

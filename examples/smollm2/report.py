@@ -48,7 +48,8 @@ def chosen(use: Use) -> str:
         return NOT_QUANTIZED
     kernels: dict[str, str] = {}
     for m, plan in zip(use.family.buckets, use.family.plans, strict=True):
-        kernels[f"{plan.sku.name}\n{promises(plan.precision_guarantee, use.family)}"] = f"M ≤ {m}: "
+        name = f"{plan.sku.name} on {plan.target}"
+        kernels[f"{name}\n{promises(plan.precision_guarantee, use.family)}"] = f"M ≤ {m}: "
     return "\n".join(rows * (len(kernels) > 1) + kernel for kernel, rows in kernels.items())
 
 
