@@ -48,6 +48,7 @@ _CHECKED = (
     "-fsanitize=thread,alignment,bool,bounds,enum,float-cast-overflow,integer-divide-by-zero,shift,signed-integer-overflow",
     "-fno-sanitize-recover=all",
 )
+_COPIES = ("-Wl,--wrap=memcpy", "-Wl,--wrap=memmove", "-Wl,--wrap=memset")
 # Nothing is to be done where a function begins and ends.
 _WITHOUT_CALLS = {
     "gcc": ("--param", "tsan-instrument-func-entry-exit=0"),
@@ -111,7 +112,8 @@ def build(text: str, *, arch: int, checked: bool) -> Path:
         source, kernel = library.with_name("kernel.cpp"), library.with_name("kernel.o")
         source.write_text(text, encoding="utf-8")
         _call((*compiler, *options, *includes, "-c", str(source), "-o", str(kernel)))
-        linking = ("-shared", "-Wl,-rpath,$ORIGIN", "-Wl,--no-as-needed", "-o", str(library))
+        hooks = _COPIES if checked else ()
+        linking = ("-shared", "-Wl,-rpath,$ORIGIN", "-Wl,--no-as-needed", *hooks, "-o", str(library))
         _call((*compiler, *linking, str(kernel), str(runtime)))
 
     key = _digest(*_identity(compiler), *options, runtime.name, _sources(text), text)

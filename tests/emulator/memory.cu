@@ -197,8 +197,12 @@ __device__ void input_written(const P& p) {
 // ---- alignment
 
 __device__ void misaligned(const P& p) {
+  *reinterpret_cast<long long*>(shared() + 2 * threadIdx.x + p.flaw) = 1;  // @misaligned
+}
+
+__device__ void misaligned_struct(const P& p) {
   auto* wide = reinterpret_cast<uint4*>(shared() + 4 * threadIdx.x + p.flaw);
-  *wide = uint4{1, 2, 3, 4};  // @misaligned
+  *wide = uint4{1, 2, 3, 4};  // @misaligned_struct
 }
 
 __device__ void misaligned_instruction(const P& p) {

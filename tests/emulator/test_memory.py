@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from quantplan.emulator import compiler
 from quantplan.emulator.schedule import Order
 from quantplan.errors import FaultKind
 from tests.emulator.units import POISON, SCHEDULES, Unit
@@ -74,13 +75,14 @@ FAULTS = [
     ("stray", 1, {}, OUT_OF_BOUNDS, "stray", None, "at address 0x40, which belongs to no operand"),
     ("stray", 2, {}, OUT_OF_BOUNDS, "stray", None, "belongs to no operand"),
     ("local", 1, {}, OUT_OF_BOUNDS, "local", None, "of the local memory of thread 1"),
-    ("local_array", 1, {}, OUT_OF_BOUNDS, "local_array", None, "thread 3: index 4 of an array 'int [4]'"),
+    ("local_array", 1, {}, OUT_OF_BOUNDS, "local_array", None, "thread 3: index 4 of an array 'int"),
     ("range_end", 1, {}, OUT_OF_BOUNDS, "range_end", None, "of row 0 of in, which has 256"),
     ("constants", 1, {}, OUT_OF_BOUNDS, "constants", None, "writes 4 bytes, of a constant"),
     ("parameters", 1, {}, OUT_OF_BOUNDS, "parameters", None, "of the kernel's parameters"),
     ("input_written", 1, {}, READ_ONLY, "input_written", None, "writes in, which is an input"),
-    ("misaligned", 1, {"shared": 2048}, MISALIGNED, "misaligned", None, "which is no multiple of 16"),
-    ("misaligned", 2, {"shared": 2048}, MISALIGNED, "misaligned", None, "'struct uint4'"),
+    ("misaligned", 1, {}, MISALIGNED, "misaligned", None, "'long long"),
+    ("misaligned_struct", 1, {"shared": 2048}, MISALIGNED, "misaligned_struct", None, "which is no multiple of 16"),
+    ("misaligned_struct", 2, {"shared": 2048}, MISALIGNED, "misaligned_struct", None, "'struct uint4'"),
     ("misaligned_instruction", 1, {}, MISALIGNED, "instruction", None, "no multiple of 16"),
     ("misaligned_instruction", 1, {"checked": False}, MISALIGNED, "instruction", None, "no multiple of 16"),
 ]
@@ -117,6 +119,7 @@ SOUND = [
     ("parameters", {}, np.zeros(64)),
     ("input_written", {}, SIXTY_FOUR),
     ("misaligned", {"out": 0}, []),
+    ("misaligned_struct", {"out": 0}, []),
     ("misaligned_instruction", {}, np.zeros(64)),
     ("unaligned", {"shared": 2048}, 2 * SIXTY_FOUR),
     ("pairs", {"shared": 2048}, SIXTY_FOUR + 1),
@@ -126,6 +129,8 @@ SOUND = [
 @pytest.mark.parametrize("kernel, flaw, launch, kind, mark, other, words", FAULTS)
 def test_a_flaw_is_a_fault_at_its_line(kernel, flaw, launch, kind, mark, other, words):  # noqa: PLR0917 - a table's columns
     launch = {name: value.copy() if isinstance(value, np.ndarray) else value for name, value in launch.items()}
+    if kernel == "misaligned_struct" and "clang" in compiler._identity(compiler.find_compiler())[-1]:
+        pytest.skip("clang does not check the alignment of structs that are copied whole")
     fault = UNIT.fault(kernel, flaw=flaw, **launch)
     assert (fault.kind, fault.place) == (kind, UNIT.line(mark))
     assert words in str(fault)

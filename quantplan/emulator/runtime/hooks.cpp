@@ -31,20 +31,24 @@ EMULATED_SIZE(8)
 EMULATED_SIZE(16)
 EMULATED_HOOK void __tsan_read_range(void* p, size_t n) { EMULATED_SEEN(p, read, n); }
 EMULATED_HOOK void __tsan_write_range(void* p, size_t n) { EMULATED_SEEN(p, write, n); }
-EMULATED_HOOK void* __tsan_memcpy(void* to, const void* from, size_t n) {
-  EMULATED_SEEN(from, read, n);
-  EMULATED_SEEN(to, write, n);
-  return memcpy(to, from, n);
-}
-EMULATED_HOOK void* __tsan_memmove(void* to, const void* from, size_t n) {
-  EMULATED_SEEN(from, read, n);
-  EMULATED_SEEN(to, write, n);
-  return memmove(to, from, n);
-}
-EMULATED_HOOK void* __tsan_memset(void* to, int value, size_t n) {
-  EMULATED_SEEN(to, write, n);
-  return memset(to, value, n);
-}
+// Some compilers call the first of these, others the C library's functions, which the linker then replaces.
+#define EMULATED_COPIES(prefix)                                                \
+  EMULATED_HOOK void* prefix##memcpy(void* to, const void* from, size_t n) {   \
+    EMULATED_SEEN(from, read, n);                                              \
+    EMULATED_SEEN(to, write, n);                                               \
+    return memcpy(to, from, n);                                                \
+  }                                                                            \
+  EMULATED_HOOK void* prefix##memmove(void* to, const void* from, size_t n) {  \
+    EMULATED_SEEN(from, read, n);                                              \
+    EMULATED_SEEN(to, write, n);                                               \
+    return memmove(to, from, n);                                               \
+  }                                                                            \
+  EMULATED_HOOK void* prefix##memset(void* to, int value, size_t n) {          \
+    EMULATED_SEEN(to, write, n);                                               \
+    return memset(to, value, n);                                               \
+  }
+EMULATED_COPIES(__tsan_)
+EMULATED_COPIES(__wrap_)
 EMULATED_HOOK void __tsan_func_entry(void*) {}
 EMULATED_HOOK void __tsan_func_exit() {}
 EMULATED_HOOK void __tsan_init() {}

@@ -309,6 +309,7 @@ void access(uintptr_t address, size_t bytes, Access kind, Site site) {
   for (Watched& one : watched)
     if (check_region(one, address, bytes, kind, site)) return;
   const bool constant = within(address, bytes, reinterpret_cast<uintptr_t>(launch->params), launch->params_bytes) ||
+                        within(address, bytes, reinterpret_cast<uintptr_t>(&current), sizeof current) ||
                         in_library(address, bytes);
   if (kind != Access::read || !constant) fail_stray(address, bytes, kind, site);
 }

@@ -40,7 +40,7 @@ void describe_crash(int number, const char* address) {
   if (number == SIGFPE) {
     snprintf(text, size, "an integer division by zero");
   } else if (number == SIGILL || number == SIGTRAP) {
-    snprintf(text, size, "an illegal instruction: where the compiler found that no kernel can get to");
+    snprintf(text, size, "an illegal instruction, which marks what a compiler takes for impossible");
   } else if (address >= stack - guard_bytes && address < stack) {
     snprintf(text, size, "thread %u overflows its stack of %zu KiB", block.running, stack_bytes / 1024);
   } else {
