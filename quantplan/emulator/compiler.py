@@ -49,10 +49,10 @@ _CHECKED = (
     "-fno-sanitize-recover=all",
 )
 _COPIES = ("-Wl,--wrap=memcpy", "-Wl,--wrap=memmove", "-Wl,--wrap=memset")
-# Nothing is to be done where a function begins and ends.
-_WITHOUT_CALLS = {
+# Nothing is to be done where a function begins and ends; a read that a write follows counts too.
+_INSTRUMENTATION = {
     "gcc": ("--param", "tsan-instrument-func-entry-exit=0"),
-    "clang": ("-mllvm", "-tsan-instrument-func-entry-exit=0"),
+    "clang": ("-mllvm", "-tsan-instrument-func-entry-exit=0", "-mllvm", "-tsan-instrument-read-before-write=1"),
 }
 
 
@@ -104,7 +104,7 @@ def build(text: str, *, arch: int, checked: bool) -> Path:
     compiler = find_compiler()
     runtime = _runtime(compiler)
     family = "clang" if "clang" in _identity(compiler)[-1] else "gcc"
-    instrumentation = (*_CHECKED, *_WITHOUT_CALLS[family]) if checked else _UNCHECKED
+    instrumentation = (*_CHECKED, *_INSTRUMENTATION[family]) if checked else _UNCHECKED
     options = (*instrumentation, f"-D__CUDA_ARCH__={arch}")
     includes = (*(f"-I{folder}" for folder in _folders()), "-include", PRELUDE)
 
