@@ -161,7 +161,7 @@ class KernelBuildError(QuantPlanError, RuntimeError):
 
 
 class CompilerNotFound(QuantPlanError, RuntimeError):
-    """The emulated device was asked for on a machine without a host C++ compiler."""
+    """A kernel must be compiled, and the compiler is not installed: NVRTC, or a host C++ compiler to emulate."""
 
 
 class FaultKind(enum.Enum):

@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from quantplan.errors import DriverNotFound, KernelBuildError
+from quantplan.errors import CompilerNotFound, KernelBuildError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 _PACKAGE = Path(__file__).resolve().parent
 _FOLDER = "kernels_cu"
+_NVRTC_HINT = (
+    "pip install 'quantplan[cuda13]', or point QUANTPLAN_CUBIN_PATH to what `quantplan warmup` wrote on another machine"
+)
 _MARKER = "README.md"  # tells the folder of sources from a namesake
 
 
@@ -164,12 +167,15 @@ class KernelSpec:
         Most threads that a block will have.
     params : ParamStruct
         Its parameter.
+    shared_bytes : int
+        Most dynamic shared memory that a block will have, where that is more than 48 KB.
     """
 
     source: str
     body: str
     threads: int
     params: ParamStruct
+    shared_bytes: int = 0
 
     @property
     def name(self) -> str:
@@ -197,7 +203,7 @@ def compile_cubin(specs: Iterable[KernelSpec], arch: str) -> bytes:
 
     Raises
     ------
-    DriverNotFound
+    CompilerNotFound
         cuda-core or NVRTC is not installed.
     KernelBuildError
         NVRTC refuses the source; it carries options and log.
@@ -205,28 +211,29 @@ def compile_cubin(specs: Iterable[KernelSpec], arch: str) -> bytes:
     return compile_text(source_text(specs), arch)
 
 
-def compile_text(text: str, arch: str) -> bytes:
-    """Compile a translation unit that may include our sources; see `compile_cubin`."""
+def compile_options() -> tuple[str, ...]:
+    """Return the options that decide what a kernel computes, as NVRTC spells them; the architecture is apart."""
+    # the numeric contract: no contraction, no flush to zero, true divisions
+    return ("--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true")
+
+
+def compile_text(text: str, arch: str, to: str = "cubin") -> bytes:
+    """Compile a translation unit that may include our sources, to a cubin or to ``ptx``; see `compile_cubin`."""
     try:
         from cuda.core import Program, ProgramOptions  # noqa: PLC0415 - importing quantplan touches no CUDA
     except ImportError as error:
-        hint = "pip install 'quantplan[cuda13]'"
-        raise DriverNotFound("cuda-core is not installed", op="compile", hint=hint) from error
+        raise CompilerNotFound("cuda-core is not installed", op="compile", hint=_NVRTC_HINT) from error
     root = source_root()
+    includes = [str(root / "include"), str(root)]
     options = ProgramOptions(
-        arch=arch,
-        std="c++17",
-        include_path=[str(root / "include"), str(root)],
-        # the numeric contract: no contraction, no flush to zero, true divisions
-        fma=False,
-        ftz=False,
-        prec_div=True,
-        prec_sqrt=True,
+        arch=arch, std="c++17", include_path=includes, fma=False, ftz=False, prec_div=True, prec_sqrt=True
     )
     try:
-        return bytes(Program(text, "c++", options).compile("cubin").code)
+        return bytes(Program(text, "c++", options).compile(to).code)
     except Exception as error:  # cuda.core's own errors have no public base
+        if type(error).__name__ == "DynamicLibNotFoundError":
+            raise CompilerNotFound("NVRTC is not installed", op="compile", hint=_NVRTC_HINT) from error
         if type(error).__module__.startswith("cuda"):
-            flags = tuple(part.decode() for part in options.as_bytes("nvrtc"))
+            flags = (f"--gpu-architecture={arch}", *compile_options(), *(f"--include-path={path}" for path in includes))
             raise KernelBuildError(op="compile", options=flags, log=str(error).rstrip("\n\0 ")) from error
         raise

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import attrs
 
 from quantplan.devices.device import open_device
-from quantplan.devices.target import TargetKind
 from quantplan.kernels import family_digest
 from quantplan.record import Record, field, to_flag, to_text
 from quantplan.types import (
@@ -268,12 +267,6 @@ class KernelVariant(Variant):
         """Return why the kernels run the problem nowhere, or None."""
         return self.program.limit(desc)
 
-    def why_not(self, desc: Any, target: Target) -> str | None:  # noqa: ANN401 - each op has its own descriptor
-        """Return why the kernels cannot run the problem on the target, or None."""
-        if target.kind is TargetKind.CUDA:
-            return "kernels are compiled for GPUs, and run on the emulated device only so far"
-        return super().why_not(desc, target)
-
     def guarantee(self, desc: Any) -> PrecisionGuarantee:  # noqa: ANN401 - each op has its own descriptor
         """Return what the kernels promise for the problem."""
         return self.promise(desc)
@@ -298,11 +291,17 @@ class KernelVariant(Variant):
 
         def prepare(desc: Any, args: Any, workspace: Workspace | None) -> Start:  # noqa: ANN401 - each op has its own types
             call = Call(selected, desc, args, workspace)
-            ready = [(kernels[one.spec].launch, one) for one in launches(call) if one.grid.blocks]
+            ready = [
+                kernels[one.spec].prepare(one.grid, one.params, one.touched)
+                for one in launches(call)
+                if one.grid.blocks
+            ]
+            if len(ready) == 1:
+                return ready[0]
 
             def start(stream: Any) -> None:  # noqa: ANN401 - the device's
-                for launch, one in ready:
-                    launch(one.grid, one.params, one.touched, stream)
+                for launch in ready:
+                    launch(stream)
 
             return start
 

@@ -55,7 +55,9 @@ class Workspace:
         InvalidProblem
             A negative size.
         Unsupported
-            The target is an architecture, where nothing runs, or a GPU, whose memory other libraries allocate.
+            The target is an architecture, where nothing runs.
+        DriverNotFound
+            A GPU is named, and CuPy, whose allocator is used, is not installed.
         """
         where = Target.parse(target)
         try:
@@ -66,8 +68,10 @@ class Workspace:
         if where.kind is TargetKind.ARCH:
             raise Unsupported(f"{where} is an architecture, not a device", op="Workspace", field="target")
         if where.kind is TargetKind.CUDA:
-            hint = "borrow a CuPy or torch buffer with Workspace.from_buffer"
-            raise Unsupported("CUDA memory is not allocated here", op="Workspace", field="target", hint=hint)
+            from quantplan.devices import gpu  # noqa: PLC0415 - importing quantplan touches no CUDA
+
+            pointer, owner = gpu.device(where.index, where.arch).allocate(size)
+            return cls(pointer, size, Location("cuda", where.index), owner)
         buffer = np.empty(size + ALIGNMENT, np.uint8)
         start = buffer.__array_interface__["data"][0]
         return cls(start + -start % ALIGNMENT, size, HOST, buffer)

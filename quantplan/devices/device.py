@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 
@@ -10,11 +10,13 @@ from quantplan.devices.target import TargetKind
 from quantplan.errors import Unsupported
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from quantplan.devices.target import Target
     from quantplan.kernels import KernelSpec
     from quantplan.tensor import TensorView
+
+_MOST_BLOCKS = 2**31
 
 
 @attrs.frozen
@@ -23,6 +25,13 @@ class Grid:
 
     blocks: int
     shared_bytes: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse more blocks than CUDA counts."""
+        if self.blocks >= _MOST_BLOCKS:
+            raise Unsupported(
+                f"{self.blocks} blocks, and a grid has less than {_MOST_BLOCKS}", op="launch", field="grid"
+            )
 
 
 @attrs.frozen
@@ -37,8 +46,8 @@ class Touched:
 class Kernel(Protocol):
     """A loaded kernel."""
 
-    def launch(self, grid: Grid, params: bytes, touched: Sequence[Touched], stream: object) -> None:
-        """Launch on a checked stream of the device; nothing is compiled, allocated or waited for."""
+    def prepare(self, grid: Grid, params: bytes, touched: Sequence[Touched]) -> Callable[[Any], None]:
+        """Return a launch, to be called with a checked stream; then nothing is compiled, allocated or waited for."""
 
 
 class Device(Protocol):
@@ -60,4 +69,8 @@ def open_device(target: Target) -> Device:
         from quantplan.devices import emulated  # noqa: PLC0415 - ctypes and compilers are for those who emulate
 
         return emulated.device(target.capability)
+    if target.kind is TargetKind.CUDA:
+        from quantplan.devices import gpu  # noqa: PLC0415 - importing quantplan touches no CUDA
+
+        return gpu.device(target.index, target.arch)
     raise Unsupported(f"kernels are not launched on {target}", op="load", field="target")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -14,7 +14,7 @@ from quantplan.emulator.library import Library, Region
 from quantplan.kernels import KernelSpec, source_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from quantplan.devices.device import Grid, Touched
 
@@ -40,8 +40,8 @@ class EmulatedKernel:
     spec: KernelSpec
     arch: int
 
-    def launch(self, grid: Grid, params: bytes, touched: Sequence[Touched], stream: object) -> None:  # noqa: ARG002 - launches run at once
-        """Run the kernel to its end under the current schedule.
+    def prepare(self, grid: Grid, params: bytes, touched: Sequence[Touched]) -> Callable[[Any], None]:
+        """Return a launch, which runs the kernel to its end under the schedule of that moment.
 
         Parameters
         ----------
@@ -51,25 +51,22 @@ class EmulatedKernel:
             Its parameter struct.
         touched : sequence of Touched
             Memory that it may touch: every other access is a fault.
-        stream : object
-            Not used.
-
-        Raises
-        ------
-        KernelFault
-            It did what CUDA forbids.
         """
-        wanted = schedule.current()
-        library = _load(self.spec, self.arch, checked=wanted.checked)
-        library.launch(
-            self.spec.name,
-            grid=(grid.blocks,),
-            block=(self.spec.threads,),
-            shared_bytes=grid.shared_bytes,
-            params=params,
-            regions=[_region(memory) for memory in touched],
-            schedule=wanted,
-        )
+        regions = [_region(memory) for memory in touched]
+
+        def launch(stream: object) -> None:  # noqa: ARG001 - launches run at once
+            wanted = schedule.current()
+            _load(self.spec, self.arch, checked=wanted.checked).launch(
+                self.spec.name,
+                grid=(grid.blocks,),
+                block=(self.spec.threads,),
+                shared_bytes=grid.shared_bytes,
+                params=params,
+                regions=regions,
+                schedule=wanted,
+            )
+
+        return launch
 
 
 @attrs.frozen

@@ -28,6 +28,11 @@ class Stream:
     device: int
     owner: object = attrs.field(default=None, eq=False, repr=False)
 
+    @property
+    def ptr(self) -> int:
+        """The handle, under the name by which CuPy's launches ask for it."""
+        return self.handle
+
     @classmethod
     def of(cls, obj: Any, device: int | None = None) -> Stream:  # noqa: ANN401 - any library's stream
         """Read torch's ``cuda_stream``, CuPy's ``ptr``, the ``__cuda_stream__`` protocol, or an integer handle.

@@ -1,0 +1,237 @@
+"""GPUs: cubins loaded as CuPy modules when a plan is selected, launched as CuPy kernels on the caller's stream."""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import numpy as np
+
+from quantplan import cache as disk
+from quantplan import cubins
+from quantplan.devices import cuda
+from quantplan.errors import CaptureError, DriverError, DriverNotFound, Unsupported
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from quantplan.devices.device import Grid, Touched
+    from quantplan.devices.stream import Stream
+    from quantplan.kernels import KernelSpec
+
+_WITHOUT_ASKING = 48 * 1024  # dynamic shared memory that a launch may have as it is
+_after_fork = False
+
+
+@attrs.frozen(eq=False)
+class CudaKernel:
+    """A kernel that is loaded on a GPU.
+
+    Parameters
+    ----------
+    spec : KernelSpec
+        Which.
+    device : CudaDevice
+        Where.
+    function : cupy.cuda.Function
+        What launches it.
+    """
+
+    spec: KernelSpec
+    device: CudaDevice
+    function: Any
+
+    def prepare(self, grid: Grid, params: bytes, touched: Sequence[Touched]) -> Any:  # noqa: ANN401, ARG002 - a callable; the hardware checks what it touches
+        """Return the launch, for a checked stream: nothing is allocated, compiled or waited for."""
+        # a size-1 array travels by value; the operands' owners are kept alive by the plan that is bound to them
+        value = np.frombuffer(bytearray(params), np.dtype([("params", f"V{len(params)}")]))
+        blocks, threads, arguments = (grid.blocks,), (self.spec.threads,), (value,)
+        function, shared, index, runtime = self.function, grid.shared_bytes, self.device.index, self.device.runtime
+
+        def launch(stream: Stream) -> None:
+            if _after_fork:
+                _refuse_fork()
+            before = runtime.getDevice()
+            if before != index:
+                runtime.setDevice(index)
+            try:
+                function(blocks, threads, arguments, shared_mem=shared, stream=stream)
+            finally:
+                if before != index:
+                    runtime.setDevice(before)
+
+        return launch
+
+
+@attrs.frozen(eq=False)
+class CudaDevice:
+    """A GPU of this machine.
+
+    Parameters
+    ----------
+    index : int
+        Its index.
+    arch : str
+        The architecture that kernels are compiled for.
+    cupy : module
+        CuPy.
+    """
+
+    index: int
+    arch: str
+    cupy: Any
+
+    @property
+    def runtime(self) -> Any:  # noqa: ANN401 - CuPy's
+        """CuPy's runtime calls."""
+        return self.cupy.cuda.runtime
+
+    def load(self, specs: Iterable[KernelSpec]) -> tuple[CudaKernel, ...]:
+        """Compile kernels unless they are compiled already, and load them: lazy loading would break graph capture.
+
+        Raises
+        ------
+        CompilerNotFound, KernelBuildError
+            See `cubins.cubin`.
+        CaptureError
+            A graph is being captured on this thread: loading cannot be a part of it.
+        DriverError
+            The driver refuses the cubin.
+        Unsupported
+            The kernel needs more threads or shared memory than the GPU has.
+        """
+        if _after_fork:
+            _refuse_fork()
+        return tuple(self._load(spec) for spec in specs)
+
+    def allocate(self, nbytes: int) -> tuple[int, object]:
+        """Allocate memory of its own, not a pool's: no work of another stream can still be using it.
+
+        Returns
+        -------
+        tuple[int, object]
+            The address, a multiple of 256, and what frees the memory when it goes away.
+        """
+        with self.cupy.cuda.Device(self.index):
+            memory = self.cupy.cuda.Memory(max(1, nbytes))
+        return int(memory.ptr), memory
+
+    def _load(self, spec: KernelSpec) -> CudaKernel:
+        content = cubins.cubin(spec, self.arch)
+        with self.cupy.cuda.Device(self.index), _driver_errors(spec, self.arch):
+            kernel = self.cupy.RawModule(path=str(_file_of(content))).get_function(spec.name)
+            function = kernel.kernel  # loads it
+            if kernel.max_threads_per_block < spec.threads:
+                raise Unsupported(
+                    f"{spec.name} takes {spec.threads} threads, and this GPU runs it with up to "
+                    f"{kernel.max_threads_per_block}",
+                    op="load",
+                )
+            if spec.shared_bytes > _WITHOUT_ASKING:
+                kernel.max_dynamic_shared_size_bytes = spec.shared_bytes
+        return CudaKernel(spec, self, function)
+
+
+def device(index: int, arch: str) -> CudaDevice:
+    """Return a GPU.
+
+    Parameters
+    ----------
+    index : int
+        Its index.
+    arch : str
+        Its architecture, with the suffix of its own features.
+
+    Raises
+    ------
+    DriverNotFound
+        There is no driver, or CuPy is not installed.
+    """
+    cuda.driver()
+    return _device(index, arch)
+
+
+@cache
+def _device(index: int, arch: str) -> CudaDevice:
+    try:
+        import cupy  # noqa: PLC0415 - importing quantplan touches no CUDA
+    except ImportError as error:
+        hint = "pip install 'quantplan[cuda13]'"
+        raise DriverNotFound("CuPy is not installed", op="cuda", hint=hint) from error
+    return CudaDevice(index, arch, cupy)
+
+
+def _file_of(content: bytes) -> Path:
+    """Return a file of just this content, for CuPy loads cubins by path and remembers them by it.
+
+    Its name is its digest, so that no name ever stands for two contents. It is written where nobody else can write, and
+    read again before it is used.
+    """
+    path = disk.folder("loaded") / f"{cubins.sha256(content)}.cubin"
+    try:
+        if path.read_bytes() == content:
+            return path
+    except OSError:
+        pass
+    try:
+        disk.write(path, content)
+    except OSError:
+        return _in_memory(content)
+    return path
+
+
+@cache
+def _in_memory(content: bytes) -> Path:
+    """Keep a file in memory, for as long as the process lives: no disk can be written."""
+    if sys.platform != "linux":
+        raise DriverError("no folder can be written, and a cubin is loaded from a file", op="load", code=0, name="")
+    handle = os.memfd_create("quantplan")
+    os.write(handle, content)
+    return Path(f"/proc/self/fd/{handle}")
+
+
+class _driver_errors:  # noqa: N801 - used as a context manager, like contextlib's
+    """Turn what CuPy raises for the driver's refusals into our errors."""
+
+    def __init__(self, spec: KernelSpec, arch: str) -> None:
+        self.spec, self.arch = spec, arch
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        status = getattr(error, "status", None)
+        if error is None or status is None:
+            return
+        name, _, text = str(error).partition(":")
+        if "CAPTURE" in name:
+            hint = "select plans before the capture begins"
+            raise CaptureError(
+                f"{self.spec.name} cannot be loaded while a graph is captured", op="load", hint=hint
+            ) from error
+        too_old = "UNSUPPORTED" in name or "NO_BINARY" in name
+        raise DriverError(
+            f"{name}: {text.strip()}: loading {self.spec.name} for {self.arch}",
+            op="load",
+            code=int(status),
+            name=name,
+            hint="update the NVIDIA driver" if too_old else None,
+        ) from error
+
+
+def _refuse_fork() -> None:
+    hint = "use multiprocessing's spawn, or select plans in the child only"
+    raise DriverError("CUDA does not survive a fork", op="cuda", code=3, name="CUDA_ERROR_NOT_INITIALIZED", hint=hint)
+
+
+def _note_fork() -> None:
+    global _after_fork  # noqa: PLW0603 - a flag costs a launch less than asking for the process's number
+    _after_fork = _device.cache_info().currsize > 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
