@@ -109,7 +109,8 @@ def family_sources(source: str) -> tuple[Path, ...]:
         Name of a file in ``kernels_cu``.
     """
     root = source_root()
-    return included(f"#include <{source}>", (root / "include", root))
+    text = (root / source).read_text(encoding="utf-8")
+    return (root / source, *included(text, (root / "include", root)))
 
 
 @cache
@@ -139,9 +140,10 @@ class ParamStruct:
     _struct: struct.Struct = attrs.field(init=False, eq=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        """Lay the struct out as C does: native sizes and alignment, padded at the end."""
-        letters = "".join(letter for _, letter in self.fields)
-        object.__setattr__(self, "_struct", struct.Struct(f"@{letters}0P"))
+        """Lay the struct out as C does: native sizes and alignment, padded to a multiple of the widest field's."""
+        letters = [letter for _, letter in self.fields]
+        widest = max(letters, key=struct.calcsize)
+        object.__setattr__(self, "_struct", struct.Struct(f"@{''.join(letters)}0{widest}"))
 
     @property
     def size(self) -> int:
