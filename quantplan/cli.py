@@ -76,6 +76,17 @@ class _Parser(argparse.ArgumentParser):
         self.exit(USAGE, f"{self.prog}: {message}\n")
 
 
+class _Once(argparse.Action):
+    """Stores a value, and refuses a second one: a field may have two names, and which of them counts is no guess."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object, option: str | None = None
+    ) -> None:
+        if hasattr(namespace, self.dest):
+            parser.error(f"{option}: {self.dest} is given twice")
+        setattr(namespace, self.dest, values)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="quantplan", description=quantplan.__doc__)
     parser.add_argument("--version", action="version", version=quantplan.__version__)
@@ -182,7 +193,8 @@ def _add_fields(group: argparse._ArgumentGroup, record: type, also_called: Mappi
         if isinstance(field.default, bool):
             options["action"] = argparse.BooleanOptionalAction
         else:
-            options |= {"type": _number_or_text, "required": field.default is attrs.NOTHING, "metavar": "VALUE"}
+            required = field.default is attrs.NOTHING
+            options |= {"type": _number_or_text, "required": required, "metavar": "VALUE", "action": _Once}
         short = field.name.removesuffix("_element")
         names = [field.name] if short in _RESERVED else [field.name, short]
         names += [also_called[field.name]] if field.name in also_called else []

@@ -69,7 +69,7 @@ def one_line(err):
 def test_explain_exits_0_and_names_the_sku_where_a_variant_runs(quantplan):
     code, out, err = quantplan(*LINEAR)
     assert (code, err) == (0, "")
-    assert out.startswith("smoothquant_linear on cpu: smoothquant_linear.reference.s8.f16.identity\n")
+    assert out.startswith("smoothquant_linear on cpu: smoothquant_linear.reference.s8.f16.identity (REFERENCE)\n")
     assert "bit-identical, deterministic, batch-invariant; accumulates in s32" in out
 
 
@@ -182,7 +182,8 @@ def test_a_sum_that_could_overflow_is_unsupported(quantplan):
         (("explain", "quantize", "--m", "-1", "--k", "4"), "m: expected an integer in [0, 2**31), got -1"),
         (("explain", "quantize", "--m", "1.5", "--k", "4"), "m: expected an integer, got 1.5"),
         (("explain", "quantize", "--m", "many", "--k", "4"), "m: expected an integer, got 'many'"),
-        (("explain", "quantize", "--m", "1", "--k", "4", "--n", "4"), "--n"),
+        (("explain", "quantize", "--m", "1", "--k", "4", "--n", "4"), "--n: m is given twice"),
+        (("explain", "quantize", "--m", "1", "--k", "4", "--h", "4"), "--h"),
         (("explain", "quantize", "--m", "1", "--k", "4", "--out", "s8"), "--out"),
         (("explain", "quantize", "--m", "1", "--k", "4", "--output", "f99"), "output_element"),
         (("explain", "quantize", "--m", "1", "--k", "4", "--output", "f32"), "output_element: expected one of s8"),
@@ -290,8 +291,9 @@ def test_plans_as_json(quantplan):
     assert (code, err) == (0, "")
     assert (data["schema"], data["target"]) == (1, "sm_121")
     assert [plan["sku"]["name"] for plan in data["plans"]] == [row.sku.name for row in qp.plans("cpu", "quantize")]
-    assert not any(plan["supported"] for plan in data["plans"])
-    assert all(plan["reason"] for plan in data["plans"])
+    for plan in data["plans"]:
+        assert plan["supported"] == (plan["sku"]["backend"] == "bespoke")
+        assert bool(plan["reason"]) != plan["supported"]
 
 
 def test_a_guarantee_in_words():
@@ -418,4 +420,12 @@ def test_explain_takes_preferences(quantplan):
     assert json.loads(out)["sku"]["name"].startswith("fp8_gemm.reference_fast.")
     code, out, _ = quantplan("explain", "quantize", "--m", "1", "--k", "8", "--backend", "bespoke", "--json")
     assert code == 3
-    assert json.loads(out)["variants"][0]["reason"] == "backend is reference, and bespoke is required"
+    assert json.loads(out)["variants"][-1]["reason"] == "backend is reference, and bespoke is required"
+
+
+def test_explain_names_our_own_kernels_for_a_gpu_that_is_not_here(quantplan):
+    """Rows and columns of the quantize family have the names n and d too."""
+    flags = ["--n", "70000", "--d", "4096", "--input", "bf16", "--output", "s8", "--target", "sm_90a"]
+    code, out, err = quantplan("explain", "dynamic_range_quantize", *flags)
+    assert (code, err) == (0, "")
+    assert "dynamic_range_quantize.within_rows.bf16.s8.f32.token.symmetric (BESPOKE)" in out

@@ -34,10 +34,12 @@ def no_driver(monkeypatch):
 # ---- plans
 
 
-def test_plans_lists_every_sku_of_every_op_as_supported_on_cpu():
+def test_plans_lists_every_sku_of_every_op_and_the_reference_runs_on_cpu():
     rows = qp.plans()
     assert {row.sku.op.value for row in rows} == set(PLANS)
-    assert all(row.supported and row.reason == "" for row in rows)
+    for row in rows:
+        assert row.supported == (row.sku.backend is qp.BackendKind.REFERENCE)
+        assert row.reason == ("" if row.supported else "needs sm_80, and the target is cpu")
     assert len({row.sku.name for row in rows}) == len(rows)
 
 
@@ -46,9 +48,8 @@ def test_plans_lists_the_same_skus_for_every_target_with_reasons(target):
     rows = qp.plans(target)
     assert [row.sku for row in rows] == [row.sku for row in qp.plans("cpu")]
     for row in rows:
-        if row.sku.backend is qp.BackendKind.REFERENCE:
-            assert not row.supported
-            assert target in row.reason
+        assert row.supported == (row.sku.backend is qp.BackendKind.BESPOKE)
+        assert row.supported or target in row.reason
 
 
 @pytest.mark.parametrize("op", PLANS)

@@ -74,9 +74,10 @@ def reference(calls):
 
 def test_the_reference_runs_its_function_on_the_host():
     calls = []
-    launch = reference(calls).load("desc", qp.Target.parse("cpu"))
+    prepare = reference(calls).load("desc", qp.Target.parse("cpu"))
+    launch = prepare("other desc", "args", None)
     assert calls == []
-    launch("other desc", "args", None, None)
+    launch(None)
     assert calls == [("other desc", "args")]
 
 
