@@ -11,6 +11,7 @@ import io
 import json
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import attrs
@@ -105,6 +106,10 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("verify", _verify, "Hold every plan to its guarantee under attacking inputs.")
     sub.add_argument("--target", default="cpu", help="cpu, cuda:0, emulated:sm_90a")
     sub.add_argument("--op", choices=PLANS, help="only this op")
+    sub = command("warmup", _warmup, "Compile kernels ahead of time; no GPU is needed.")
+    sub.add_argument("--target", required=True, help="an architecture such as sm_90a, or cuda:0")
+    sub.add_argument("--plans", type=Path, metavar="FILE", help="JSON list of descriptors (by default every SKU)")
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the cubins")
     sub = command("explain", _explain, "Which variant would run an op on a target, and why each other one would not.")
     ops = sub.add_subparsers(required=True, metavar="OP")
     for name, kind in PLANS.items():
@@ -171,6 +176,23 @@ def _verify(args: argparse.Namespace) -> tuple[int, str]:
     count = len(report.problems)
     verdict = "every guarantee holds" if report.ok else f"{count} problem{'s' if count > 1 else ''}"
     return code, "\n".join([_table(f"verify on {report.target}", columns, rows), *report.problems, verdict])
+
+
+def _warmup(args: argparse.Namespace) -> tuple[int, str]:
+    from quantplan.warmup import read_descriptors, warmup  # noqa: PLC0415 - process pools are needed by nothing else
+
+    descriptors = None if args.plans is None else read_descriptors(args.plans)
+    if args.json:
+        made = warmup(args.target, args.out, descriptors)
+        return OK, _json({"target": args.target, "cubins": [str(path) for path in made]})
+    from rich.console import Console  # noqa: PLC0415 - JSON output does without
+    from rich.progress import Progress  # noqa: PLC0415
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(f"compiling for {args.target}", total=None)
+        made = warmup(args.target, args.out, descriptors, lambda done, of: bar.update(task, completed=done, total=of))
+    size = sum(path.stat().st_size for path in made)
+    return OK, f"{len(made)} cubins for {args.target}, {size / 1e6:.1f} MB, in {args.out}"
 
 
 # ---- flags of an op

@@ -137,22 +137,22 @@ class ParamStruct:
 
     name: str
     fields: tuple[tuple[str, str], ...]
-    _struct: struct.Struct = attrs.field(init=False, eq=False, repr=False)
-
-    def __attrs_post_init__(self) -> None:
-        """Lay the struct out as C does: native sizes and alignment, padded to a multiple of the widest field's."""
-        letters = [letter for _, letter in self.fields]
-        widest = max(letters, key=struct.calcsize)
-        object.__setattr__(self, "_struct", struct.Struct(f"@{''.join(letters)}0{widest}"))
 
     @property
     def size(self) -> int:
         """Bytes of the struct."""
-        return self._struct.size
+        return _layout(self.fields).size
 
     def pack(self, values: Sequence[int | float]) -> bytes:
         """Return the struct's bytes for the values of its fields, in order."""
-        return self._struct.pack(*values)
+        return _layout(self.fields).pack(*values)
+
+
+@cache
+def _layout(fields: tuple[tuple[str, str], ...]) -> struct.Struct:
+    """Lay a struct out as C does: native sizes and alignment, padded to a multiple of the widest field's."""
+    letters = [letter for _, letter in fields]
+    return struct.Struct(f"@{''.join(letters)}0{max(letters, key=struct.calcsize)}")
 
 
 @attrs.frozen(kw_only=True)

@@ -163,19 +163,25 @@ class Plan(ABC, Generic[D, A]):
     @classmethod
     def _select(cls, target: object, desc: D, pref: PlanPreference | None, *, flexible_m: bool) -> Self:
         where, wanted = Target.parse(target), PlanPreference() if pref is None else pref
-        reports = cls.why_not(where, desc, wanted)
+        variant = cls.choose(where, desc, wanted)
+        return cls(
+            target=where,
+            descriptor=desc,
+            preference=wanted,
+            sku=variant.sku(cls.category, cls.op, cls.identity(desc), desc),
+            workspace_size=variant.workspace_size(desc),
+            flexible_m=flexible_m,
+            prepare=None if where.kind is TargetKind.ARCH else variant.load(desc, where),
+        )
+
+    @classmethod
+    def choose(cls, target: object, desc: D, pref: PlanPreference | None = None) -> Variant:
+        """Return the first variant that runs the problem on the target, without loading it; see `select`."""
+        reports = cls.why_not(target, desc, pref)
         for variant, report in zip(cls.variants, reports, strict=True):
             if report.supported:
-                return cls(
-                    target=where,
-                    descriptor=desc,
-                    preference=wanted,
-                    sku=variant.sku(cls.category, cls.op, cls.identity(desc), desc),
-                    workspace_size=variant.workspace_size(desc),
-                    flexible_m=flexible_m,
-                    prepare=None if where.kind is TargetKind.ARCH else variant.load(desc, where),
-                )
-        raise Unsupported(f"no variant runs this on {where}", op=cls.op.value, variants=reports)
+                return variant
+        raise Unsupported(f"no variant runs this on {Target.parse(target)}", op=cls.op.value, variants=reports)
 
     @classmethod
     def _reason(cls, variant: Variant, target: Target, desc: D, pref: PlanPreference) -> str | None:
