@@ -7,14 +7,17 @@ kernels then live in a temporary folder of this process.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import shutil
 import sys
 import tempfile
+import time
 from functools import cache
 from pathlib import Path
 
+_STALE_SECONDS = 3600  # nobody takes that long to write a file
 _log = logging.getLogger(__name__)
 
 
@@ -44,7 +47,19 @@ def folder(name: str) -> Path:
         reason = _make(root) or _make(root / name)
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
         reason = str(error)
-    return _temporary(name, reason) if reason else root / name
+    if reason:
+        return _temporary(name, reason)
+    _sweep(root / name)
+    return root / name
+
+
+@cache
+def _sweep(place: Path) -> None:
+    """Remove what writers that were killed have left in a folder, once in a process."""
+    for path in place.glob(".*"):
+        with contextlib.suppress(OSError):
+            if path.is_file() and time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                path.unlink()
 
 
 def _make(path: Path) -> str | None:
@@ -84,8 +99,8 @@ def write(path: Path, content: bytes) -> None:
 
 @cache
 def _temporary(name: str, reason: str) -> Path:
-    _log.warning("compiled kernels are not kept: %s", reason)
     place = Path(tempfile.mkdtemp(prefix=f"quantplan-{name}-"))
+    _log.warning("compiled kernels are not kept: %s", reason)
     atexit.register(_remove, place, os.getpid())
     return place
 

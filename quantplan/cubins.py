@@ -14,6 +14,7 @@ import logging
 import os
 import threading
 import time
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,10 +99,10 @@ def _precompiled(spec: KernelSpec, key: str) -> bytes | None:
     for folder in filter(None, os.environ.get(PATH_VARIABLE, "").split(os.pathsep)):
         path = Path(folder, file_name(spec, key))
         try:
-            content, digest = path.read_bytes(), _digest_path(path).read_text("ascii").strip()
+            content, digest = path.read_bytes(), _digest_path(path).read_bytes().strip()
         except OSError:
             continue
-        if sha256(content) == digest:
+        if sha256(content).encode() == digest:
             return content
         raise KernelBuildError(
             f"{path} is not what its digest says",
@@ -152,7 +153,7 @@ def _store() -> Any:  # noqa: ANN401 - cuda.core has no stub that holds on every
     try:
         return FileStreamProgramCache(disk.folder("cubins"))
     except OSError as error:
-        _log.warning("the cache of cubins cannot be opened: %s", error)
+        _warn_once("opened", error)
         return None
 
 
@@ -162,7 +163,17 @@ def _best_effort(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        _log.warning("the cache of cubins cannot be %s: %s", what, error)
+        _warn_once(what, error)
+
+
+def _warn_once(what: str, error: OSError) -> None:
+    _warn(f"the cache of cubins cannot be {what}: {error.strerror or error}")
+
+
+@cache
+def _warn(message: str) -> None:
+    """Warn once: there may be hundreds of kernels, and one cause."""
+    _log.warning("%s", message)
 
 
 def _sha256(content: bytes) -> str:

@@ -11,6 +11,7 @@ import pytest
 
 import quantplan as qp
 from quantplan.workspace import ALIGNMENT
+from tests import fake_cuda, fake_cupy
 
 
 def aligned(nbytes, offset=0):
@@ -61,9 +62,27 @@ def test_nonsense_targets_are_refused():
         qp.Workspace.allocate(256, "gpu")
 
 
-def test_cuda_memory_is_borrowed_for_now():
+def test_memory_of_a_gpu_is_cupys(monkeypatch):
+    """Memory of its own, not a pool's, on the device that the target names; the workspace keeps it."""
+    gpus = fake_cupy.install(monkeypatch, fake_cupy.Gpus((9, 0), (8, 9)))
+    first, second = (qp.Workspace.allocate(1000, "cuda:1") for _ in range(2))
+    assert first.location == qp.Location("cuda", 1)
+    assert (first.nbytes, first.pointer % ALIGNMENT, first.pointer != second.pointer) == (1000, 0, True)
+    assert (first.owner.ptr, first.owner.device_id) == (first.pointer, 1)
+    assert [call for call in gpus.calls if call[0] == "malloc"] == [("malloc", 1, 1000)] * 2
+    with pytest.raises(qp.DeviceMismatch):
+        first.numpy()
+    stream = SimpleNamespace(ptr=0x7F00, device_id=0)
+    assert qp.Workspace.allocate(0, stream).location == qp.Location("cuda", 0)
+    gpus.refuse("malloc", "cudaErrorMemoryAllocation")
+    with pytest.raises(qp.DriverError, match="out of memory: 4096 bytes"):
+        qp.Workspace.allocate(4096, "cuda:0")
+
+
+def test_without_a_driver_there_is_no_memory_of_a_gpu(monkeypatch):
+    fake_cuda.install(monkeypatch, fake_cuda.Machine([(9, 0)], libraries=()))
     gpu = qp.Target(kind="cuda", index=0, capability=(9, 0))
-    with pytest.raises(qp.QuantPlanError, match=r"borrow a CuPy or torch buffer with Workspace\.from_buffer"):
+    with pytest.raises(qp.DriverNotFound, match="no CUDA driver on this machine"):
         qp.Workspace.allocate(256, gpu)
 
 

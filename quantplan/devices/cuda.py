@@ -48,7 +48,9 @@ def device_count() -> int:
     if status == api.CUresult.CUDA_ERROR_NO_DEVICE:
         return 0
     if status != api.CUresult.CUDA_SUCCESS:
-        raise DriverError(op="cuda", code=int(status), name=status.name)
+        forked = status == api.CUresult.CUDA_ERROR_NOT_INITIALIZED
+        hint = "CUDA does not survive a fork: use multiprocessing's spawn" if forked else None
+        raise DriverError(op="cuda", code=int(status), name=status.name, hint=hint)
     return int(count)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from functools import cache
@@ -17,13 +18,19 @@ from quantplan.devices import cuda
 from quantplan.errors import CaptureError, DriverError, DriverNotFound, Unsupported
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from quantplan.devices.device import Grid, Touched
     from quantplan.devices.stream import Stream
     from quantplan.kernels import KernelSpec
 
 _WITHOUT_ASKING = 48 * 1024  # dynamic shared memory that a launch may have as it is
+_TOO_OLD = {
+    "CUDA_ERROR_INVALID_IMAGE",  # a cubin of a newer format
+    "CUDA_ERROR_NO_BINARY_FOR_GPU",
+    "CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
+    "cudaErrorInsufficientDriver",
+}
 _after_fork = False
 
 
@@ -51,6 +58,7 @@ class CudaKernel:
         value = np.frombuffer(bytearray(params), np.dtype([("params", f"V{len(params)}")]))
         blocks, threads, arguments = (grid.blocks,), (self.spec.threads,), (value,)
         function, shared, index, runtime = self.function, grid.shared_bytes, self.device.index, self.device.runtime
+        name = self.spec.name
 
         def launch(stream: Stream) -> None:
             if _after_fork:
@@ -60,6 +68,10 @@ class CudaKernel:
                 runtime.setDevice(index)
             try:
                 function(blocks, threads, arguments, shared_mem=shared, stream=stream)
+            except RuntimeError as error:
+                if (refusal := _refusal(error, "launch", name)) is None:
+                    raise
+                raise refusal from error
             finally:
                 if before != index:
                     runtime.setDevice(before)
@@ -84,6 +96,7 @@ class CudaDevice:
     index: int
     arch: str
     cupy: Any
+    _loaded: dict[KernelSpec, CudaKernel] = attrs.field(factory=dict, init=False, repr=False)
 
     @property
     def runtime(self) -> Any:  # noqa: ANN401 - CuPy's
@@ -106,7 +119,7 @@ class CudaDevice:
         """
         if _after_fork:
             _refuse_fork()
-        return tuple(self._load(spec) for spec in specs)
+        return tuple(self._loaded.get(spec) or self._load(spec) for spec in specs)
 
     def allocate(self, nbytes: int) -> tuple[int, object]:
         """Allocate memory of its own, not a pool's: no work of another stream can still be using it.
@@ -115,25 +128,41 @@ class CudaDevice:
         -------
         tuple[int, object]
             The address, a multiple of 256, and what frees the memory when it goes away.
+
+        Raises
+        ------
+        DriverError
+            There is not that much memory.
+        CaptureError
+            A graph is being captured on this thread.
         """
-        with self.cupy.cuda.Device(self.index):
+        if _after_fork:
+            _refuse_fork()
+        with _driver_errors("allocate", f"{nbytes} bytes"), self.cupy.cuda.Device(self.index):
             memory = self.cupy.cuda.Memory(max(1, nbytes))
         return int(memory.ptr), memory
 
     def _load(self, spec: KernelSpec) -> CudaKernel:
         content = cubins.cubin(spec, self.arch)
-        with self.cupy.cuda.Device(self.index), _driver_errors(spec, self.arch):
+        with _driver_errors("load", f"{spec.name} for {self.arch}"), self.cupy.cuda.Device(self.index):
             kernel = self.cupy.RawModule(path=str(_file_of(content))).get_function(spec.name)
             function = kernel.kernel  # loads it
             if kernel.max_threads_per_block < spec.threads:
-                raise Unsupported(
-                    f"{spec.name} takes {spec.threads} threads, and this GPU runs it with up to "
-                    f"{kernel.max_threads_per_block}",
-                    op="load",
-                )
+                most = f"this GPU runs it with up to {kernel.max_threads_per_block}"
+                raise Unsupported(f"{spec.name} takes {spec.threads} threads, and {most}", op="load")
             if spec.shared_bytes > _WITHOUT_ASKING:
-                kernel.max_dynamic_shared_size_bytes = spec.shared_bytes
-        return CudaKernel(spec, self, function)
+                _allow_shared(kernel, spec)
+        return self._loaded.setdefault(spec, CudaKernel(spec, self, function))
+
+
+def _allow_shared(kernel: Any, spec: KernelSpec) -> None:  # noqa: ANN401 - CuPy's
+    try:
+        kernel.max_dynamic_shared_size_bytes = spec.shared_bytes
+    except RuntimeError as error:
+        if not str(error).startswith("CUDA_ERROR_INVALID_VALUE"):
+            raise
+        wanted = f"{spec.name} takes {spec.shared_bytes} bytes of shared memory"
+        raise Unsupported(f"{wanted}, and this GPU has less for a block", op="load") from error
 
 
 def device(index: int, arch: str) -> CudaDevice:
@@ -171,14 +200,10 @@ def _file_of(content: bytes) -> Path:
     Its name is its digest, so that no name ever stands for two contents. It is written where nobody else can write, and
     read again before it is used.
     """
-    path = disk.folder("loaded") / f"{cubins.sha256(content)}.cubin"
     try:
-        if path.read_bytes() == content:
-            return path
-    except OSError:
-        pass
-    try:
-        disk.write(path, content)
+        path = disk.folder("loaded") / f"{cubins.sha256(content)}.cubin"
+        if not path.is_file() or path.read_bytes() != content:
+            disk.write(path, content)
     except OSError:
         return _in_memory(content)
     return path
@@ -188,39 +213,37 @@ def _file_of(content: bytes) -> Path:
 def _in_memory(content: bytes) -> Path:
     """Keep a file in memory, for as long as the process lives: no disk can be written."""
     if sys.platform != "linux":
-        raise DriverError("no folder can be written, and a cubin is loaded from a file", op="load", code=0, name="")
+        hint = "set QUANTPLAN_CACHE_DIR to a folder of your own"
+        raise DriverError(
+            "a cubin is loaded from a file, and no folder can be written", op="load", code=0, name="", hint=hint
+        )
     handle = os.memfd_create("quantplan")
     os.write(handle, content)
     return Path(f"/proc/self/fd/{handle}")
 
 
-class _driver_errors:  # noqa: N801 - used as a context manager, like contextlib's
+@contextlib.contextmanager
+def _driver_errors(op: str, what: str) -> Iterator[None]:
     """Turn what CuPy raises for the driver's refusals into our errors."""
+    try:
+        yield
+    except RuntimeError as error:
+        if (refusal := _refusal(error, op, what)) is None:
+            raise
+        raise refusal from error
 
-    def __init__(self, spec: KernelSpec, arch: str) -> None:
-        self.spec, self.arch = spec, arch
 
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        status = getattr(error, "status", None)
-        if error is None or status is None:
-            return
-        name, _, text = str(error).partition(":")
-        if "CAPTURE" in name:
-            hint = "select plans before the capture begins"
-            raise CaptureError(
-                f"{self.spec.name} cannot be loaded while a graph is captured", op="load", hint=hint
-            ) from error
-        too_old = "UNSUPPORTED" in name or "NO_BINARY" in name
-        raise DriverError(
-            f"{name}: {text.strip()}: loading {self.spec.name} for {self.arch}",
-            op="load",
-            code=int(status),
-            name=name,
-            hint="update the NVIDIA driver" if too_old else None,
-        ) from error
+def _refusal(error: RuntimeError, op: str, what: str) -> CaptureError | DriverError | None:
+    """Return our error for one of CuPy's, whose text is ``NAME: what it means``; None for anybody else's."""
+    status = getattr(error, "status", None)
+    if status is None:
+        return None
+    name, _, meaning = str(error).partition(":")
+    message = f"{name}: {meaning.strip()}: {what}"
+    if "CAPTURE" in name.upper():
+        return CaptureError(message, op=op, hint="select plans and allocate workspaces before the capture begins")
+    remedy = "update the NVIDIA driver, or install the CUDA packages that it supports"
+    return DriverError(message, op=op, code=int(status), name=name, hint=remedy if name in _TOO_OLD else None)
 
 
 def _refuse_fork() -> None:

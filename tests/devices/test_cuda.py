@@ -7,7 +7,7 @@ import pytest
 import quantplan as qp
 from quantplan.devices import cuda
 from tests import fake_cuda
-from tests.fake_cuda import DynamicLibNotFoundError, Machine
+from tests.fake_cuda import CUresult, DynamicLibNotFoundError, Machine
 
 
 @pytest.fixture
@@ -98,6 +98,15 @@ def test_a_driver_that_shows_no_gpu(install):
     assert qp.devices() == [qp.Target.parse("cpu")]
     with pytest.raises(qp.QuantPlanError):
         cuda.compute_capability(0)
+
+
+def test_in_the_child_of_a_process_that_used_cuda(install, monkeypatch):
+    """Fault 36: CUDA does not start a second time, and says only that it has not started."""
+    install(Machine([(9, 0)]))
+    monkeypatch.setattr(sys.modules["cuda.bindings.driver"], "cuInit", lambda _: (CUresult.CUDA_ERROR_NOT_INITIALIZED,))
+    with pytest.raises(qp.DriverError, match="CUDA_ERROR_NOT_INITIALIZED") as caught:
+        qp.Target.parse("cuda:0")
+    assert "spawn" in caught.value.hint
 
 
 def test_the_targets_of_this_machine(install):

@@ -1,0 +1,195 @@
+"""A stand-in for CuPy over pretended GPUs, which records what is asked of it: what CuPy 14 does, and no more.
+
+`Gpus` is a machine; `install` puts its module ``cupy`` in place of whatever is installed, and its cuda-python too.
+"""
+
+import contextlib
+import ctypes
+import itertools
+import sys
+import threading
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+
+from quantplan.devices import gpu
+from tests import fake_cuda
+
+
+class CudaError(RuntimeError):
+    """What CuPy raises for the driver's and the runtime's refusals."""
+
+    def __init__(self, status, text):
+        super().__init__(text)
+        self.status = status
+
+
+REFUSALS = {
+    "CUDA_ERROR_INVALID_VALUE": (1, "invalid argument"),
+    "CUDA_ERROR_OUT_OF_MEMORY": (2, "out of memory"),
+    "CUDA_ERROR_INVALID_IMAGE": (200, "device kernel image is invalid"),
+    "CUDA_ERROR_NO_BINARY_FOR_GPU": (209, "no kernel image is available for execution on the device"),
+    "CUDA_ERROR_UNSUPPORTED_PTX_VERSION": (222, "the provided PTX was compiled with an unsupported toolchain."),
+    "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES": (701, "too many resources requested for launch"),
+    "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED": (900, "operation not permitted when stream is capturing"),
+    "cudaErrorMemoryAllocation": (2, "out of memory"),
+    "cudaErrorInsufficientDriver": (35, "CUDA driver version is insufficient for CUDA runtime version"),
+    "cudaErrorStreamCaptureUnsupported": (900, "operation not permitted when stream is capturing"),
+}
+
+
+class Gpus:
+    """A machine with GPUs. ``calls`` holds what was asked of it, as (name, device, details…)."""
+
+    def __init__(self, *capabilities, threads=1024, shared=227 * 1024):
+        self.capabilities, self.threads, self.shared = capabilities or ((9, 0),), threads, shared
+        self.calls, self.refuses = [], {}
+        self._current = threading.local()
+        self._addresses = itertools.count(2**40, 2**30)
+        self._modules = {}
+
+    @property
+    def current(self):
+        return getattr(self._current, "index", 0)
+
+    @property
+    def launches(self):
+        return [details for name, *details in self.calls if name == "launch"]
+
+    def names(self):
+        return [name for name, *_ in self.calls]
+
+    def refuse(self, call, error):
+        """Let a call fail from now on: ``load``, ``launch``, ``malloc``, ``device`` or ``shared``."""
+        self.refuses[call] = error
+
+    def did(self, name, *details):
+        if name in self.refuses:
+            status, meaning = REFUSALS[self.refuses[name]]
+            raise CudaError(status, f"{self.refuses[name]}: {meaning}")
+        self.calls.append((name, self.current, *details))
+
+    # ---- the module
+
+    def set_device(self, index):
+        assert 0 <= index < len(self.capabilities)
+        self._current.index = index
+
+    def module(self):
+        cupy = ModuleType("cupy")
+        cupy.RawModule = lambda *, path: RawModule(self, path)
+        cupy.ndarray = type("ndarray", (), {})
+        runtime = SimpleNamespace(getDevice=lambda: self.current, setDevice=self.set_device)
+        cupy.cuda = SimpleNamespace(runtime=runtime, Device=self.device, Memory=self.memory)
+        return cupy
+
+    @contextlib.contextmanager
+    def device(self, index):
+        self.did("device", index)
+        before = self.current
+        self.set_device(index)
+        try:
+            yield
+        finally:
+            self.set_device(before)
+
+    def memory(self, size):
+        assert size > 0, "CuPy gives no address for no memory"
+        self.did("malloc", size)
+        return SimpleNamespace(ptr=next(self._addresses), size=size, device_id=self.current)
+
+    def load(self, path):
+        """Load a module, once for each path and GPU, as CuPy does."""
+        key = (path, self.current)
+        if key not in self._modules:
+            self.did("load", path, Path(path).read_bytes())
+            self._modules[key] = path
+        return self._modules[key]
+
+
+class RawModule:
+    def __init__(self, gpus, path):
+        assert isinstance(path, str)
+        self.gpus, self.path = gpus, path
+
+    def get_function(self, name):
+        return RawKernel(self.gpus, self.path, name)
+
+
+class RawKernel:
+    """A kernel; nothing is loaded before it is asked for its function."""
+
+    def __init__(self, gpus, path, name):
+        self.gpus, self.path, self.name, self._functions = gpus, path, name, {}
+
+    @property
+    def kernel(self):
+        index = self.gpus.current
+        if index not in self._functions:
+            self._functions[index] = Function(self.gpus, self.gpus.load(self.path), self.name, index)
+        return self._functions[index]
+
+    @property
+    def max_threads_per_block(self):
+        assert self.kernel
+        return self.gpus.threads
+
+    @property
+    def max_dynamic_shared_size_bytes(self):
+        return self.kernel.shared_bytes
+
+    @max_dynamic_shared_size_bytes.setter
+    def max_dynamic_shared_size_bytes(self, nbytes):
+        if nbytes > self.gpus.shared:
+            self.gpus.refuses["shared"] = "CUDA_ERROR_INVALID_VALUE"
+        self.gpus.did("shared", self.name, nbytes)
+        self.kernel.shared_bytes = nbytes
+
+
+class Function:
+    """What launches: the signature and the conversions of CuPy's own."""
+
+    def __init__(self, gpus, path, name, device):
+        self.gpus, self.path, self.name, self.device, self.shared_bytes = gpus, path, name, device, 48 * 1024
+
+    def __call__(self, grid, block, args, *, shared_mem=0, stream=None):
+        assert type(grid) is tuple
+        assert type(block) is tuple
+        assert stream is not None, "CuPy would take its own current stream"
+        if self.gpus.current != self.device or shared_mem > self.shared_bytes:
+            self.gpus.refuses["launch"] = "CUDA_ERROR_INVALID_VALUE"
+        values = b"".join(map(by_value, args))
+        # CuPy makes one block of none
+        self.gpus.did("launch", self.name, max(1, *grid), *block, values, shared_mem, int(stream.ptr))
+
+
+def by_value(argument):
+    """Return the bytes that the driver reads for an argument: those of a NumPy array of one element."""
+    assert isinstance(argument, np.ndarray)
+    assert argument.size == 1
+    return ctypes.string_at(argument.__array_interface__["data"][0], argument.nbytes)
+
+
+def install(monkeypatch, gpus):
+    """Put a machine's CuPy and cuda-python in place of whatever is installed."""
+    machine = fake_cuda.Machine(list(gpus.capabilities))
+    fake_cuda.install(monkeypatch, machine)
+    monkeypatch.setitem(sys.modules, "cupy", gpus.module())
+    gpu._device.cache_clear()
+    monkeypatch.setattr(gpu, "_after_fork", False)
+    return gpus
+
+
+class Array:
+    """An array on a pretended GPU, as CuPy's: it has an address, and nobody may read what lies there."""
+
+    def __init__(self, shape, dtype, *, device=0, pointer=2**44, strides=None):
+        self.device = SimpleNamespace(id=device)
+        self.__cuda_array_interface__ = {
+            "shape": tuple(shape),
+            "typestr": np.dtype(dtype).str,
+            "data": (pointer, False),
+            "strides": strides,
+            "version": 3,
+        }
