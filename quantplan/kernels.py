@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from quantplan.errors import CompilerNotFound, KernelBuildError
+from quantplan.errors import CompilerNotFound, InvalidProblem, KernelBuildError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -138,10 +138,22 @@ class ParamStruct:
     name: str
     fields: tuple[tuple[str, str], ...]
 
+    def __attrs_post_init__(self) -> None:
+        """Refuse pointers behind other fields: a launch writes them anew, and leaves the rest as it is."""
+        letters = [letter for _, letter in self.fields]
+        if letters != sorted(letters, key=lambda letter: letter != "P"):
+            expected = "pointers before all other fields"
+            raise InvalidProblem(op="ParamStruct", field=self.name, expected=expected, got="".join(letters))
+
     @property
     def size(self) -> int:
         """Bytes of the struct."""
         return _layout(self.fields).size
+
+    @property
+    def pointers(self) -> int:
+        """How many of its fields, the first ones, are pointers."""
+        return sum(letter == "P" for _, letter in self.fields)
 
     def pack(self, values: Sequence[int | float]) -> bytes:
         """Return the struct's bytes for the values of its fields, in order."""

@@ -92,7 +92,7 @@ class Operand:
                 got=f"{view.pointer:#x}",
                 hint="copy the operand",
             )
-        if view.location != location:
+        if view.location is not location and view.location != location:
             raise DeviceMismatch(op=op, field=self.name, expected=location, got=view.location)
         if self.output and view.readonly:
             raise InvalidProblem(op=op, field=self.name, expected="writable memory", got="a read-only array")
@@ -145,16 +145,14 @@ def check_presence(op: str, operands: Iterable[Operand], given: dict[str, Tensor
 
 def check_overlap(op: str, operands: Iterable[Operand], given: dict[str, Any]) -> None:
     """Refuse outputs that share memory with another operand."""
-    views = [(operand, given[operand.name]) for operand in operands]
-    extents = [view.extent for _, view in views]
-    for i, (written, output) in enumerate(views):
+    reached = [(*given[operand.name].extent, operand) for operand in operands]
+    for i, (first, last, written) in enumerate(reached):
         if not written.output:
             continue
-        first, last = extents[i]
-        for j, (other, view) in enumerate(views):
-            if i == j or extents[j][1] <= first or last <= extents[j][0]:
+        for j, (begin, end, other) in enumerate(reached):
+            if end <= first or last <= begin or i == j:
                 continue
-            if (j > i or not other.output) and overlap(output, view):
+            if (j > i or not other.output) and overlap(given[written.name], given[other.name]):
                 raise InvalidProblem(
                     op=op,
                     field=written.name,

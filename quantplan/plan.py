@@ -7,7 +7,9 @@ descriptor ──select──▶ Plan ──bind──▶ BoundPlan
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from functools import cached_property, lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
@@ -24,14 +26,15 @@ from quantplan.workspace import ALIGNMENT, Workspace
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
 
-    from quantplan.tensor import TensorView
+    from quantplan.tensor import Location, TensorView
     from quantplan.variant import Prepare, Start
 
 D = TypeVar("D", bound=Any)
 A = TypeVar("A", bound=Any)
 
 _REMEMBERED = 1024
-"""Problems that a plan keeps, one per M: a serving loop sees few, and the rest are made anew."""
+"""Plans that are kept, and problems that each keeps, one per M: a model has few, and the rest are made anew."""
+_NO_PREFERENCE = PlanPreference()
 
 _BY_DESCRIPTOR: dict[type, type[Plan[Any, Any]]] = {}
 
@@ -43,6 +46,7 @@ class Problem(Generic[D]):
     desc: D
     operands: tuple[Operand, ...]
     empty: bool
+    names: frozenset[str]
 
 
 @attrs.frozen(kw_only=True, eq=False, repr=False, slots=False)
@@ -63,6 +67,7 @@ class Plan(ABC, Generic[D, A]):
     _problems: dict[int, Problem[D]] = attrs.field(factory=dict, init=False)
 
     op: ClassVar[QuantizeKind]
+    op_name: ClassVar[str]
     category: ClassVar[OpCategory]
     descriptor_type: ClassVar[type]
     args_type: ClassVar[type]
@@ -76,6 +81,7 @@ class Plan(ABC, Generic[D, A]):
         super().__init_subclass__(**kwargs)
         if "descriptor_type" in cls.__dict__:
             _BY_DESCRIPTOR[cls.descriptor_type] = cls
+            cls.op_name = cls.op.value
             cls.operand_names = tuple(a.name for a in attrs.fields(cls.args_type))
 
     # ---- what an op states
@@ -162,7 +168,22 @@ class Plan(ABC, Generic[D, A]):
 
     @classmethod
     def _select(cls, target: object, desc: D, pref: PlanPreference | None, *, flexible_m: bool) -> Self:
-        where, wanted = Target.parse(target), PlanPreference() if pref is None else pref
+        where, wanted = Target.parse(target), _NO_PREFERENCE if pref is None else pref
+        if type(desc) is not cls.descriptor_type or type(wanted) is not PlanPreference:
+            cls.choose(where, desc, wanted)  # says what is wrong
+        return cls._selected(where, desc, _signs(desc), wanted, flexible_m)
+
+    @classmethod
+    @lru_cache(maxsize=_REMEMBERED)
+    def _selected(
+        cls,
+        where: Target,
+        desc: D,
+        signs: tuple[bool, ...],  # noqa: ARG003 - part of the key: −0 equals 0, and gives other bits
+        wanted: PlanPreference,
+        flexible_m: bool,  # noqa: FBT001 - cached by position
+    ) -> Self:
+        """Make a plan, or return the one that was made: plans are immutable, and layers of one shape share theirs."""
         variant = cls.choose(where, desc, wanted)
         return cls(
             target=where,
@@ -173,6 +194,11 @@ class Plan(ABC, Generic[D, A]):
             flexible_m=flexible_m,
             prepare=None if where.kind is TargetKind.ARCH else variant.load(desc, where),
         )
+
+    @classmethod
+    def forget(cls) -> None:
+        """Forget the plans that `select` remembers, of all ops: the next one is made anew, its kernels loaded again."""
+        cls._selected.cache_clear()
 
     @classmethod
     def choose(cls, target: object, desc: D, pref: PlanPreference | None = None) -> Variant:
@@ -203,6 +229,11 @@ class Plan(ABC, Generic[D, A]):
         return None
 
     # ---- use
+
+    @cached_property
+    def location(self) -> Location | None:
+        """Memory that operands must be in; None for an architecture."""
+        return self.target.location
 
     @property
     def precision_guarantee(self) -> PrecisionGuarantee:
@@ -272,7 +303,8 @@ class Plan(ABC, Generic[D, A]):
                 )
             desc = self.descriptor if m == own else self.descriptor.replace(m=m)
             operands = self.operands(desc)
-            found = Problem(desc, operands, all(o.empty for o in operands if o.output))
+            empty = all(o.empty for o in operands if o.output)
+            found = Problem(desc, operands, empty, frozenset(o.name for o in operands))
             if len(self._problems) < _REMEMBERED:
                 self._problems[m] = found
         return found
@@ -290,14 +322,17 @@ class Plan(ABC, Generic[D, A]):
     def check_given(self, m: int, given: dict[str, Any], bound: Collection[str] = ()) -> Problem[D]:
         """Check the operands of a launch of ``m`` rows, apart from those that were checked when they were bound."""
         problem = self.problem(m)
-        check_presence(self.op.value, problem.operands, given)
-        self.check_operands((o for o in problem.operands if o.name not in bound), given)
-        check_overlap(self.op.value, problem.operands, given)
+        names, operands = problem.names, problem.operands
+        for name, view in given.items():
+            if (view is None) == (name in names):
+                check_presence(self.op.value, operands, given)
+        self.check_operands([o for o in operands if o.name not in bound] if bound else operands, given)
+        check_overlap(self.op_name, operands, given)
         return problem
 
     def check_operands(self, operands: Iterable[Operand], given: dict[str, TensorView]) -> None:
         """Hold operands to their statements, on the plan's device."""
-        location = self.target.location
+        location = self.location
         if location is None:
             raise Unsupported(
                 f"the plan was selected for the architecture {self.target}",
@@ -305,7 +340,7 @@ class Plan(ABC, Generic[D, A]):
                 hint="select for 'cuda:0' or a stream to run",
             )
         for operand in operands:
-            operand.check(self.op.value, given[operand.name], location)
+            operand.check(self.op_name, given[operand.name], location)
 
     def check_workspace(self, workspace: Workspace | None) -> None:
         """Refuse a workspace that is too small, misaligned or on another device."""
@@ -361,6 +396,12 @@ class BoundPlan(Generic[D, A]):
     def __repr__(self) -> str:
         """Show the plan."""
         return f"BoundPlan({self.plan.sku.name} on {self.plan.target})"
+
+
+def _signs(desc: object) -> tuple[bool, ...]:
+    """Return the signs of a descriptor's floating-point fields."""
+    fields = (getattr(desc, a.name) for a in desc.__attrs_attrs__)  # type: ignore[attr-defined] # a descriptor's
+    return tuple(math.copysign(1, value) < 0 for value in fields if type(value) is float)
 
 
 def _launch_nothing(stream: object) -> None:

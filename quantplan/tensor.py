@@ -102,8 +102,14 @@ class TensorView:
         shape, size = self.storage_shape, self.element.itemsize
         if 0 in shape:
             return self.pointer, self.pointer
-        steps = [(n - 1) * s * size for n, s in zip(shape, self.strides, strict=True)]
-        return self.pointer + sum(s for s in steps if s < 0), self.pointer + sum(s for s in steps if s > 0) + size
+        first, last = self.pointer, self.pointer + size
+        for n, stride in zip(shape, self.strides, strict=True):
+            reach = (n - 1) * stride * size
+            if reach < 0:
+                first += reach
+            else:
+                last += reach
+        return first, last
 
     def __reduce__(self) -> Any:  # noqa: ANN401 - object's own signature
         """Refuse: a copy would point at memory that it does not keep alive."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import operator
+import struct
 from abc import ABC, abstractmethod
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 
-from quantplan.devices.device import open_device
+from quantplan.devices.device import Touched, open_device
+from quantplan.elements import ElementKind
 from quantplan.kernels import family_digest
 from quantplan.record import Record, field, to_flag, to_text
+from quantplan.tensor import TensorView
 from quantplan.types import (
     ArchSku,
     BackendKind,
@@ -23,11 +27,10 @@ from quantplan.types import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
-    from quantplan.devices.device import Grid, Touched
+    from quantplan.devices.device import Grid, Kernel
     from quantplan.devices.target import Target
-    from quantplan.elements import ElementKind
     from quantplan.kernels import KernelSpec
     from quantplan.types import Accumulation
     from quantplan.workspace import Workspace
@@ -173,9 +176,16 @@ class ReferenceVariant(Variant):
         return lambda desc, args, workspace: lambda stream: function(desc, args)  # noqa: ARG005 - NumPy needs neither
 
 
+_REMEMBERED = 1024
+"""Layouts that a plan keeps the launches of."""
+
+WORKSPACE = "workspace"
+"""What a launch calls the scratch memory among its pointers."""
+
+
 @attrs.frozen
 class Launch:
-    """One launch of a kernel.
+    """One launch of a kernel, for operands of one layout, wherever they are.
 
     Parameters
     ----------
@@ -183,16 +193,20 @@ class Launch:
         The kernel: one of those that its program named.
     grid : Grid
         Its extent; nothing is launched where it has no blocks.
-    params : bytes
-        The parameter struct.
-    touched : tuple[Touched, ...]
-        Memory that it may touch.
+    values : tuple
+        The fields of the parameter struct, in order. A pointer is the name of an operand, which is null where the
+        operand is absent, or None.
+    written : tuple[str, ...]
+        Operands that it writes; the other ones it only reads.
+    scratch_bytes : int
+        How much of the workspace it touches.
     """
 
     spec: KernelSpec
     grid: Grid
-    params: bytes
-    touched: tuple[Touched, ...]
+    values: tuple[Any, ...]
+    written: tuple[str, ...]
+    scratch_bytes: int = 0
 
 
 @attrs.frozen
@@ -285,27 +299,87 @@ class KernelVariant(Variant):
 
     def load(self, desc: Any, target: Target) -> Prepare:  # noqa: ANN401 - each op has its own descriptor
         """Load the kernels on the target's device."""
-        selected, specs = desc, self.program.specs(desc)
-        kernels = dict(zip(specs, open_device(target).load(specs), strict=True))
-        launches = self.program.launches
+        specs = self.program.specs(desc)
+        return _Stages(self.program, desc, dict(zip(specs, open_device(target).load(specs), strict=True)))
 
-        def prepare(desc: Any, args: Any, workspace: Workspace | None) -> Start:  # noqa: ANN401 - each op has its own types
-            call = Call(selected, desc, args, workspace)
-            ready = [
-                kernels[one.spec].prepare(one.grid, one.params, one.touched)
-                for one in launches(call)
-                if one.grid.blocks
-            ]
-            if len(ready) == 1:
-                return ready[0]
 
-            def start(stream: Any) -> None:  # noqa: ANN401 - the device's
-                for launch in ready:
-                    launch(stream)
+class _Stages:
+    """The launches of a plan, staged once per layout of operands; a run only writes the pointers.
 
-            return start
+    A layout is the number of rows, and of each operand its strides and its address modulo 16: all that a program may
+    look at, apart from the descriptor.
+    """
 
-        return prepare
+    def __init__(self, program: Program, selected: Any, kernels: dict[KernelSpec, Kernel]) -> None:  # noqa: ANN401 - each op has its own descriptor
+        self.program, self.selected, self.kernels = program, selected, kernels
+        self.operands: Callable[[Any], tuple[TensorView | None, ...]] | None = None
+        self.staged: dict[Any, tuple[_Stage, ...]] = {}
+
+    def __call__(self, desc: Any, args: Any, workspace: Workspace | None) -> Start:  # noqa: ANN401 - each op has its own types
+        """Return the launch of a checked problem; see `Prepare`."""
+        if self.operands is None:
+            self.operands = operator.attrgetter(*(field.name for field in attrs.fields(type(args))))
+        views = self.operands(args)
+        layout = (desc.m, *[None if v is None else (v.pointer & 15, v.strides) for v in views])
+        stages = self.staged.get(layout)
+        if stages is None:
+            stages = self._stage(Call(self.selected, desc, args, workspace))
+            if len(self.staged) < _REMEMBERED:
+                self.staged[layout] = stages
+        addresses = [0 if view is None else view.pointer for view in views]
+        addresses += 0 if workspace is None else workspace.pointer, 0
+        ready = [stage.prepare(addresses, views, workspace) for stage in stages]
+        if len(ready) == 1:
+            return ready[0]
+
+        def start(stream: Any) -> None:  # noqa: ANN401 - the device's
+            for launch in ready:
+                launch(stream)
+
+        return start
+
+    def _stage(self, call: Call) -> tuple[_Stage, ...]:
+        operands = [field.name for field in attrs.fields(type(call.args))]
+        launches = [launch for launch in self.program.launches(call) if launch.grid.blocks]
+        return tuple(_Stage.of(launch, self.kernels[launch.spec], operands) for launch in launches)
+
+
+@attrs.frozen(eq=False)
+class _Stage:
+    """A launch that lacks its pointers: places in a list of the operands' addresses, the workspace's, and null."""
+
+    launch: Launch
+    kernel: Kernel
+    operands: list[str]
+    places: tuple[int, ...]
+    head: struct.Struct
+    tail: bytes
+
+    @classmethod
+    def of(cls, launch: Launch, kernel: Kernel, operands: list[str]) -> _Stage:
+        params = launch.spec.params
+        names, rest = launch.values[: params.pointers], launch.values[params.pointers :]
+        addressed = [*operands, WORKSPACE, None]
+        head = struct.Struct(f"@{params.pointers}P")
+        tail = params.pack((*[0] * params.pointers, *rest))[head.size :]
+        return cls(launch, kernel, operands, tuple(map(addressed.index, names)), head, tail)
+
+    def prepare(self, addresses: list[int], views: Sequence[TensorView | None], workspace: Workspace | None) -> Start:
+        params = self.head.pack(*[addresses[place] for place in self.places]) + self.tail
+        return self.kernel.prepare(self.launch.grid, params, lambda: self._touched(views, workspace))
+
+    def _touched(self, views: Sequence[TensorView | None], workspace: Workspace | None) -> list[Touched]:
+        names = set(self.launch.values[: len(self.places)])
+        touched = [
+            Touched(name, view, name in self.launch.written)
+            for name, view in zip(self.operands, views, strict=True)
+            if name in names and view is not None
+        ]
+        if WORKSPACE in names and workspace is not None:
+            size = (self.launch.scratch_bytes,)
+            scratch = TensorView(workspace.pointer, size, (1,), ElementKind.U8, workspace.location, owner=workspace)
+            touched.append(Touched(WORKSPACE, scratch, WORKSPACE in self.launch.written))
+        return touched
 
 
 @cache

@@ -137,6 +137,13 @@ class Lab:
         return alone, part
 
 
+@pytest.fixture(autouse=True)
+def _plans_anew():
+    """Let no test see another's plans, which may hold a stand-in's kernels."""
+    yield
+    qp.Plan.forget()
+
+
 @pytest.fixture
 def lab():
     return Lab()

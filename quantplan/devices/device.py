@@ -46,7 +46,7 @@ class Touched:
 class Kernel(Protocol):
     """A loaded kernel."""
 
-    def prepare(self, grid: Grid, params: bytes, touched: Sequence[Touched]) -> Callable[[Any], None]:
+    def prepare(self, grid: Grid, params: bytes, touched: Callable[[], Sequence[Touched]]) -> Callable[[Any], None]:
         """Return a launch, to be called with a checked stream; then nothing is compiled, allocated or waited for."""
 
 

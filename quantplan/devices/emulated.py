@@ -40,7 +40,7 @@ class EmulatedKernel:
     spec: KernelSpec
     arch: int
 
-    def prepare(self, grid: Grid, params: bytes, touched: Sequence[Touched]) -> Callable[[Any], None]:
+    def prepare(self, grid: Grid, params: bytes, touched: Callable[[], Sequence[Touched]]) -> Callable[[Any], None]:
         """Return a launch, which runs the kernel to its end under the schedule of that moment.
 
         Parameters
@@ -49,10 +49,10 @@ class EmulatedKernel:
             Its extent.
         params : bytes
             Its parameter struct.
-        touched : sequence of Touched
-            Memory that it may touch: every other access is a fault.
+        touched : callable
+            Returns the memory that it may touch: every other access is a fault.
         """
-        regions = [_region(memory) for memory in touched]
+        regions = [_region(memory) for memory in touched()]
 
         def launch(stream: object) -> None:  # noqa: ARG001 - launches run at once
             wanted = schedule.current()

@@ -6,20 +6,18 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from quantplan.devices.device import Grid, Touched
+from quantplan.devices.device import Grid
 from quantplan.elements import ElementKind
 from quantplan.kernels import KernelSpec
 from quantplan.ops import _quantize_kernels as family
 from quantplan.ops._quantize_kernels import THREADS, Args, Desc, Tiling, ceil_div, element_name, flag, power_of_two
-from quantplan.tensor import TensorView
 from quantplan.types import QuantizeMode, ScopeKind
-from quantplan.variant import Launch
+from quantplan.variant import WORKSPACE, Launch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from quantplan.variant import Call
-    from quantplan.workspace import Workspace
 
 _SOURCE = "dynamic_range_quantize.cu"
 _WARP = 32
@@ -95,7 +93,7 @@ class SegmentsProgram:
         if desc.scope.kind is ScopeKind.TENSOR and not m:
             m, k, length = 1, 0, 0  # no row has a scale, but a tensor without rows has one
         values = (
-            *(args.x.pointer, args.q.pointer, args.scale.pointer, family.pointer(args.zero_point)),
+            *("x", "q", "scale", "zero_point"),
             *(m, k, family.row_pitch(args.x), family.row_pitch(args.q), length, per_row),
             *_scale_pitches(args, of_a_row=1),
             *_limits(desc),
@@ -106,8 +104,8 @@ class SegmentsProgram:
                 ceil_div(m * per_row, max(1, THREADS // lanes)) if lanes <= _WARP else m * per_row,
                 lanes // _WARP * _state_bytes(desc) if lanes > _WARP else 0,
             ),
-            family.SEGMENTS_PARAMS.pack(values),
-            family.touch(args, ("q", "scale", "zero_point"), "x", "q", "scale", "zero_point"),
+            values,
+            written=("q", "scale", "zero_point"),
         )
 
     def _spec(self, desc: Desc, width: int) -> KernelSpec:
@@ -206,44 +204,45 @@ class CrossingProgram:
         """Yield the three launches; only the scales' where there is no element."""
         desc, args, workspace = call.desc, call.args, call.workspace
         if not (desc.m and desc.k) or workspace is None:
-            yield self._scales(desc, args, None, None)
+            yield self._scales(desc, args, None)
             return
         width = family.width_of(family.vector_width(desc.input_element), args.x)
         reduction = _Reduction.of(desc, width)
-        partial = _partial(workspace, reduction.states(desc) * _state_bytes(desc))
-        yield self._ranges(desc, args, width, reduction, partial)
-        yield self._scales(desc, args, reduction, partial)
+        yield self._ranges(desc, args, width, reduction)
+        yield self._scales(desc, args, reduction)
         yield family.quantize_launch(desc, args)
 
-    def _ranges(self, desc: Desc, args: Args, width: int, reduction: _Reduction, partial: TensorView) -> Launch:
+    def _ranges(self, desc: Desc, args: Args, width: int, reduction: _Reduction) -> Launch:
         values = (
-            *(args.x.pointer, partial.pointer),
+            *("x", WORKSPACE),
             *(desc.m, desc.k, family.row_pitch(args.x), reduction.rows_per_part, reduction.tiling.log2),
         )
         states = THREADS // _WARP if reduction.whole else THREADS * width
         return Launch(
             self._ranges_spec(desc, width),
             Grid(reduction.blocks, states * _state_bytes(desc)),
-            family.RANGES_PARAMS.pack(values),
-            (*family.touch(args, (), "x"), Touched("partial", partial, written=True)),
+            values,
+            written=(WORKSPACE,),
+            scratch_bytes=reduction.states(desc) * _state_bytes(desc),
         )
 
-    def _scales(self, desc: Desc, args: Args, reduction: _Reduction | None, partial: TensorView | None) -> Launch:
+    def _scales(self, desc: Desc, args: Args, reduction: _Reduction | None) -> Launch:
         whole = desc.scope.kind is ScopeKind.TENSOR
         rows = ceil_div(desc.m, desc.scope.group_size) if desc.scope.group_size else 1
-        columns, parts = 1 if whole else desc.k, 0
+        columns, parts, scratch_bytes = 1 if whole else desc.k, 0, 0
         if reduction is not None:
             parts = reduction.blocks if whole else reduction.parts // rows
+            scratch_bytes = reduction.states(desc) * _state_bytes(desc)
         values = (
-            *(family.pointer(partial), args.scale.pointer, family.pointer(args.zero_point)),
+            *(WORKSPACE if reduction else None, "scale", "zero_point"),
             *(rows, columns, *_scale_pitches(args, of_a_row=0), parts, *_limits(desc)),
         )
-        read = () if partial is None else (Touched("partial", partial, written=False),)
         return Launch(
             self._scales_spec(desc),
             Grid(rows * ceil_div(columns, THREADS), THREADS // _WARP * _state_bytes(desc) if whole else 0),
-            family.SCALES_PARAMS.pack(values),
-            (*read, *family.touch(args, ("scale", "zero_point"), "scale", "zero_point")),
+            values,
+            written=("scale", "zero_point"),
+            scratch_bytes=scratch_bytes,
         )
 
     @staticmethod
@@ -273,8 +272,3 @@ class CrossingProgram:
         whole = desc.scope.kind is ScopeKind.TENSOR
         body = f"scales<{', '.join((*_elements(desc), flag(_asymmetric(desc)), flag(whole)))}>"
         return KernelSpec(source=self.source, body=body, threads=THREADS, params=family.SCALES_PARAMS)
-
-
-def _partial(workspace: Workspace, nbytes: int) -> TensorView:
-    """View the beginning of a workspace as bytes."""
-    return TensorView(workspace.pointer, (nbytes,), (1,), ElementKind.U8, workspace.location, owner=workspace)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
 
-from quantplan.devices.device import Grid, Touched
+from quantplan.devices.device import Grid
 from quantplan.elements import ElementKind
 from quantplan.kernels import KernelSpec, ParamStruct
 from quantplan.types import QuantizeMode, ScopeKind
@@ -144,17 +144,6 @@ def flag(value: bool) -> str:  # noqa: FBT001 - a word of C++
     return "true" if value else "false"
 
 
-def pointer(view: TensorView | None) -> int:
-    """Return an operand's address, 0 where it is absent."""
-    return 0 if view is None else view.pointer
-
-
-def touch(args: Args, written: tuple[str, ...], *names: str) -> tuple[Touched, ...]:
-    """Return what a launch touches: the named operands that are there."""
-    views = ((name, getattr(args, name)) for name in names)
-    return tuple(Touched(name, view, name in written) for name, view in views if view is not None)
-
-
 @attrs.frozen
 class Tiling:
     """How a block of 256 threads lies over rows and columns: 2**log2 threads wide."""
@@ -224,7 +213,7 @@ def quantize_launch(
     width = width_of(vector_width(desc.input_element), x, q)
     tiling = Tiling.of(desc.k, width)
     values = (
-        *(x.pointer, q.pointer, pointer(args.scale), pointer(args.zero_point)),
+        *("x", "q", "scale", "zero_point"),
         *(desc.m, desc.k, row_pitch(x), row_pitch(q), desc.scope.group_size or 1),
         *(matrix_pitch(args.scale), matrix_pitch(args.zero_point)),
         *(_host_number(host_scale, desc.scale_element), host_zero_point or 0),
@@ -233,8 +222,8 @@ def quantize_launch(
     return Launch(
         quantize_spec(desc, width),
         Grid(tiling.across * ceil_div(desc.m, tiling.high * _ROWS)),
-        QUANTIZE_PARAMS.pack(values),
-        touch(args, ("q",), "x", "q", "scale", "zero_point"),
+        values,
+        written=("q",),
     )
 
 
@@ -263,7 +252,7 @@ class DequantizeProgram:
         width = width_of(vector_width(desc.output_element), q, output)
         tiling = Tiling.of(desc.k, width)
         values = (
-            *(q.pointer, output.pointer, pointer(args.scale), pointer(args.zero_point)),
+            *("q", "output", "scale", "zero_point"),
             *(desc.m, desc.k, row_pitch(q), row_pitch(output), desc.scope.group_size or 1),
             *(matrix_pitch(args.scale), matrix_pitch(args.zero_point)),
             *(_host_number(desc.scale, desc.scale_element), desc.zero_point or 0, tiling.log2),
@@ -271,8 +260,8 @@ class DequantizeProgram:
         yield Launch(
             self._spec(desc, width),
             Grid(tiling.across * ceil_div(desc.m, tiling.high * _ROWS)),
-            DEQUANTIZE_PARAMS.pack(values),
-            touch(args, ("output",), "q", "output", "scale", "zero_point"),
+            values,
+            written=("output",),
         )
 
     def _spec(self, desc: Desc, width: int) -> KernelSpec:
