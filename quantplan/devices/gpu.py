@@ -18,7 +18,7 @@ from quantplan.devices import cuda
 from quantplan.errors import CaptureError, DriverError, DriverNotFound, Unsupported
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from quantplan.devices.device import Grid, Touched
     from quantplan.devices.stream import Stream
@@ -52,7 +52,7 @@ class CudaKernel:
     device: CudaDevice
     function: Any
 
-    def prepare(self, grid: Grid, params: bytes, touched: Sequence[Touched]) -> Any:  # noqa: ANN401, ARG002 - a callable; the hardware checks what it touches
+    def prepare(self, grid: Grid, params: bytes, touched: Callable[[], Sequence[Touched]]) -> Any:  # noqa: ANN401, ARG002 - a callable; the hardware checks what it touches
         """Return the launch, for a checked stream: nothing is allocated, compiled or waited for."""
         # a size-1 array travels by value; the operands' owners are kept alive by the plan that is bound to them
         value = np.frombuffer(bytearray(params), np.dtype([("params", f"V{len(params)}")]))
