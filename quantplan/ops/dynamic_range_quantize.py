@@ -142,7 +142,7 @@ class DynamicRangeQuantizePlan(Plan[DynamicRangeQuantizeDescriptor, DynamicRange
     Shape limits
         Any M, K ≥ 0 below 2³¹; the last axis contiguous, rows any distance apart.
     Workspace
-        None.
+        None on the CPU, and on GPUs where a row's scales depend on that row alone; else room for ranges of parts.
     Precision guarantee
         Bit-identical to the reference on every device; deterministic. Batch-invariant when a row's scales depend on
         that row alone: scopes token, channel:0 and group along axis 1, NVFP4 excepted.
