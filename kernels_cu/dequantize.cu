@@ -25,39 +25,40 @@ template <class Out> struct product_of<e8m0, Out> { using type = wide<Out>; };
 template <class In, class Out, class Scale, Per P, bool Asymmetric, int V>
 __device__ void dequantize(const DequantizeParams& p) {
   using W = typename product_of<Scale, Out>::type;
-  const Tile tile = tile_of<V>(p.k, p.columns_log2);
-  const int count = left(tile.column, p.k, V);
+  const unsigned k = static_cast<unsigned>(p.k);
+  const Tile tile = tile_of<V>(k, p.columns_log2);
+  const int count = left(static_cast<int>(k - tile.column), V);
   if (count == 0) return;
+  const In* const q = static_cast<const In*>(p.q) + tile.column;
+  Out* const output = static_cast<Out*>(p.output) + tile.column;
 
-  Vec<In, V> q[elementwise_rows];
+  Chunk<In, V> chunk[elementwise_rows];
+  Segments<W, Scale, P, Asymmetric, V> segments;
 #pragma unroll
   for (int i = 0; i < elementwise_rows; ++i) {
     const int64 row = tile.row + i * tile.row_step;
-    if (row < p.m) q[i] = load<In, V>(static_cast<const In*>(p.q) + row * p.q_stride + tile.column, count);
+    if (row >= p.m) break;
+    chunk[i] = load<In, V>(q + row * p.q_stride, count);
+    segments.prefetch(p, i, row, tile.column);
   }
 #pragma unroll
   for (int i = 0; i < elementwise_rows; ++i) {
     const int64 row = tile.row + i * tile.row_step;
     if (row >= p.m) break;
-    const Segments<P, V> segments(row, tile.column, p.group_size, count);
-    const Scale* scales = static_cast<const Scale*>(p.scale) + segments.row * p.scale_stride;
-    const int* zero_points = p.zero_point + segments.row * p.zero_point_stride;
-    Vec<Out, V> output;
-    W scale = W(p.host_scale);
-    int zero_point = p.host_zero_point;
+    segments.move_to(p, i, row, tile.column, count);
+    const Vec<In, V> values = unpack<In, V>(chunk[i]);
+    Vec<Out, V> rounded;
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      if (j == 0 || varies_in_row<P>) {
-        if (p.scale) scale = widen<W>(scales[segments.column[j]]);
-        if (Asymmetric && p.zero_point) zero_point = zero_points[segments.column[j]];
-      }
+      const W scale = segments.scale[segments.slot(i, j)];
       W product;
-      if constexpr (is_fp8<In>) product = multiply(widen<W>(q[i].item[j]), scale);
-      else if constexpr (Asymmetric) product = scaled_difference(q[i].item[j], zero_point, scale);
-      else product = multiply(W(q[i].item[j]), scale);
-      output.item[j] = Round<Out>::from(product);
+      if constexpr (is_fp8<In>) product = multiply(widen<W>(values.item[j]), scale);
+      else if constexpr (Asymmetric)
+        product = scaled_difference(values.item[j], segments.zero_point[segments.slot(i, j)], scale);
+      else product = multiply(W(values.item[j]), scale);
+      rounded.item[j] = Round<Out>::from(product);
     }
-    store<Out, V>(static_cast<Out*>(p.output) + row * p.output_stride + tile.column, output, count);
+    store<Out, V>(output + row * p.output_stride, rounded, count);
   }
 }
 

@@ -33,35 +33,42 @@ struct SegmentsParams {
   int q_min, q_max;
 };
 
+constexpr int most_lanes = 1024;  // only then can a segment be longer than what is kept
 template <int Lanes> constexpr int segment_threads = Lanes > 32 ? Lanes : 256;
 
 template <class In, class Out, class Scale, bool Asymmetric, bool Saturate, int V, int Lanes, int Keep>
 __device__ void quantize_segments(const SegmentsParams& p) {
-  static_assert((Lanes & (Lanes - 1)) == 0 && Lanes <= 1024, "Lanes is a power of two, at most a block");
+  static_assert((Lanes & (Lanes - 1)) == 0 && Lanes <= most_lanes, "Lanes is a power of two, at most a block");
   using W = wide<In>;
   constexpr int per_block = segment_threads<Lanes> / Lanes;
 
   // one 64-bit division a block, then 32-bit ones: the segments of a block are neighbours
-  const int64 first = int64(blockIdx.x) * per_block, first_row = first / p.per_row;
-  const unsigned ahead = static_cast<unsigned>(first - first_row * p.per_row) + threadIdx.x / Lanes;
-  const unsigned rows_on = ahead / static_cast<unsigned>(p.per_row);
-  const int64 row = first_row + rows_on, index = ahead - rows_on * static_cast<unsigned>(p.per_row);
+  const unsigned per_row = static_cast<unsigned>(p.per_row), length = static_cast<unsigned>(p.length);
+  const unsigned long long first = static_cast<unsigned long long>(blockIdx.x) * per_block, first_row = first / per_row;
+  const unsigned ahead = static_cast<unsigned>(first - first_row * per_row) + threadIdx.x / Lanes;
+  const unsigned rows_on = ahead / per_row, index = ahead - rows_on * per_row;
+  const int64 row = static_cast<int64>(first_row) + rows_on;
   const bool present = row < p.m;
-  const int64 begin = index * p.length, end = present ? min(begin + p.length, p.k) : begin;
-  const int lane = threadIdx.x % Lanes;
-  const In* x = static_cast<const In*>(p.x) + row * p.x_stride;
 
-  Vec<In, V> kept[Keep];
+  // of the segment, from this lane's first element on; K < 2³¹
+  const unsigned begin = index * length, end = min(begin + length, static_cast<unsigned>(p.k));
+  const int lane = threadIdx.x % Lanes, rest = present ? static_cast<int>(end - begin) - lane * V : 0;
+  const In* const x = static_cast<const In*>(p.x) + row * p.x_stride + begin + lane * V;
+  Out* const q = static_cast<Out*>(p.q) + row * p.q_stride + begin + lane * V;
+  constexpr int step = Lanes * V;
+  const auto chunk_at = [&](unsigned at) { return load<In, V>(x + at, left(static_cast<int>(rest - at), V)); };
+  const auto behind_kept = [&](auto use) {
+    if constexpr (Lanes == most_lanes)
+      for (unsigned at = Keep * step; static_cast<int>(rest - at) > 0; at += step) use(at);
+  };
+
+  Chunk<In, V> kept[Keep];
   Gather<In, State<Asymmetric, W>> gather;
 #pragma unroll
-  for (int i = 0; i < Keep; ++i) {
-    const int64 column = begin + int64(lane + i * Lanes) * V;
-    kept[i] = load<In, V>(x + column, left(column, end, V));
-  }
+  for (int i = 0; i < Keep; ++i) kept[i] = chunk_at(i * step);
 #pragma unroll
-  for (int i = 0; i < Keep; ++i) gather.add(kept[i]);
-  for (int64 column = begin + int64(lane + Keep * Lanes) * V; column < end; column += Lanes * V)
-    gather.add(load<In, V>(x + column, left(column, end, V)));
+  for (int i = 0; i < Keep; ++i) gather.add(unpack<In, V>(kept[i]));
+  behind_kept([&](unsigned at) { gather.add(unpack<In, V>(chunk_at(at))); });
 
   State<Asymmetric, W> range = gather.state();
   if constexpr (Lanes <= 32) {
@@ -75,19 +82,18 @@ __device__ void quantize_segments(const SegmentsParams& p) {
     if constexpr (Asymmetric) p.zero_point[row * p.zero_point_stride + index] = chosen.zero_point;
   }
 
-  Out* q = static_cast<Out*>(p.q) + row * p.q_stride;
-  const auto write = [&](const Vec<In, V>& values, int64 column) {
-    const Vec<Out, V> codes = quantize_chunk<Out, Saturate, Asymmetric>(
-        values, [&](int) { return chosen.scale; }, [&](int) { return chosen.zero_point; }, p.q_min, p.q_max);
-    store<Out, V>(q + column, codes, left(column, end, V));
+  const Divisor<W> divisor(chosen.scale);
+  const Codes<W> codes(p.q_min, p.q_max, chosen.zero_point);
+  const auto write = [&](const Chunk<In, V>& chunk, unsigned at) {
+    const Vec<Out, V> rounded = quantize_chunk<Out, Saturate>(
+        widen_all<W, In, V>(chunk), [&](int, W value) { return divisor.divide_within(value); },
+        [&](int, W quotient) { return codes(quotient); });
+    store<Out, V>(q + at, rounded, left(static_cast<int>(rest - at), V));
   };
 #pragma unroll
-  for (int i = 0; i < Keep; ++i) {
-    const int64 column = begin + int64(lane + i * Lanes) * V;
-    if (column < end) write(kept[i], column);
-  }
-  for (int64 column = begin + int64(lane + Keep * Lanes) * V; column < end; column += Lanes * V)
-    write(load<In, V>(x + column, left(column, end, V)), column);
+  for (int i = 0; i < Keep; ++i)
+    if (i * step < rest) write(kept[i], i * step);
+  behind_kept([&](unsigned at) { write(chunk_at(at), at); });
 }
 
 // ---- segments that cross rows
@@ -104,24 +110,32 @@ template <class In, bool Asymmetric, bool Whole, int V>
 __device__ void ranges(const RangesParams& p) {
   using Range = State<Asymmetric, wide<In>>;
   const int wide_ = 1 << p.columns_log2, high = elementwise_threads >> p.columns_log2;
-  const int64 across = (p.k + int64(V) * wide_ - 1) / (int64(V) * wide_);
-  const int64 part = blockIdx.x / across, aside = (blockIdx.x - part * across) * wide_;
-  const int my_column = threadIdx.x & (wide_ - 1);
-  const int64 column = (aside + my_column) * V, end = min((part + 1) * p.rows_per_part, p.m);
-  const int count = left(column, p.k, V);
+  const unsigned k = static_cast<unsigned>(p.k), across = strips<V>(k, p.columns_log2);
+  const unsigned part = blockIdx.x / across, aside = (blockIdx.x - part * across) * wide_;
+  const unsigned column = (aside + (threadIdx.x & (wide_ - 1))) * V;
+  const int64 end = min((int64(part) + 1) * p.rows_per_part, p.m);
+  const int count = left(static_cast<int>(k - column), V);
   Range* const shared = reinterpret_cast<Range*>(ptx::shared_memory());
   Range* const partial = static_cast<Range*>(p.partial);
 
   Gather<In, Range> whole;
   Gather<In, Range> each[V];
-#pragma unroll 4
-  for (int64 row = part * p.rows_per_part + (threadIdx.x >> p.columns_log2); row < end; row += high) {
-    const Vec<In, V> x = load<In, V>(static_cast<const In*>(p.x) + row * p.x_stride + column, count);
-    if constexpr (Whole) {
-      whole.add(x);
-    } else {
+  const In* const x = static_cast<const In*>(p.x) + column;
+  for (int64 row = part * p.rows_per_part + (threadIdx.x >> p.columns_log2); row < end;
+       row += high * elementwise_rows) {
+    Chunk<In, V> chunk[elementwise_rows];  // zeros behind the end: every range holds 0
 #pragma unroll
-      for (int i = 0; i < V; ++i) each[i].add(Vec<In, 1>{x.item[i]});
+    for (int i = 0; i < elementwise_rows; ++i)
+      chunk[i] = load<In, V>(x + (row + i * high) * p.x_stride, row + i * high < end ? count : 0);
+#pragma unroll
+    for (int i = 0; i < elementwise_rows; ++i) {
+      const Vec<In, V> values = unpack<In, V>(chunk[i]);
+      if constexpr (Whole) {
+        whole.add(values);
+      } else {
+#pragma unroll
+        for (int j = 0; j < V; ++j) each[j].add(Vec<In, 1>{values.item[j]});
+      }
     }
   }
   if constexpr (Whole) {
@@ -133,10 +147,10 @@ __device__ void ranges(const RangesParams& p) {
 #pragma unroll
     for (int i = 0; i < V; ++i) mine[i] = each[i].state();
     __syncthreads();
-    for (int c = threadIdx.x; c < wide_ * V && aside * V + c < p.k; c += elementwise_threads) {
+    for (int c = threadIdx.x; c < wide_ * V && aside * V + c < k; c += elementwise_threads) {
       Range range = shared[c];
       for (int h = 1; h < high; ++h) range.merge(shared[h * wide_ * V + c]);
-      partial[part * p.k + aside * V + c] = range;
+      partial[int64(part) * p.k + aside * V + c] = range;
     }
   }
 }

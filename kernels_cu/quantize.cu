@@ -33,82 +33,139 @@ struct QuantizeParams {
   int host_zero_point, q_min, q_max, columns_log2;
 };
 
+// How many blocks lie across rows of k elements: 1 ≤ k < 2³¹, so that columns need no 64-bit arithmetic.
+template <int V>
+__device__ inline unsigned strips(unsigned k, int columns_log2) {
+  return ((k - 1) / V >> columns_log2) + 1;
+}
+
 // Where a thread of an elementwise kernel works.
 struct Tile {
-  int64 column, row, row_step;
+  unsigned column;
+  int64 row;
+  int row_step;
 };
 
 template <int V>
-__device__ inline Tile tile_of(int64 k, int columns_log2) {
+__device__ inline Tile tile_of(unsigned k, int columns_log2) {
   const int wide = 1 << columns_log2, high = elementwise_threads >> columns_log2;
-  const int64 across = (k + int64(V) * wide - 1) / (int64(V) * wide);
-  const int64 down = blockIdx.x / across, aside = blockIdx.x - down * across;
+  const unsigned across = strips<V>(k, columns_log2), down = blockIdx.x / across, aside = blockIdx.x - down * across;
   return {(aside * wide + (threadIdx.x & (wide - 1))) * V,
-          down * high * elementwise_rows + (threadIdx.x >> columns_log2), high};
+          int64(down) * (high * elementwise_rows) + (threadIdx.x >> columns_log2), high};
 }
 
-// Whether neighbours in a row can belong to different segments.
-template <Per P> constexpr bool varies_in_row = P != Per::tensor && P != Per::row;
+// Whether neighbours in a row belong to different segments. The host picks V so that no group ends within a chunk.
+template <Per P> constexpr bool varies_in_row = P == Per::column || P == Per::group_in_column;
 
-// Where the scales of a chunk's elements are: in which row of the scales, and in which column. One division for a
-// chunk, however many groups it crosses.
-template <Per P, int V>
+// Where the scale of a chunk's first element is, and its zero point.
+struct Place {
+  int64 row, column;
+};
+
+template <Per P>
+__device__ inline Place place_of(int64 row, unsigned column, unsigned group_size) {
+  if constexpr (P == Per::row) return {0, row};
+  if constexpr (P == Per::column) return {0, column};
+  if constexpr (P == Per::group_in_row) return {row, column / group_size};
+  if constexpr (P == Per::group_in_column) return {static_cast<unsigned>(row) / group_size, column};
+  return {0, 0};
+}
+
+// Loads N neighbours, of which the first `count` exist, as wide as they are aligned.
+template <class To, class T, int N>
+__device__ inline void load_neighbours(const T* from, int count, To (&to)[N]) {
+  constexpr int piece = sizeof(T) * N <= 16 ? N : 16 / sizeof(T);
+  const auto given = [](auto value) {
+    if constexpr (same<To, decltype(value)>) return value;
+    else return widen<To>(value);
+  };
+  if (count >= N && reinterpret_cast<unsigned long long>(from) % (piece * sizeof(T)) == 0) {
+#pragma unroll
+    for (int i = 0; i < N; i += piece) {
+      const Vec<T, piece> part = unpack<T, piece>(load<T, piece>(from + i, piece));
+#pragma unroll
+      for (int j = 0; j < piece; ++j) to[i + j] = given(part.item[j]);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; ++i) to[i] = given(from[i < count ? i : 0]);
+  }
+}
+
+// The scales and zero points that a thread works with: one for each of its rows, or one for each column of its chunk.
+template <class W, class Scale, Per P, bool Asymmetric, int V>
 struct Segments {
-  int64 row, column[V];
-  __device__ Segments(int64 at_row, int64 at_column, int64 group_size, int count) {
-    row = P == Per::group_in_row ? at_row : P == Per::group_in_column ? at_row / group_size : 0;
-    if constexpr (P == Per::group_in_row) {
-      column[0] = at_column / group_size;
-      int64 rest = group_size - (at_column - column[0] * group_size);  // elements until the next group
-#pragma unroll
-      for (int i = 1; i < V; ++i) {
-        const bool next = --rest == 0;
-        if (next) rest = group_size;
-        column[i] = column[i - 1] + (next && i < count);
-      }
-    } else {
-      const int64 first = P == Per::row ? at_row : P == Per::tensor ? 0 : at_column;
-#pragma unroll
-      for (int i = 0; i < V; ++i) column[i] = first + (varies_in_row<P> && i < count ? i : 0);
+  static constexpr bool varies = varies_in_row<P>;
+  static constexpr int N = varies ? V : elementwise_rows;
+  W scale[N];
+  int zero_point[N];
+  int64 last;
+
+  // Loads what is row i's own. To be called for all rows before anything waits.
+  template <class Params>
+  __device__ void prefetch(const Params& p, int i, int64 row, unsigned column) {
+    if constexpr (!varies) {
+      const Place place = place_of<P>(row, column, static_cast<unsigned>(p.group_size));
+      scale[i] = W(p.host_scale), zero_point[i] = p.host_zero_point;
+      if (p.scale) scale[i] = widen<W>(static_cast<const Scale*>(p.scale)[place.row * p.scale_stride + place.column]);
+      if (Asymmetric && p.zero_point) zero_point[i] = p.zero_point[place.row * p.zero_point_stride + place.column];
     }
   }
+  // Makes the scales those of row i, and tells whether they are others than the row before had.
+  template <class Params>
+  __device__ bool move_to(const Params& p, int i, int64 row, unsigned column, int count) {
+    if constexpr (!varies) return true;
+    const Place place = place_of<P>(row, column, static_cast<unsigned>(p.group_size));
+    if (i > 0 && place.row == last) return false;
+    last = place.row;
+#pragma unroll
+    for (int j = 0; j < N; ++j) scale[j] = W(p.host_scale), zero_point[j] = p.host_zero_point;
+    const Scale* const scales = static_cast<const Scale*>(p.scale);
+    if (scales) load_neighbours(scales + place.row * p.scale_stride + column, count, scale);
+    if (Asymmetric && p.zero_point)
+      load_neighbours(p.zero_point + place.row * p.zero_point_stride + column, count, zero_point);
+    return true;
+  }
+  // Which of them is that of element j of row i.
+  __device__ static constexpr int slot(int i, int j) { return varies ? j : i; }
 };
 
 template <class In, class Out, class Scale, Per P, bool Asymmetric, bool Saturate, int V>
 __device__ void quantize(const QuantizeParams& p) {
   using W = wide<In>;
-  const Tile tile = tile_of<V>(p.k, p.columns_log2);
-  const int count = left(tile.column, p.k, V);
+  const unsigned k = static_cast<unsigned>(p.k);
+  const Tile tile = tile_of<V>(k, p.columns_log2);
+  const int count = left(static_cast<int>(k - tile.column), V);
   if (count == 0) return;
+  const In* const x = static_cast<const In*>(p.x) + tile.column;
+  Out* const q = static_cast<Out*>(p.q) + tile.column;
 
-  Vec<In, V> x[elementwise_rows];
-#pragma unroll
-  for (int i = 0; i < elementwise_rows; ++i) {
-    const int64 row = tile.row + i * tile.row_step;
-    if (row < p.m) x[i] = load<In, V>(static_cast<const In*>(p.x) + row * p.x_stride + tile.column, count);
-  }
+  Chunk<In, V> chunk[elementwise_rows];
+  Segments<W, Scale, P, Asymmetric, V> segments;
 #pragma unroll
   for (int i = 0; i < elementwise_rows; ++i) {
     const int64 row = tile.row + i * tile.row_step;
     if (row >= p.m) break;
-    const Segments<P, V> segments(row, tile.column, p.group_size, count);
-    const Scale* scales = static_cast<const Scale*>(p.scale) + segments.row * p.scale_stride;
-    const int* zero_points = p.zero_point + segments.row * p.zero_point_stride;
-    W scale[V];
-    int zero_point[V] = {};
+    chunk[i] = load<In, V>(x + row * p.x_stride, count);
+    segments.prefetch(p, i, row, tile.column);
+  }
+  Divisor<W> divisor[segments.varies ? V : 1];
+  const Codes<W> codes(p.q_min, p.q_max, 0);
 #pragma unroll
-    for (int j = 0; j < V; ++j) {
-      const bool repeats = j > 0 && !varies_in_row<P>;
-      if (repeats) scale[j] = scale[0];
-      else scale[j] = p.scale ? widen<W>(scales[segments.column[j]]) : W(p.host_scale);
-      if constexpr (Asymmetric) {
-        if (repeats) zero_point[j] = zero_point[0];
-        else zero_point[j] = p.zero_point ? zero_points[segments.column[j]] : p.host_zero_point;
-      }
+  for (int i = 0; i < elementwise_rows; ++i) {
+    const int64 row = tile.row + i * tile.row_step;
+    if (row >= p.m) break;
+    if (segments.move_to(p, i, row, tile.column, count)) {
+#pragma unroll
+      for (int j = 0; j < (segments.varies ? V : 1); ++j) divisor[j] = Divisor<W>(segments.scale[segments.slot(i, j)]);
     }
-    const Vec<Out, V> q = quantize_chunk<Out, Saturate, Asymmetric>(
-        x[i], [&](int j) { return scale[j]; }, [&](int j) { return zero_point[j]; }, p.q_min, p.q_max);
-    store<Out, V>(static_cast<Out*>(p.q) + row * p.q_stride + tile.column, q, count);
+    const Vec<Out, V> rounded = quantize_chunk<Out, Saturate>(
+        widen_all<W, In, V>(chunk[i]), [&](int j, W value) { return divisor[segments.slot(0, j)].divide(value); },
+        [&](int j, W quotient) {
+          if constexpr (!Asymmetric) return codes(quotient);
+          else return to_integer(quotient, segments.zero_point[segments.slot(i, j)], p.q_min, p.q_max);
+        });
+    store<Out, V>(q + row * p.q_stride, rounded, count);
   }
 }
 

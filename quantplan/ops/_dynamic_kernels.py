@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 _SOURCE = "dynamic_range_quantize.cu"
 _WARP = 32
 _MOST_LANES = 1024
-_MOST_KEPT = 4
+_KEPT = 4  # chunks of a lane: enough loads in flight
+_MOST_KEPT = 8  # the same, where a block of the most lanes would have to read the rest a second time
 _FEW_SEGMENTS = 264  # two per SM of a large GPU: below, lanes are spent rather than registers
 _MOST_BLOCKS = 1024  # of a reduction to one scale: how many states its last step reads
 _MOST_PARTS = 64  # of a reduction to a scale per column
@@ -78,15 +79,12 @@ class SegmentsProgram:
 
     def specs(self, desc: Desc) -> tuple[KernelSpec, ...]:
         """Return the kernel in both widths."""
-        wide = family.vector_width(desc.input_element)
-        widths = (1,) if self._odd_groups(desc, wide) else (wide, 1)
-        return tuple(self._spec(desc, width) for width in widths)
+        return tuple(self._spec(desc, width) for width in family.widths(desc, desc.input_element))
 
     def launches(self, call: Call) -> Iterator[Launch]:
         """Yield the launch."""
         desc, args, selected = call.desc, call.args, call.selected
-        wide = family.vector_width(desc.input_element)
-        width = 1 if self._odd_groups(desc, wide) else family.width_of(wide, args.x, args.q)
+        width = family.width_of(family.widths(desc, desc.input_element), args.x, args.q)
         length, per_row = self._segments(desc)
         lanes, _ = self._lanes(selected, width)
         m, k = desc.m, desc.k
@@ -121,23 +119,19 @@ class SegmentsProgram:
         length = min(desc.scope.group_size or desc.k, desc.k)
         return length, ceil_div(desc.k, length) if length else 1
 
-    def _odd_groups(self, desc: Desc, width: int) -> bool:
-        """Whether segments begin within a vector."""
-        length, per_row = self._segments(desc)
-        return per_row > 1 and length % width != 0
-
     def _lanes(self, desc: Desc, width: int) -> tuple[int, int]:
         """Return how many lanes share a segment, and how many chunks each keeps in registers.
 
-        A warp without barriers for what it can hold; beyond, four chunks a lane keep enough loads in flight. Few
-        segments leave most of a GPU idle: they get as many lanes as they have chunks.
+        A warp without barriers for what it can hold; beyond, a few chunks a lane. Few segments leave most of a GPU
+        idle: they get as many lanes as they have chunks.
         """
         length, per_row = self._segments(desc)
         chunks = ceil_div(length, width)
         few = desc.m * per_row <= _FEW_SEGMENTS
-        lanes = power_of_two(chunks if few or chunks <= _WARP else max(_WARP, ceil_div(chunks, _MOST_KEPT)))
+        lanes = power_of_two(chunks if few or chunks <= _WARP else max(_WARP, ceil_div(chunks, _KEPT)))
         lanes = min(_MOST_LANES, lanes)
-        return lanes, min(_MOST_KEPT, power_of_two(ceil_div(chunks, lanes)))
+        most = _KEPT if desc.input_element is ElementKind.F64 else _MOST_KEPT  # f64 leaves fewer registers
+        return lanes, min(most, power_of_two(ceil_div(chunks, lanes)))
 
 
 @attrs.frozen
@@ -192,12 +186,14 @@ class CrossingProgram:
         """Return room for the ranges of all parts, whichever width the operands allow and however few rows come."""
         if not (desc.m and desc.k):
             return 0
-        return _state_bytes(desc) * max(self._most_states(desc, width) for width in self._widths(desc))
+        widths = family.widths(desc, desc.input_element)
+        return _state_bytes(desc) * max(self._most_states(desc, width) for width in widths)
 
     def specs(self, desc: Desc) -> tuple[KernelSpec, ...]:
         """Return the reduction and the quantization in both widths, and what chooses the scales in between."""
-        ranges = (self._ranges_spec(desc, width) for width in self._widths(desc))
-        quantize = (family.quantize_spec(desc, width) for width in self._widths(desc))
+        widths = family.widths(desc, desc.input_element)
+        ranges = (self._ranges_spec(desc, width) for width in widths)
+        quantize = (family.quantize_spec(desc, width) for width in widths)
         return (*ranges, self._scales_spec(desc), *quantize)
 
     def launches(self, call: Call) -> Iterator[Launch]:
@@ -206,7 +202,7 @@ class CrossingProgram:
         if not (desc.m and desc.k) or workspace is None:
             yield self._scales(desc, args, None)
             return
-        width = family.width_of(family.vector_width(desc.input_element), args.x)
+        width = family.width_of(family.widths(desc, desc.input_element), args.x)
         reduction = _Reduction.of(desc, width)
         yield self._ranges(desc, args, width, reduction)
         yield self._scales(desc, args, reduction)
@@ -244,10 +240,6 @@ class CrossingProgram:
             written=("scale", "zero_point"),
             scratch_bytes=scratch_bytes,
         )
-
-    @staticmethod
-    def _widths(desc: Desc) -> tuple[int, int]:
-        return family.vector_width(desc.input_element), 1
 
     @staticmethod
     def _most_states(desc: Desc, width: int) -> int:

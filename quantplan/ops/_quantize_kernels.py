@@ -125,18 +125,26 @@ def matrix_pitch(view: TensorView | None) -> int:
     return row_pitch(view) if view is not None and len(view.shape) > 1 else 0
 
 
-def width_of(wanted: int, *views: TensorView) -> int:
-    """Return ``wanted``, or 1 where a view's rows are not aligned to vectors of that many of its elements."""
-    for view in views:
-        size = wanted * view.element.itemsize
-        if view.pointer % size or (view.shape[0] > 1 and view.strides[0] % wanted):
-            return 1
-    return wanted
+def width_of(widths: tuple[int, ...], *views: TensorView) -> int:
+    """Return the first width in whose vectors all rows of the views are aligned; the last is a single element's."""
+    return next(width for width in widths if all(_aligned(view, width) for view in views))
+
+
+def _aligned(view: TensorView, width: int) -> bool:
+    whole_rows = view.shape[0] <= 1 or view.strides[0] % width == 0
+    return whole_rows and view.pointer % (width * view.element.itemsize) == 0
 
 
 def vector_width(kind: ElementKind) -> int:
     """Return how many elements make 16 bytes."""
     return _VECTOR_BYTES // kind.itemsize
+
+
+def widths(desc: Desc, real: ElementKind) -> tuple[int, ...]:
+    """Return the widths that a problem's kernels come in, widest first; no group may end within a vector."""
+    wide, scope = vector_width(real), desc.scope
+    grouped = scope.kind is ScopeKind.GROUP and scope.axis == 1 and scope.group_size < desc.k
+    return (1,) if grouped and scope.group_size % wide else (wide, 1)
 
 
 def flag(value: bool) -> str:  # noqa: FBT001 - a word of C++
@@ -182,7 +190,7 @@ class QuantizeProgram:
 
     def specs(self, desc: Desc) -> tuple[KernelSpec, ...]:
         """Return the kernel in both widths."""
-        return tuple(quantize_spec(desc, width) for width in (vector_width(desc.input_element), 1))
+        return tuple(quantize_spec(desc, width) for width in widths(desc, desc.input_element))
 
     def launches(self, call: Call) -> Iterator[Launch]:
         """Yield the launch."""
@@ -210,7 +218,7 @@ def quantize_launch(
 ) -> Launch:
     """Return the launch of quantize.cu for scales that are known."""
     x, q = args.x, args.q
-    width = width_of(vector_width(desc.input_element), x, q)
+    width = width_of(widths(desc, desc.input_element), x, q)
     tiling = Tiling.of(desc.k, width)
     values = (
         *("x", "q", "scale", "zero_point"),
@@ -243,13 +251,13 @@ class DequantizeProgram:
 
     def specs(self, desc: Desc) -> tuple[KernelSpec, ...]:
         """Return the kernel in both widths."""
-        return tuple(self._spec(desc, width) for width in (vector_width(desc.output_element), 1))
+        return tuple(self._spec(desc, width) for width in widths(desc, desc.output_element))
 
     def launches(self, call: Call) -> Iterator[Launch]:
         """Yield the launch."""
         desc, args = call.desc, call.args
         q, output = args.q, args.output
-        width = width_of(vector_width(desc.output_element), q, output)
+        width = width_of(widths(desc, desc.output_element), q, output)
         tiling = Tiling.of(desc.k, width)
         values = (
             *("q", "output", "scale", "zero_point"),

@@ -32,7 +32,7 @@ template <class T> using wide = typename wide_of<T>::type;
 
 // ---- f32 and f64 alike
 
-__device__ inline bool is_nan(f32 x) { return (__float_as_uint(x) & 0x7fffffff) > 0x7f800000; }
+__device__ inline bool is_nan(f32 x) { return !(x == x); }
 __device__ inline bool is_nan(f64 x) { return (__double_as_longlong(x) & 0x7fffffffffffffff) > 0x7ff0000000000000; }
 __device__ inline bool is_finite(f32 x) { return (__float_as_uint(x) & 0x7fffffff) < 0x7f800000; }
 __device__ inline bool is_finite(f64 x) { return (__double_as_longlong(x) & 0x7fffffffffffffff) < 0x7ff0000000000000; }

@@ -2,6 +2,7 @@
 // back. quantplan/reference holds the same rules in NumPy, and every bit must agree.
 #pragma once
 
+#include <qp/divide.cuh>
 #include <qp/range.cuh>
 
 namespace qp {
@@ -81,7 +82,23 @@ __device__ inline W symmetric_limit(int q_max) {
 
 // ---- from a quotient to a code
 
-// clamp(rne(quotient) + zero_point), and clamp(zero_point) for NaN. A zero point may be any 32-bit integer.
+// rne(x), 0 for NaN; x is within what an int holds.
+__device__ inline int nearest_int(f32 x) { return __float2int_rn(x); }
+__device__ inline int nearest_int(f64 x) { return is_nan(x) ? 0 : static_cast<int>(to_nearest_integer(x)); }
+
+// clamp(rne(quotient) + zero_point), and zero_point for NaN. Limits and zero point are integers that W holds exactly.
+template <class W>
+struct Codes {
+  W low, high;
+  int zero_point;
+  __device__ Codes(int q_min, int q_max, int zero_point)
+      : low(W(q_min - zero_point)), high(W(q_max - zero_point)), zero_point(zero_point) {}
+  __device__ int operator()(W quotient) const {
+    return nearest_int(lesser(greater(quotient, low), high)) + zero_point;
+  }
+};
+
+// The same for a zero point that may be any 32-bit integer.
 template <class W>
 __device__ inline int to_integer(W quotient, int zero_point, int q_min, int q_max) {
   W rounded = to_nearest_integer(quotient);
@@ -92,44 +109,28 @@ __device__ inline int to_integer(W quotient, int zero_point, int q_min, int q_ma
   return code < q_min ? q_min : code > q_max ? q_max : static_cast<int>(code);
 }
 
-// The same without a zero point: clamped as a number, then converted.
-template <class W>
-__device__ inline int to_integer(W quotient, int q_min, int q_max) {
-  W rounded = to_nearest_integer(quotient);
-  if (is_nan(rounded)) rounded = W(0);
-  rounded = rounded < W(q_min) ? W(q_min) : rounded > W(q_max) ? W(q_max) : rounded;
-  return static_cast<int>(rounded);
-}
-
-// Rounds a chunk of quotients of `x` by scales; `scale(i)` and `zero_point(i)` are those of element i.
-template <class Out, bool Saturate, bool Asymmetric, class In, int V, class Scales, class ZeroPoints>
-__device__ inline Vec<Out, V> quantize_chunk(const Vec<In, V>& x, Scales scale, ZeroPoints zero_point, int q_min,
-                                             int q_max) {
-  using W = wide<In>;
+// Rounds a chunk: `quotient(i, x)` divides element i, `code(i, quotient)` rounds it to an integer.
+template <class Out, bool Saturate, class W, int V, class Quotient, class Code>
+__device__ inline Vec<Out, V> quantize_chunk(const Vec<W, V>& x, Quotient quotient, Code code) {
   Vec<Out, V> q;
   if constexpr (is_fp8<Out>) {
-    f32 quotient[V];
+    f32 narrow[V];
 #pragma unroll
     for (int i = 0; i < V; ++i) {
-      const W exact = divide(widen<W>(x.item[i]), scale(i));
-      if constexpr (same<W, f64>) quotient[i] = round_to_odd(exact);
-      else quotient[i] = exact;
+      const W exact = quotient(i, x.item[i]);
+      if constexpr (same<W, f64>) narrow[i] = round_to_odd(exact);
+      else narrow[i] = exact;
     }
     if constexpr (V == 1) {
       Out unused;
-      round_fp8_pair<Out, Saturate>(quotient[0], 0.0f, q.item[0], unused);
+      round_fp8_pair<Out, Saturate>(narrow[0], 0.0f, q.item[0], unused);
     } else {
 #pragma unroll
-      for (int i = 0; i < V; i += 2)
-        round_fp8_pair<Out, Saturate>(quotient[i], quotient[i + 1], q.item[i], q.item[i + 1]);
+      for (int i = 0; i < V; i += 2) round_fp8_pair<Out, Saturate>(narrow[i], narrow[i + 1], q.item[i], q.item[i + 1]);
     }
   } else {
 #pragma unroll
-    for (int i = 0; i < V; ++i) {
-      const W quotient = divide(widen<W>(x.item[i]), scale(i));
-      if constexpr (Asymmetric) q.item[i] = static_cast<Out>(to_integer(quotient, zero_point(i), q_min, q_max));
-      else q.item[i] = static_cast<Out>(to_integer(quotient, q_min, q_max));
-    }
+    for (int i = 0; i < V; ++i) q.item[i] = static_cast<Out>(code(i, quotient(i, x.item[i])));
   }
   return q;
 }

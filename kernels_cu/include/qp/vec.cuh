@@ -2,6 +2,9 @@
 //
 // A row of k elements is cut into chunks of V. The host picks V so that every chunk is aligned to its own size, or V = 1.
 // The last chunk of a row may be short: it is moved element by element, and nothing outside of the row is touched.
+//
+// A load gives words, and elements are taken out of them by `unpack` where they are used: a load that ended in elements
+// would wait for its data before the next one is issued.
 #pragma once
 
 #include <qp/element.cuh>
@@ -35,6 +38,9 @@ template <> struct Words<2> {
   __device__ static Words load(const void* p) { return {ptx::load_2(p)}; }
   __device__ void store(void* p) const { ptx::store_2(p, v); }
 };
+template <> struct Words<1> { unsigned char v; };
+
+template <class T, int V> using Chunk = Words<sizeof(T) * V>;  // V elements, packed
 
 // The same bytes under another type.
 template <class To, class From>
@@ -44,19 +50,40 @@ __device__ inline To reinterpret(const From& from) {
   return both.to;
 }
 
+template <class T, int V>
+__device__ inline Vec<T, V> unpack(const Chunk<T, V>& words) { return reinterpret<Vec<T, V>>(words); }
+
+// The elements of a chunk, in the arithmetic that they are worked with in.
+template <class W, class T, int V>
+__device__ inline Vec<W, V> widen_all(const Chunk<T, V>& words) {
+  Vec<W, V> wide;
+  if constexpr (same<T, bf16> && V > 1) {  // an element is half of a word: taken alone, the upper one costs three moves
+    struct Pairs { unsigned pair[V / 2]; };
+    const Pairs pairs = reinterpret<Pairs>(words);
+#pragma unroll
+    for (int i = 0; i < V; ++i)
+      wide.item[i] = static_cast<W>(__uint_as_float(i % 2 ? pairs.pair[i / 2] & 0xffff0000u : pairs.pair[i / 2] << 16));
+  } else {
+    const Vec<T, V> narrow = unpack<T, V>(words);
+#pragma unroll
+    for (int i = 0; i < V; ++i) wide.item[i] = widen<W>(narrow.item[i]);
+  }
+  return wide;
+}
+
 // Loads `count` ≤ V elements; the others are zero.
 template <class T, int V>
-__device__ inline Vec<T, V> load(const T* p, int count) {
+__device__ inline Chunk<T, V> load(const T* p, int count) {
+  Vec<T, V> v = {};
   if constexpr (V == 1) {
-    return count > 0 ? Vec<T, V>{*p} : Vec<T, V>{};
+    if (count > 0) v.item[0] = *p;
   } else {
-    if (count >= V) return reinterpret<Vec<T, V>>(Words<sizeof(T) * V>::load(p));
-    Vec<T, V> v = {};
+    if (count >= V) return Chunk<T, V>::load(p);
 #pragma unroll
     for (int i = 0; i < V; ++i)
       if (i < count) v.item[i] = p[i];
-    return v;
   }
+  return reinterpret<Chunk<T, V>>(v);
 }
 
 // Stores the first `count` ≤ V elements.
@@ -73,10 +100,7 @@ __device__ inline void store(T* p, const Vec<T, V>& v, int count) {
   }
 }
 
-// How many of the V elements from `column` on lie below `end`.
-__device__ inline int left(int64 column, int64 end, int v) {
-  const int64 rest = end - column;
-  return rest >= v ? v : rest > 0 ? static_cast<int>(rest) : 0;
-}
+// How many of a chunk's V elements there are, where `rest` are left of the row from its first on, or fewer than none.
+__device__ inline int left(int rest, int v) { return max(0, min(rest, v)); }
 
 }  // namespace qp

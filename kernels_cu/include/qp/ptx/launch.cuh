@@ -13,8 +13,10 @@ __device__ inline unsigned char* shared_memory() {
 
 // An entry point of at most `threads` threads, whose only parameter is a struct, that calls one templated body:
 //   QP_KERNEL(qp_quantize_f32_s8, 256, QuantizeParams, quantize_rows<f32, s8, 4>)
-// The host appends one such line to a family's source for each kernel that it wants.
-#define QP_KERNEL(name, threads, Params, ...)                                                                 \
-  extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Params params) { \
-    __VA_ARGS__(params);                                                                                      \
+// The host appends one such line to a family's source for each kernel that it wants. A large block may be alone on its
+// SM: otherwise the compiler would rather spill registers than let two of them not fit.
+#define QP_KERNEL(name, threads, Params, ...)                                       \
+  extern "C" __global__ void __launch_bounds__(threads, (threads) > 512 ? 1 : 0)    \
+      name(const __grid_constant__ Params params) {                                 \
+    __VA_ARGS__(params);                                                            \
   }

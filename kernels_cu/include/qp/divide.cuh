@@ -1,0 +1,57 @@
+// Division of many numbers by one: each quotient is rounded as IEEE 754 rounds it, for four operations a number.
+//
+// Divisor and number are scaled by one power of two, which brings the divisor to d in [2, 4). With y = fl(1 / d), the
+// quotient q = fl(x·y) is off by e < 1.5 ulp, and fl(q − (q·d − x)·y) is x / d rounded to nearest. With s = d / 2:
+//   - y is off by at most 2⁻²⁵·s of itself, so what is rounded last is off by at most e·2⁻²⁵·s ulp.
+//   - A quotient of 24-bit numbers is no midpoint between two others; it is 2⁻²⁴ / s ulp away from each, or more.
+//   - Beside the midpoint half an ulp from q, e is a half, and e·2⁻²⁵·s < 2⁻²⁴ / s.
+//   - Beside the one at 1.5 ulp, both significands would be above 2 − 2⁻¹¹, and their quotient at most a quarter of an
+//     ulp from a number.
+// Where a correction underflows, |x / d| < 2⁻⁸⁰: its sign is right, and every code of it is a zero.
+#pragma once
+
+#include <qp/element.cuh>
+
+namespace qp {
+
+template <class W> struct Divisor;
+
+template <> struct Divisor<f32> {
+  f32 scaled, reciprocal, factor;
+
+  Divisor() = default;
+  __device__ explicit Divisor(f32 divisor) {
+    const int exponent = static_cast<int>(__float_as_uint(divisor) >> 23 & 0xff);
+    factor = __uint_as_float(static_cast<unsigned>(255 - max(1, min(exponent, 254))) << 23);
+    const f32 normal = multiply(divisor, factor);
+    reciprocal = qp::divide(1.0f, normal);
+    scaled = is_finite(divisor) ? normal : 0.0f;  // x / ∞ is x·0, and needs no correction
+  }
+  // x / divisor, where it is NaN or of magnitude below 2⁶⁰.
+  __device__ f32 divide_within(f32 x) const {
+    const f32 number = multiply(x, factor);
+    return corrected(number, multiply(number, reciprocal));
+  }
+  // x / divisor; where its magnitude is 2⁶⁰ or more, something that large, perhaps infinity.
+  __device__ f32 divide(f32 x) const {
+    const f32 number = multiply(x, factor), quotient = multiply(number, reciprocal);
+    return fabsf(quotient) < 0x1p60f ? corrected(number, quotient) : quotient;
+  }
+
+ private:
+  // The signs are such that −0 stays −0: its remainder is +0.
+  __device__ f32 corrected(f32 number, f32 quotient) const {
+    return __fmaf_rn(-__fmaf_rn(quotient, scaled, -number), reciprocal, quotient);
+  }
+};
+
+template <> struct Divisor<f64> {
+  f64 divisor;
+
+  Divisor() = default;
+  __device__ explicit Divisor(f64 divisor) : divisor(divisor) {}
+  __device__ f64 divide_within(f64 x) const { return qp::divide(x, divisor); }
+  __device__ f64 divide(f64 x) const { return qp::divide(x, divisor); }
+};
+
+}  // namespace qp
