@@ -6,11 +6,10 @@ compiled includes the source and appends the entry point. The emulated device co
 
 from __future__ import annotations
 
-import hashlib
+import os
 import re
 import struct
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
@@ -19,8 +18,9 @@ from quantplan.errors import CompilerNotFound, InvalidProblem, KernelBuildError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
-_PACKAGE = Path(__file__).resolve().parent
+_PACKAGE = os.path.dirname(os.path.realpath(__file__))  # noqa: PTH120 - pathlib is imported where files are read
 _FOLDER = "kernels_cu"
 _NVRTC_HINT = (
     "pip install 'quantplan[cuda13]', or point QUANTPLAN_CUBIN_PATH to what `quantplan warmup` wrote on another machine"
@@ -43,7 +43,10 @@ def source_root() -> Path:
     FileNotFoundError
         If neither place has it: the installation is incomplete.
     """
-    candidates = (_PACKAGE / _FOLDER, _PACKAGE.parent / _FOLDER)
+    from pathlib import Path  # noqa: PLC0415 - with hashlib, a tenth of what importing quantplan costs
+
+    package = Path(_PACKAGE)
+    candidates = (package / _FOLDER, package.parent / _FOLDER)
     for folder in candidates:
         if (folder / _MARKER).is_file():
             return folder
@@ -67,6 +70,8 @@ def source_digest(paths: Iterable[Path]) -> str:
     str
         The SHA-256 in hexadecimal. Renaming a file changes it as editing one does.
     """
+    import hashlib  # noqa: PLC0415 - see above
+
     root = source_root().resolve()
     digest = hashlib.sha256()
     for name, path in sorted((path.resolve().relative_to(root).as_posix(), path) for path in paths):

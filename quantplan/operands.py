@@ -5,6 +5,7 @@ Each op lists its operands once; ``can_implement``, ``bind``, error messages and
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
@@ -164,12 +165,15 @@ def check_overlap(op: str, operands: Iterable[Operand], given: dict[str, Any]) -
 
 def tensor_field(*, optional: bool = False) -> Any:  # noqa: ANN401 - attrs.field's own type
     """Make an Args field that takes any library's tensor and holds a `TensorView`."""
+    return attrs.field(default=None if optional else attrs.NOTHING, converter=_to_view(optional=optional))
 
+
+@cache
+def _to_view(*, optional: bool) -> Any:  # noqa: ANN401 - attrs' own type
     def convert(value: Tensor, owner: Any, attribute: attrs.Attribute[Any]) -> TensorView | None:  # noqa: ANN401 - any Args
         return None if value is None and optional else to_view(type(owner).__name__, attribute.name, value)
 
-    default = None if optional else attrs.NOTHING
-    return attrs.field(default=default, converter=attrs.Converter(convert, takes_self=True, takes_field=True))
+    return attrs.Converter(convert, takes_self=True, takes_field=True)
 
 
 def to_view(op: str, name: str, value: Tensor) -> TensorView:

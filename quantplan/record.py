@@ -6,6 +6,7 @@ import contextlib
 import enum
 import inspect
 import operator
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import attrs
@@ -145,9 +146,15 @@ def field(convert: Callable[[Any], Any], default: Any = attrs.NOTHING, *, option
     optional : bool
         Whether None stays None; it does anyway where it is the default.
     """
+    return attrs.field(default=default, converter=_converter(convert, optional or default is None))
+
+
+@cache
+def _converter(convert: Callable[[Any], Any], optional: bool) -> Any:  # noqa: ANN401, FBT001 - attrs' type; a key of the cache
+    """Return the converter of all fields of a kind: attrs looks at the signature of each, which takes long."""
 
     def to_field(value: Any, owner: Any, attribute: attrs.Attribute[Any]) -> Any:  # noqa: ANN401 - any field's type
-        if value is None and (optional or default is None):
+        if value is None and optional:
             return None
         try:
             return convert(value)
@@ -161,7 +168,7 @@ def field(convert: Callable[[Any], Any], default: Any = attrs.NOTHING, *, option
                 op=type(owner).__name__, field=attribute.name, expected=expected, got=repr(value)
             ) from None
 
-    return attrs.field(default=default, converter=attrs.Converter(to_field, takes_self=True, takes_field=True))
+    return attrs.Converter(to_field, takes_self=True, takes_field=True)
 
 
 def dimension() -> Any:  # noqa: ANN401 - attrs.field's own type

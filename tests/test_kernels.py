@@ -13,6 +13,7 @@ from quantplan import kernels
 from quantplan.emulator import compiler
 from quantplan.emulator.library import Library, Region
 from quantplan.emulator.schedule import Schedule
+from quantplan.errors import CompilerNotFound
 from quantplan.kernels import KernelSpec, ParamStruct
 
 
@@ -251,7 +252,7 @@ QP_KERNEL(qp_fill, 256, Params, fill)
 
 def test_without_cuda_core_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "cuda.core", None)
-    with pytest.raises(qp.DriverNotFound, match=r"quantplan\[cuda13\]"):
+    with pytest.raises(CompilerNotFound, match=r"quantplan\[cuda13\]"):
         kernels.compile_text(KERNEL, "sm_90a")
 
 

@@ -13,6 +13,7 @@ import pytest
 
 import quantplan as qp
 from quantplan.doctor import Finding
+from quantplan.emulator.schedule import Schedule
 from quantplan.ops.fp8_gemm import Fp8GemmDescriptor
 from quantplan.ops.int4_marlin_gemm import Int4MarlinGemmDescriptor
 from quantplan.queries import Explanation, PlanSupport
@@ -95,6 +96,7 @@ EXAMPLES = [
     Explanation(target="sm_90a", op="smoothquant_linear", descriptor=LINEAR, sku=SKU, variants=[REPORT, REPORT]),
     Explanation(target="sm_90a", op="smoothquant_linear", descriptor=LINEAR, sku=None, variants=()),
     Finding(name="GPUs", found=False, detail="0", remedy="none", needed_for="running on a GPU"),
+    Schedule(order="random", completion="early", accumulation="truncated", seed=3, checked=False),
 ]  # fmt: skip
 example = pytest.mark.parametrize("record", EXAMPLES, ids=lambda record: type(record).__name__)
 
