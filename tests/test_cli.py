@@ -429,3 +429,17 @@ def test_explain_names_our_own_kernels_for_a_gpu_that_is_not_here(quantplan):
     code, out, err = quantplan("explain", "dynamic_range_quantize", *flags)
     assert (code, err) == (0, "")
     assert "dynamic_range_quantize.within_rows.bf16.s8.f32.token.symmetric (BESPOKE)" in out
+
+
+def test_warmup_writes_cubins_and_says_where(quantplan, tmp_path):
+    pytest.importorskip("cuda.core", reason="compiling for GPUs needs cuda-core, which this environment lacks")
+    listed = tmp_path / "plans.json"
+    listed.write_text(json.dumps([qp.DequantizeDescriptor(m=2, k=8).to_dict()]))
+    flags = ["--target", "sm_90a", "--plans", str(listed), "--out", str(tmp_path / "cubins")]
+    code, out, _ = quantplan("warmup", *flags)
+    assert code == 0
+    assert out.startswith("2 cubins for sm_90a")
+    code, out, err = quantplan("warmup", *flags, "--json")
+    assert (code, err) == (0, "")
+    data = json.loads(out)
+    assert sorted(data["cubins"]) == sorted(map(str, (tmp_path / "cubins").glob("*.cubin")))
