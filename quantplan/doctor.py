@@ -18,6 +18,8 @@ _CORE = ("numpy", "ml_dtypes", "attrs")
 _CUDA = (("cupy-cuda13x", "cupy-cuda12x"), ("cuda-core",), ("cuda-bindings",))
 """Packages that running on a GPU needs: of each group, one."""
 _CUDA_REMEDY = "pip install 'quantplan[cuda13]'"
+_FOLDERS = ("cubins", "loaded", "emulator")
+"""What the cache folder holds."""
 
 
 @attrs.frozen(kw_only=True, repr=False)
@@ -47,7 +49,7 @@ class Finding(Record):
 
 def doctor() -> list[Finding]:
     """Look for everything that quantplan can use; nothing is changed and nothing is compiled."""
-    return [*_versions(), _driver(), _gpus(), _nvrtc(), _compiler(), _cache()]
+    return [*_versions(), _driver(), _gpus(), _nvrtc(), *_precompiled(), _compiler(), _cache()]
 
 
 def _versions() -> list[Finding]:
@@ -105,8 +107,38 @@ def _nvrtc() -> Finding:
         library = pathfinder.load_nvidia_dynamic_lib("nvrtc")
     except (ImportError, RuntimeError) as error:  # pathfinder's own errors are RuntimeErrors
         detail = str(error).splitlines()[0]
-        return Finding(name="NVRTC", found=False, detail=detail, remedy=_CUDA_REMEDY, needed_for=needed)
+        remedy = f"{_CUDA_REMEDY}, or point QUANTPLAN_CUBIN_PATH to what `quantplan warmup` wrote on another machine"
+        return Finding(name="NVRTC", found=False, detail=detail, remedy=remedy, needed_for=needed)
     return Finding(name="NVRTC", found=True, detail=str(library.abs_path), needed_for=needed)
+
+
+def _precompiled() -> list[Finding]:
+    """Look into the folders of precompiled cubins, where there are any."""
+    from pathlib import Path  # noqa: PLC0415 - see above
+
+    from quantplan.cubins import PATH_VARIABLE  # noqa: PLC0415 - see above
+
+    rows = []
+    for place in filter(None, os.environ.get(PATH_VARIABLE, "").split(os.pathsep)):
+        detail, remedy = f"{place} does not exist", f"make the folder, or take it out of {PATH_VARIABLE}"
+        with contextlib.suppress(OSError):
+            names = {path.name for path in Path(place).iterdir()}
+            cubins = {name for name in names if name.endswith(".cubin")}
+            detail, remedy = f"{len(cubins)} in {place}", ""
+            if lonely := [name for name in sorted(cubins) if f"{name}.sha256" not in names]:
+                detail, remedy = f"{lonely[0]} in {place} has no digest", "run `quantplan warmup` again"
+            elif not cubins:
+                remedy = f"run `quantplan warmup`, or take it out of {PATH_VARIABLE}"
+        rows.append(
+            Finding(
+                name=f"precompiled cubins in {place}",
+                found=not remedy,
+                detail=detail,
+                remedy=remedy,
+                needed_for="running without NVRTC",
+            )
+        )
+    return rows
 
 
 def _compiler() -> Finding:
@@ -128,8 +160,9 @@ def _cache() -> Finding:
         nearest = next((folder for folder in (root, *root.parents) if folder.exists()), None)
         writable = nearest is not None and nearest.is_dir() and os.access(nearest, os.W_OK)
         state = "exists" if nearest == root else "made when first needed"
-        if nearest == root and (distrust := cache.why_untrusted(root)):
-            writable, state = False, distrust
+        for folder in (root, *(root / name for name in _FOLDERS)):
+            if folder.exists() and writable and (distrust := cache.why_untrusted(folder)):
+                writable, state = False, distrust
     except OSError as error:
         writable, state = False, error.strerror or str(error)
     remedy = "" if writable else "set QUANTPLAN_CACHE_DIR to a folder of your own; without one, kernels compile anew"

@@ -17,10 +17,10 @@ MAX_LINES = 420
 VOCABULARY = {"errors", "elements", "record", "types"}
 CONTRACT = VOCABULARY | {"reference", "formats"}
 TENSORS = VOCABULARY | {"tensor", "dlpack"}
-HOST = TENSORS | {"cache", "devices", "kernels", "emulator"}
+HOST = TENSORS | {"cache", "cubins", "devices", "kernels", "emulator"}
 PLANS = HOST | {"operands", "workspace", "variant", "plan", "family"}
 OPS = PLANS | CONTRACT | {"ops"}
-USERS = OPS | {"scaled", "recipes", "queries", "doctor", "verify"}
+USERS = OPS | {"scaled", "recipes", "queries", "warmup", "doctor", "verify"}
 MAY_IMPORT = {
     "errors": set(),
     "elements": VOCABULARY,
@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "dlpack": TENSORS,
     "devices": HOST,
     "kernels": HOST,
+    "cubins": HOST,
     "emulator": HOST,
     "operands": PLANS,
     "workspace": PLANS,
@@ -44,6 +45,7 @@ MAY_IMPORT = {
     "ops": OPS,
     "scaled": OPS,
     "queries": OPS | {"scaled"},
+    "warmup": OPS,
     "doctor": HOST | {"__init__"},
     "verify": USERS | {"__init__"},
     "bench": USERS | {"__init__"},
@@ -52,7 +54,7 @@ MAY_IMPORT = {
     "__main__": {"cli"},
 }
 CUDA_MODULES = {"cupy", "cupyx", "cuda", "pycuda", "numba", "torch", "jax", "triton"}
-MAY_IMPORT_CUDA = {"devices", "kernels", "doctor", "bench"}
+MAY_IMPORT_CUDA = {"devices", "kernels", "cubins", "doctor", "bench"}
 
 
 def part_of(path, package):

@@ -137,6 +137,45 @@ def test_a_driver_that_does_not_start_is_a_finding(own_cache, cuda_python, monke
     assert qp.devices() == [qp.Target.parse("cpu")]
 
 
+def test_without_nvrtc_kernels_may_come_from_elsewhere(own_cache, without_cuda):
+    row = finding("NVRTC")
+    assert "quantplan[cuda13]" in row.remedy
+    assert "QUANTPLAN_CUBIN_PATH" in row.remedy
+
+
+# ---- precompiled cubins
+
+
+def precompiled(monkeypatch, *places):
+    monkeypatch.setenv("QUANTPLAN_CUBIN_PATH", os.pathsep.join(map(str, places)))
+    return [row for row in qp.doctor() if row.name.startswith("precompiled cubins")]
+
+
+def test_folders_of_precompiled_cubins(own_cache, monkeypatch, tmp_path):
+    folder = tmp_path / "cubins-of-another-machine"
+    folder.mkdir()
+    for name in ("a.cubin", "a.cubin.sha256", "b.cubin", "b.cubin.sha256"):
+        (folder / name).write_text("")
+    assert precompiled(monkeypatch) == []
+    there, missing = precompiled(monkeypatch, folder, "", tmp_path / "missing")
+    assert (there.found, there.detail, there.remedy) == (True, f"2 in {folder}", "")
+    assert (missing.found, missing.detail) == (False, f"{tmp_path / 'missing'} does not exist")
+    assert missing.remedy == "make the folder, or take it out of QUANTPLAN_CUBIN_PATH"
+    assert missing.needed_for == "running without NVRTC"
+
+
+def test_a_folder_without_cubins_and_a_cubin_without_its_digest(own_cache, monkeypatch, tmp_path):
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    (row,) = precompiled(monkeypatch, folder)
+    assert (row.found, row.detail) == (False, f"0 in {folder}")
+    assert "quantplan warmup" in row.remedy
+    (folder / "a.cubin").write_text("")
+    (row,) = precompiled(monkeypatch, folder)
+    assert (row.found, row.detail) == (False, f"a.cubin in {folder} has no digest")
+    assert "quantplan warmup" in row.remedy
+
+
 # ---- compiler
 
 
@@ -228,6 +267,22 @@ def test_a_folder_that_others_can_write_to_is_not_used(own_cache):
     row = finding("cache folder")
     assert (row.found, "others can write" in row.detail) == (False, True)
     assert "QUANTPLAN_CACHE_DIR" in row.remedy
+
+
+@pytest.mark.parametrize("name", ["cubins", "loaded", "emulator"])
+def test_every_folder_of_the_cache_must_be_trusted(own_cache, name):
+    (own_cache / name).mkdir()
+    assert finding("cache folder").found
+    (own_cache / name).chmod(0o777)
+    row = finding("cache folder")
+    assert (row.found, f"others can write to {own_cache / name}" in row.detail) == (False, True)
+
+
+def test_a_cache_behind_a_symbolic_link_is_not_used(own_cache, tmp_path):
+    (own_cache / "elsewhere").mkdir()
+    (own_cache / "cubins").symlink_to(own_cache / "elsewhere")
+    row = finding("cache folder")
+    assert (row.found, "is a symbolic link" in row.detail) == (False, True)
 
 
 def test_a_folder_that_cannot_be_written(own_cache, monkeypatch):
