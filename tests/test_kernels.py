@@ -191,7 +191,7 @@ def test_the_text_includes_each_source_once_and_appends_the_entries():
 
 C_TYPES = {"P": "void*", "q": "long long", "i": "int", "f": "float", "d": "double"}
 LAYOUTS = [
-    *("P", "i", "ii", "iii", "f", "d", "Pi", "iP", "ifd", "PPqi", "PiPfPd", "qiiqf", "PPPPqqqqqqdiii"),
+    *("P", "i", "ii", "iii", "f", "d", "Pi", "ifd", "PPqi", "PPPifd", "qiiqf", "PPPPqqqqqqdiii"),
     *map("".join, itertools.product("id", repeat=4)),
 ]
 
@@ -226,6 +226,12 @@ def test_structs_lie_as_the_compiler_lays_them_out():
         schedule=Schedule(),
     )
     np.testing.assert_array_equal(out, expected)
+
+
+def test_pointers_come_first():
+    assert PARAMS.pointers == 1
+    with pytest.raises(qp.InvalidProblem, match="pointers before all other fields"):
+        ParamStruct("P", (("n", "i"), ("x", "P")))
 
 
 def test_values_are_packed_by_their_fields():
