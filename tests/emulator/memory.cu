@@ -228,3 +228,23 @@ __device__ void pairs(const P& p) {
   const Pair back = pairs[threadIdx.x];
   p.out[threadIdx.x] = int(back.a + back.b);
 }
+
+// ---- what each thread does is written in `in`: steps of two accesses and a barrier
+
+struct Step { int access[2], barrier; };
+__device__ void script(const P& p) {
+  constexpr int steps = 4;
+  const Step* mine = reinterpret_cast<const Step*>(p.in) + steps * threadIdx.x;
+  if (threadIdx.x < 4) shared()[threadIdx.x] = 0;
+  __syncthreads();
+  int sum = 0;
+  for (int i = 0; i < steps; ++i) {
+    for (const int access : mine[i].access) {
+      if (access > 0) shared()[access - 1] = i;
+      if (access < 0) sum += shared()[-access - 1];
+    }
+    if (mine[i].barrier == 1) __syncthreads();
+    if (mine[i].barrier == 2) __syncwarp(threadIdx.x < 32 ? ~0u : 0xffu);
+  }
+  p.out[threadIdx.x] = sum;
+}

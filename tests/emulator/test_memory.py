@@ -1,11 +1,15 @@
 """Each access that CUDA does not define is a fault at its line, and the kernel without the flaw is none."""
 
+import itertools
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from quantplan.emulator import compiler
 from quantplan.emulator.schedule import Order
-from quantplan.errors import FaultKind
+from quantplan.errors import FaultKind, KernelFault
 from tests.emulator.units import POISON, SCHEDULES, Unit
 
 UNIT = Unit("memory.cu")
@@ -161,7 +165,7 @@ def test_a_range_that_reaches_beyond_its_row_is_out_of_bounds():
 
 def test_every_flaw_is_tested():
     sound = {kernel for kernel, *_ in SOUND}
-    assert sound == set(UNIT.names)
+    assert sound == set(UNIT.names) - {"script"}
     assert {kernel for kernel, *_ in FAULTS} == sound - {"unaligned", "pairs"}
 
 
@@ -175,3 +179,55 @@ def test_what_is_written_is_what_the_host_sees():
     out = np.full(64, 7, np.int32)
     UNIT.run("operand_end", out=out, block=(16,))
     np.testing.assert_array_equal(out, [*range(16), *[7] * 48])
+
+
+# ---- any program of accesses and barriers
+
+THREADS, STEPS = 40, 4
+"""Of a script: a warp and a quarter, so that some pairs of threads share a warp and some do not."""
+
+
+@st.composite
+def scripts(draw):
+    """Return (thread, step, address, whether it writes) of some accesses, and which barrier ends each step."""
+    # few threads and addresses, so that accesses meet
+    thread = st.sampled_from([0, 1, 31, 32, 39])
+    accesses = draw(
+        st.lists(
+            st.tuples(thread, st.integers(0, STEPS - 1), st.integers(0, 3), st.booleans()), min_size=2, max_size=10
+        )
+    )
+    barriers = draw(st.lists(st.integers(0, 2), min_size=STEPS, max_size=STEPS))
+    return accesses, barriers
+
+
+def ordered(first, second, barriers):
+    """Whether a barrier lies between two accesses: the block's, or the warp's if both are of it."""
+    (one, i), (other, j) = sorted([first[:2], second[:2]], key=lambda access: access[1])
+    between = barriers[i:j]
+    return one == other or 1 in between or (2 in between and one // 32 == other // 32)
+
+
+@given(scripts(), st.sampled_from(SCHEDULES))
+def test_a_race_is_reported_if_and_only_if_there_is_one(script, schedule):
+    accesses, barriers = script
+    steps = np.zeros((THREADS, STEPS, 3), np.int32)
+    steps[:, :, 2] = barriers
+    done = []
+    for thread, step, address, writes in accesses:
+        free = np.flatnonzero(steps[thread, step, :2] == 0)
+        if free.size:
+            steps[thread, step, free[0]] = address + 1 if writes else -address - 1
+            done.append((thread, step, address, writes))
+    races = any(
+        first[2] == second[2] and (first[3] or second[3]) and not ordered(first, second, barriers)
+        for first, second in itertools.combinations(done, 2)
+    )
+    options = {"data": steps.reshape(-1), "block": (THREADS,), **schedule}
+    if races:
+        assert UNIT.fault("script", flaw=0, **options).kind is RACE
+    else:
+        try:
+            UNIT.run("script", **options)
+        except KernelFault as fault:
+            pytest.fail(f"{fault} in {done}, {barriers}")
