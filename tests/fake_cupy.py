@@ -13,7 +13,8 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 
-from quantplan.devices import gpu
+from quantplan.devices import emulated, gpu
+from quantplan.emulator.schedule import Schedule
 from tests import fake_cuda
 
 
@@ -79,9 +80,11 @@ class Gpus:
     def module(self):
         cupy = ModuleType("cupy")
         cupy.RawModule = lambda *, path: RawModule(self, path)
-        cupy.ndarray = type("ndarray", (), {})
+        cupy.asarray = lambda array: DeviceArray(self, array)
         runtime = SimpleNamespace(getDevice=lambda: self.current, setDevice=self.set_device)
-        cupy.cuda = SimpleNamespace(runtime=runtime, Device=self.device, Memory=self.memory)
+        cupy.cuda = SimpleNamespace(
+            runtime=runtime, Device=self.device, Memory=self.memory, Stream=lambda **options: Stream(self, **options)
+        )
         return cupy
 
     @contextlib.contextmanager
@@ -106,6 +109,79 @@ class Gpus:
             self.did("load", path, Path(path).read_bytes())
             self._modules[key] = path
         return self._modules[key]
+
+    def launched(self, name, blocks, threads, params, shared):
+        """Run a kernel that was launched: nothing runs here, and memory is never touched."""
+
+
+class EmulatedGpus(Gpus):
+    """GPUs whose memory is the host's, and whose kernels run on the emulated device, unchecked.
+
+    What is loaded must be put into ``specs``, by name.
+    """
+
+    def __init__(self, *capabilities):
+        super().__init__(*capabilities)
+        self.specs = {}
+
+    def cubin(self, spec, arch):
+        """Stand in for `cubins.cubin`."""
+        self.specs[spec.name] = spec
+        return f"{spec.name} for {arch}".encode()
+
+    def memory(self, size):
+        memory = super().memory(size)
+        memory.buffer = np.full(size + 256, 0xA5, np.uint8)
+        memory.ptr = memory.buffer.ctypes.data + -memory.buffer.ctypes.data % 256
+        return memory
+
+    def launched(self, name, blocks, threads, params, shared):
+        major, minor = self.capabilities[self.current]
+        kernel = emulated._load(self.specs[name], 100 * major + 10 * minor, checked=False)
+        kernel.launch(
+            name,
+            grid=(blocks,),
+            block=(threads,),
+            shared_bytes=shared,
+            params=params,
+            regions=(),
+            schedule=Schedule(checked=False),
+        )
+
+
+class Stream:
+    """A stream, whose launches are over when they are called."""
+
+    def __init__(self, gpus, *, non_blocking=False):
+        assert non_blocking, "other streams wait for the default stream"
+        self.gpus, self.ptr, self.device_id = gpus, 0x7F00, gpus.current
+
+    def __enter__(self):
+        assert self.gpus.current == self.device_id, "CuPy refuses a stream of another device"
+        return self
+
+    def __exit__(self, *details):
+        pass
+
+    def synchronize(self):
+        self.gpus.did("synchronize", self.ptr)
+
+
+class DeviceArray:
+    """A copy of a NumPy array, in memory that is aligned as CuPy's is, and that is read by `get` only."""
+
+    def __init__(self, gpus, array):
+        gpus.did("asarray", array.nbytes)
+        room = np.empty(array.nbytes + 512, np.uint8)
+        first = -room.ctypes.data % 512
+        self._array = room[first : first + array.nbytes].view(array.dtype).reshape(array.shape)
+        self._array[...] = array
+        self.data = SimpleNamespace(ptr=room.ctypes.data + first)
+        self.device, self.gpus = SimpleNamespace(id=gpus.current), gpus
+
+    def get(self, *, stream=None):
+        self.gpus.did("get", stream and stream.ptr)
+        return self._array.copy()
 
 
 class RawModule:
@@ -162,6 +238,7 @@ class Function:
         values = b"".join(map(by_value, args))
         # CuPy makes one block of none
         self.gpus.did("launch", self.name, max(1, *grid), *block, values, shared_mem, int(stream.ptr))
+        self.gpus.launched(self.name, max(1, *grid), *block, values, shared_mem)
 
 
 def by_value(argument):

@@ -1,11 +1,11 @@
 """Runs every plan of a target through the attacks on it, and holds it to each promise of its SKU.
 
-The seam to other devices is `_HostMemory`: a device with memory of its own needs its like, and nothing else changes.
+The seam to other devices is `placement`: a device with memory of its own needs its like, and nothing else changes.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -13,7 +13,6 @@ from quantplan.devices.device import open_device
 from quantplan.devices.target import Target, TargetKind
 from quantplan.errors import InvalidProblem, QuantPlanError, Unsupported
 from quantplan.ops import PLANS
-from quantplan.tensor import HOST
 from quantplan.types import BackendKind, KernelSku, PlanPreference, QuantizeKind, ScopeKind
 from quantplan.verify.attacks import Case
 from quantplan.verify.attacks_fp8 import fp8_attacks
@@ -23,10 +22,10 @@ from quantplan.verify.attacks_quantize import dequantize_attacks, dynamic_attack
 from quantplan.verify.gemm import fp8_gemm, int4_marlin_gemm
 from quantplan.verify.judge import Verdict, judge_bits, judge_errors
 from quantplan.verify.linear import bits, real
+from quantplan.verify.placement import Placement, placement
 from quantplan.verify.quantize import dequantize, dynamic_range_quantize, quantize
 from quantplan.verify.report import PlanReport, VerifyReport
 from quantplan.verify.tensors import HostTensor, Memory
-from quantplan.workspace import Workspace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 
     from quantplan.kernels import KernelSpec
     from quantplan.plan import Plan
-    from quantplan.tensor import TensorView
 
 USEFUL_FRACTION = 0.01
 """A bound that no attack brings an error this close to says nothing."""
@@ -96,12 +94,14 @@ def verify(target: object = "cpu", op: str | None = None) -> VerifyReport:
     InvalidProblem
         No such op or target.
     Unsupported
-        Operands cannot be placed on the target from here.
+        Nothing runs on the target.
+    DriverNotFound
+        A GPU is named, and there is no driver, or no CuPy.
     """
     where = Target.parse(target)
     if op is not None and op not in PLANS:
         raise InvalidProblem(op="verify", field="op", expected=f"one of {', '.join(PLANS)}", got=repr(op))
-    memory = _memory_of(where)
+    memory = placement(where)
     names = list(PLANS) if op is None else [op]
     _load_kernels(where, names)
     tallies: dict[str, _Tally] = {}
@@ -193,29 +193,6 @@ class _CrashError(Exception):
     """A plan raised what no plan should: the cause is a finding, and no end of the run."""
 
 
-class _HostMemory:
-    """Operands in host memory: what NumPy holds is what the plan reads and writes."""
-
-    stream: ClassVar[object] = None
-
-    def send(self, memory: Memory) -> TensorView:
-        """Return an operand on the device that holds what the memory holds."""
-        return memory.operand
-
-    def fetch(self, memory: Memory, operand: TensorView) -> None:
-        """Bring what a plan wrote back into the memory."""
-
-    def workspace(self, plan: Plan[Any, Any]) -> Workspace | None:
-        """Return scratch memory for one launch."""
-        return Workspace.allocate(plan.workspace_size, plan.target) if plan.workspace_size else None
-
-
-def _memory_of(target: Target) -> _HostMemory:
-    if target.location != HOST:
-        raise Unsupported(f"operands cannot be placed on {target} from here", op="verify", field="target")
-    return _HostMemory()
-
-
 @attrs.frozen
 class _Trial:
     """Runs cases of one op and judges what comes."""
@@ -223,7 +200,7 @@ class _Trial:
     plan_type: type[Plan[Any, Any]]
     suite: Suite
     target: Target
-    memory: _HostMemory
+    memory: Placement
     preference: PlanPreference
 
     def hold(self, case: Case, tallies: dict[str, _Tally]) -> None:
@@ -262,9 +239,8 @@ class _Trial:
             else:
                 memories[operand.name] = case.inputs[operand.name].memory()
         operands = {name: self.memory.send(memory) for name, memory in memories.items()}
-        args = plan.args_type(**operands)
         try:
-            plan.run(self.memory.stream, self.memory.workspace(plan), args)
+            plan.run(self.memory.stream, self.memory.workspace(plan), plan.args_type(**operands))
         except QuantPlanError:
             raise
         except Exception as error:
@@ -275,7 +251,7 @@ class _Trial:
                 tally.blame(fault, f"{case.name}: {name}")
             if name not in outputs and memory.load() != case.inputs[name].codes:
                 tally.blame("writes an operand that it should only read", f"{case.name}: {name}")
-        return args, outputs
+        return plan.args_type(**{name: memory.operand for name, memory in memories.items()}), outputs
 
     def _verdicts(
         self,

@@ -433,7 +433,8 @@ select = lambda: qp.QuantizePlan.select("cuda:0", DESC)
 assert child(lambda: select().run(stream(), None, operands())) == 0, "the parent has not used CUDA"
 bound = select().bind(None, operands())
 assert child(lambda: bound.run(stream())) == 7
-assert child(select) == 7
+assert child(lambda: select().run(stream(), None, operands())) == 7
+assert child(lambda: qp.QuantizePlan.select("cuda:0", DESC.replace(output_element="u8"))) == 7
 assert child(lambda: gpu.device(0, "sm_90a").allocate(8)) == 7
 assert child(lambda: qp.QuantizePlan.select("cpu", DESC)) == 0
 bound.run(stream())
