@@ -13,6 +13,7 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 
+from quantplan import cubins
 from quantplan.devices import emulated, gpu
 from quantplan.emulator.schedule import Schedule
 from tests import fake_cuda
@@ -256,6 +257,19 @@ def install(monkeypatch, gpus):
     gpu._device.cache_clear()
     monkeypatch.setattr(gpu, "_after_fork", False)
     return gpus
+
+
+def install_emulated(monkeypatch, folder, gpus):
+    """Install GPUs that run kernels; what they load lies in a folder, apart from real cubins."""
+
+    def file_of(content):
+        path = folder / f"{cubins.sha256(content)}.cubin"
+        path.write_bytes(content)
+        return path
+
+    monkeypatch.setattr(gpu, "_file_of", file_of)
+    monkeypatch.setattr(cubins, "cubin", gpus.cubin)
+    return install(monkeypatch, gpus)
 
 
 class Array:

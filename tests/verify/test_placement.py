@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 import quantplan as qp
-from quantplan import cubins
 from quantplan.ops.dynamic_range_quantize import DynamicRangeQuantizePlan
 from quantplan.ops.quantize import QuantizePlan
 from quantplan.verify import verify
@@ -19,10 +18,7 @@ TENSOR = HostTensor(qp.F32, (3, 5), list(range(15)))
 
 @pytest.fixture
 def gpus(monkeypatch, tmp_path):
-    monkeypatch.setenv("QUANTPLAN_CACHE_DIR", str(tmp_path))
-    found = fake_cupy.install(monkeypatch, fake_cupy.EmulatedGpus((8, 0), (9, 0)))
-    monkeypatch.setattr(cubins, "cubin", found.cubin)
-    return found
+    return fake_cupy.install_emulated(monkeypatch, tmp_path, fake_cupy.EmulatedGpus((8, 0), (9, 0)))
 
 
 @pytest.mark.parametrize("target", ["cpu", "emulated:sm_80"])
