@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -363,6 +364,7 @@ def run(*options):
     """Run the script as a user does."""
     command = [sys.executable, str(SCRIPT), *options]
     environment = {"PYTHONPATH": str(SCRIPT.parents[1]), "COLUMNS": "200", "PYTHONIOENCODING": "utf-8"}
+    environment["PATH"] = os.environ["PATH"]  # for the compiler of the emulated device
     return subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", check=False)
 
 
@@ -373,15 +375,31 @@ def test_the_script_names_every_kernel_and_its_guarantee():
     quantize = qp.DynamicRangeQuantizePlan.select("cpu", qp.DynamicRangeQuantizeDescriptor(m=1, k=576)).sku.name
     linear = qp.QuantizedLinearPlan.select("cpu", qp.QuantizedLinearDescriptor(m=1, n=192, k=576)).sku.name
     table = [
-        f"0-1 attn_in, attn_out, ffn_in 576 {quantize}",
+        f"0-1 attn_in, attn_out, ffn_in 576 {quantize} on cpu",
         "ffn_out 1536 bit-identical, deterministic, batch-invariant",
-        f"0-1 q, o 576 → 576 {linear}",
+        f"0-1 q, o 576 → 576 {linear} on cpu",
         "k, v 576 → 192 bit-identical, deterministic, batch-invariant",
         "gate, up 576 → 1536",
         "down 1536 → 576",
         "embedding, logits 576 → 49152 NumPy float32, not quantized",
     ]
     assert [line for line in lines if line in table] == table, result.stdout
+
+
+@pytest.mark.parametrize("recipe", ["w8a8-dynamic", "fp8"])
+def test_an_emulated_gpu_gives_the_same_tokens(recipe):
+    """Quantize ops run as CUDA kernels; those without kernels run on the CPU, and the table says so."""
+    answers = {}
+    for target in ("cpu", "emulated:sm_90a"):
+        result = run("--recipe", recipe, "--layers", "2", "--max-tokens", "3", "--target", target, "--prompt", "Hi")
+        assert result.returncode == 0, result.stderr
+        table, _, rest = result.stdout.partition("selected and bound")
+        answers[target] = rest.partition("\n")[2].partition("answered in")[0]
+        assert ("on emulated:sm_90a" in table) == (target != "cpu"), table
+    assert "quantize.reference" not in table
+    assert "reference" in table
+    assert answers["cpu"] == answers["emulated:sm_90a"]
+    assert answers["cpu"].strip()
 
 
 @pytest.mark.parametrize(
