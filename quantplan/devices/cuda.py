@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from quantplan.errors import DriverError, DriverNotFound, InvalidProblem
@@ -64,7 +65,12 @@ def compute_capability(index: int) -> tuple[int, int]:
     InvalidProblem
         There is no such GPU.
     """
-    core = driver()
+    return _compute_capability(driver(), index)
+
+
+@cache
+def _compute_capability(core: Any, index: int) -> tuple[int, int]:  # noqa: ANN401 - as `driver`
+    """Ask once: every `select` names a device, and its capability does not change."""
     count = device_count()
     if not 0 <= index < count:
         raise InvalidProblem(op="cuda", field="device", expected=f"an index below {count}", got=index)
