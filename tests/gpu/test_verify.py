@@ -1,0 +1,28 @@
+"""`quantplan verify --target cuda:0` finds nothing wrong with the kernels."""
+
+import pytest
+
+from quantplan.cli import main
+from quantplan.ops import PLANS
+from quantplan.verify import verify
+
+FAMILY = ("quantize", "dequantize", "dynamic_range_quantize")
+
+
+@pytest.mark.parametrize("stride", [11, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("op", FAMILY)
+def test_kernels_keep_every_promise(monkeypatch, target, op, stride):
+    descs = list(PLANS[op].catalogue())[::stride]
+    monkeypatch.setattr(PLANS[op], "catalogue", classmethod(lambda cls: iter(descs)))
+    report = verify(target, op)
+    assert report.problems == ()
+    assert report.plans
+    assert {plan.backend for plan in report.plans} == {"bespoke"}
+    assert sum(plan.mismatches for plan in report.plans) == 0
+
+
+def test_the_command_line_says_so(monkeypatch, target, capsys):
+    descs = list(PLANS["quantize"].catalogue())[:1]
+    monkeypatch.setattr(PLANS["quantize"], "catalogue", classmethod(lambda cls: iter(descs)))
+    assert main(["verify", "--target", "cuda:0", "--op", "quantize"]) == 0
+    assert "quantize" in capsys.readouterr().out
