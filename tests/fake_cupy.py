@@ -3,7 +3,6 @@
 `Gpus` is a machine; `install` puts its module ``cupy`` in place of whatever is installed, and its cuda-python too.
 """
 
-import contextlib
 import ctypes
 import itertools
 import sys
@@ -46,7 +45,8 @@ class Gpus:
 
     def __init__(self, *capabilities, threads=1024, shared=227 * 1024):
         self.capabilities, self.threads, self.shared = capabilities or ((9, 0),), threads, shared
-        self.calls, self.refuses = [], {}
+        self.calls, self.refuses, self.captures = [], {}, {}
+        self.handles = itertools.count(0x7F00, 0x10)
         self._current = threading.local()
         self._addresses = itertools.count(2**40, 2**30)
         self._modules = {}
@@ -81,22 +81,18 @@ class Gpus:
     def module(self):
         cupy = ModuleType("cupy")
         cupy.RawModule = lambda *, path: RawModule(self, path)
-        cupy.asarray = lambda array: DeviceArray(self, array)
+        cupy.asarray = lambda array: DeviceArray.of(self, array)
+        cupy.zeros = lambda shape, dtype: DeviceArray.of(self, np.zeros(shape, dtype))
+        cupy.int8, cupy.uint8, cupy.float16, cupy.float32 = np.int8, np.uint8, np.float16, np.float32
         runtime = SimpleNamespace(getDevice=lambda: self.current, setDevice=self.set_device)
+        runtime.streamCaptureModeGlobal = 0
         cupy.cuda = SimpleNamespace(
-            runtime=runtime, Device=self.device, Memory=self.memory, Stream=lambda **options: Stream(self, **options)
+            runtime=runtime,
+            Device=lambda index=0: Device(self, index),
+            Memory=self.memory,
+            Stream=lambda **options: Stream(self, **options),
         )
         return cupy
-
-    @contextlib.contextmanager
-    def device(self, index):
-        self.did("device", index)
-        before = self.current
-        self.set_device(index)
-        try:
-            yield
-        finally:
-            self.set_device(before)
 
     def memory(self, size):
         assert size > 0, "CuPy gives no address for no memory"
@@ -113,6 +109,24 @@ class Gpus:
 
     def launched(self, name, blocks, threads, params, shared):
         """Run a kernel that was launched: nothing runs here, and memory is never touched."""
+
+
+class Device:
+    """CuPy's: it makes a GPU current for a while."""
+
+    def __init__(self, gpus, index):
+        self.gpus, self.index, self.before = gpus, index, []
+
+    def __enter__(self):
+        self.gpus.did("device", self.index)
+        self.before.append(self.gpus.current)
+        self.gpus.set_device(self.index)
+
+    def __exit__(self, *details):
+        self.gpus.set_device(self.before.pop())
+
+    def synchronize(self):
+        self.gpus.did("synchronize", None)
 
 
 class EmulatedGpus(Gpus):
@@ -151,11 +165,11 @@ class EmulatedGpus(Gpus):
 
 
 class Stream:
-    """A stream, whose launches are over when they are called."""
+    """A stream, whose launches are over when they are called, unless they are captured."""
 
     def __init__(self, gpus, *, non_blocking=False):
         assert non_blocking, "other streams wait for the default stream"
-        self.gpus, self.ptr, self.device_id = gpus, 0x7F00, gpus.current
+        self.gpus, self.ptr, self.device_id = gpus, next(gpus.handles), gpus.current
 
     def __enter__(self):
         assert self.gpus.current == self.device_id, "CuPy refuses a stream of another device"
@@ -167,22 +181,58 @@ class Stream:
     def synchronize(self):
         self.gpus.did("synchronize", self.ptr)
 
+    def begin_capture(self, mode=None):
+        self.gpus.captures[self.ptr] = []
+
+    def end_capture(self):
+        launches = self.gpus.captures.pop(self.ptr)
+
+        def launch(stream):
+            for details in launches:
+                self.gpus.launched(*details)
+
+        return SimpleNamespace(launch=launch)
+
 
 class DeviceArray:
-    """A copy of a NumPy array, in memory that is aligned as CuPy's is, and that is read by `get` only."""
+    """An array of a GPU, in memory that is aligned as CuPy's is, and that is read by `get` only."""
 
     def __init__(self, gpus, array):
+        self.gpus, self._array, self.device = gpus, array, SimpleNamespace(id=gpus.current)
+        self.shape, self.nbytes = array.shape, array.nbytes
+        self.data = SimpleNamespace(ptr=array.ctypes.data, memset_async=self._memset)
+
+    @classmethod
+    def of(cls, gpus, array):
+        """Copy an array to the GPU."""
         gpus.did("asarray", array.nbytes)
         room = np.empty(array.nbytes + 512, np.uint8)
         first = -room.ctypes.data % 512
-        self._array = room[first : first + array.nbytes].view(array.dtype).reshape(array.shape)
-        self._array[...] = array
-        self.data = SimpleNamespace(ptr=room.ctypes.data + first)
-        self.device, self.gpus = SimpleNamespace(id=gpus.current), gpus
+        copy = room[first : first + array.nbytes].view(array.dtype).reshape(array.shape)
+        copy[...] = array
+        return cls(gpus, copy)
+
+    @property
+    def __cuda_array_interface__(self):
+        return {**self._array.__array_interface__, "version": 3}
+
+    def __getitem__(self, key):
+        return DeviceArray(self.gpus, self._array[key])
+
+    def reshape(self, *shape):
+        return DeviceArray(self.gpus, self._array.reshape(*shape))
 
     def get(self, *, stream=None):
         self.gpus.did("get", stream and stream.ptr)
         return self._array.copy()
+
+    def set(self, array, *, stream=None):
+        assert array.shape == self.shape
+        self._array[...] = array
+
+    def _memset(self, value, size, stream):
+        assert size == self.nbytes
+        self._array.view(np.uint8)[...] = value
 
 
 class RawModule:
@@ -239,7 +289,11 @@ class Function:
         values = b"".join(map(by_value, args))
         # CuPy makes one block of none
         self.gpus.did("launch", self.name, max(1, *grid), *block, values, shared_mem, int(stream.ptr))
-        self.gpus.launched(self.name, max(1, *grid), *block, values, shared_mem)
+        details = (self.name, max(1, *grid), *block, values, shared_mem)
+        if stream.ptr in self.gpus.captures:
+            self.gpus.captures[stream.ptr].append(details)
+        else:
+            self.gpus.launched(*details)
 
 
 def by_value(argument):

@@ -22,6 +22,7 @@ __device__ void body(const P& p) {
   while (clock64() - start < p.cycles) {}
 }
 """
+RUNS = 100
 CYCLES = 600_000_000  # about a third of a second
 DESC = qp.DynamicRangeQuantizeDescriptor(m=300, k=1000, scope="tensor", input_element="f16")
 
@@ -158,7 +159,7 @@ def test_workspaces_are_not_allocated_while_a_graph_is_captured(cupy, target, st
 
 def test_a_hundred_runs_give_the_same_bits(problem, stream):
     q, scale = problem.expected()
-    for _ in range(100):
+    for _ in range(RUNS):
         for name in ("q", "scale"):
             problem.operands[name].data.memset_async(0, problem.operands[name].nbytes, stream)
         problem.bound.run(stream)
@@ -176,7 +177,7 @@ def test_concurrent_streams_and_threads_share_a_plan(cupy, target):
         with cupy.cuda.Device(target.index):
             stream = cupy.cuda.Stream(non_blocking=True)
             try:
-                for _ in range(50):
+                for _ in range(RUNS):
                     problem.bound.run(stream)
                 problem.check(stream)
             except Exception as error:  # noqa: BLE001 - told by the main thread

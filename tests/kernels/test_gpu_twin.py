@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 
 import quantplan as qp
+from quantplan.devices import gpu
 from tests import fake_cupy
-from tests.gpu import test_quantize_family
+from tests.gpu import test_operands, test_quantize_family, test_streams
 from tests.gpu.twin import GpuTwin
 from tests.kernels.twin import preload
 
+SHARED = [test_operands.DESC, test_operands.DESC.replace(scope="tensor", output_element="fp8_e4m3"), test_streams.DESC]
+SHARED += [qp.DynamicRangeQuantizeDescriptor(m=300, k=40, scope="tensor")]
 DESCS = [
     qp.QuantizeDescriptor(m=5, k=70, scope="channel:1", mode="asymmetric"),
     qp.DequantizeDescriptor(m=5, k=70, scope="token", output_element="bf16"),
@@ -63,3 +66,39 @@ def test_silicon_gets_the_cases_of_the_emulator():
     assert "test_sampled_kernels_give_the_references_bits" in shared
     assert "test_every_16_bit_pattern" in shared
     assert len(shared) > 15
+
+
+# ---- operands and streams
+
+
+@pytest.fixture
+def target(monkeypatch, tmp_path):
+    preload(SHARED, ["sm_90a"], checked=False)
+    fake_cupy.install_emulated(monkeypatch, tmp_path, fake_cupy.EmulatedGpus((9, 0)))
+    monkeypatch.setattr(test_streams, "RUNS", 2)
+    return qp.Target.parse("cuda:0")
+
+
+@pytest.fixture
+def cupy(target):
+    return gpu.device(0, target.arch).cupy
+
+
+@pytest.fixture
+def stream(cupy):
+    return cupy.cuda.Stream(non_blocking=True)
+
+
+host, problem = test_operands.host, test_streams.problem
+test_arrays_of_cupy = test_operands.test_arrays_of_cupy
+test_views_of_cupy = test_operands.test_views_of_cupy
+test_fp8_codes_travel_as_bytes = test_operands.test_fp8_codes_travel_as_bytes
+test_host_memory_is_refused = test_operands.test_host_memory_is_refused
+test_a_dirty_workspace = test_operands.test_a_dirty_workspace_does_not_matter_and_nothing_behind_it_is_touched
+test_streams_by_any_name = test_streams.test_streams_by_any_name
+test_a_bound_plan_is_captured = test_streams.test_a_bound_plan_is_captured_and_replayed
+test_plans_run_while_a_graph_is_captured = (
+    test_streams.test_plans_that_are_loaded_can_be_run_in_full_while_a_graph_is_captured
+)
+test_a_hundred_runs = test_streams.test_a_hundred_runs_give_the_same_bits
+test_concurrent_streams = test_streams.test_concurrent_streams_and_threads_share_a_plan
