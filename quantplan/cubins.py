@@ -180,3 +180,12 @@ def _sha256(content: bytes) -> str:
     import hashlib  # noqa: PLC0415 - it would cost a fifth of what importing quantplan does
 
     return hashlib.sha256(content).hexdigest()
+
+
+def _after_fork() -> None:
+    global _one_compiler  # noqa: PLW0603 - a thread that the child does not have may hold it
+    _one_compiler = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

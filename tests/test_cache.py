@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -234,3 +235,21 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
         cache.write(tmp_path / "x", b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
     assert (tmp_path / "x").read_bytes() == b"old"
+
+
+def test_what_killed_writers_left_goes_away_once_it_is_old(root):
+    """Fault 37: young files may belong to a writer that is alive."""
+    place = cache.folder("kernels")
+    cache.write(place / "x", b"1")
+    for name in (".x.old", ".x.young"):
+        (place / name).write_bytes(b"half")
+    long_ago = time.time() - 86_400
+    os.utime(place / ".x.old", (long_ago, long_ago))
+    cache._sweep.cache_clear()
+    cache.folder("kernels")
+    assert {path.name for path in place.iterdir()} == {"x", ".x.young"}
+    (place / ".x.young").unlink()
+    (place / ".y.old").write_bytes(b"half")
+    os.utime(place / ".y.old", (long_ago, long_ago))
+    cache.folder("kernels")
+    assert (place / ".y.old").exists(), "a process looks once"

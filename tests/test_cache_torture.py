@@ -147,11 +147,11 @@ def test_a_few_processes_fight_for_a_cache(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_many_processes_fight_for_a_cache(tmp_path, monkeypatch):
-    fight = Fight(tmp_path, monkeypatch, kernels=24)
-    for number in range(4):
+    fight = Fight(tmp_path, monkeypatch, kernels=16)
+    for number in range(3):
         fight.round(processes=16, kills=24, seconds=12 if number == 0 else 6)
         fight.flip_bits(share=0.4)
     fight.round(processes=16, kills=0, seconds=0)
-    assert fight.killed > 30
+    assert fight.killed > 20
     assert fight.warnings
     fight.check_the_end()

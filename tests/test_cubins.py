@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -193,6 +194,22 @@ def test_a_failure_is_not_remembered(root, monkeypatch):
         cubins.cubin(spec(), ARCH)
     monkeypatch.setattr(cubins, "compile_cubin", lambda specs, arch: b"yes")
     assert cubins.cubin(spec(), ARCH) == b"yes"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform does not fork")
+def test_a_child_does_not_wait_for_a_thread_that_only_its_parent_has(root, monkeypatch):
+    """Fault 36: the parent forks while a thread of its compiles."""
+    monkeypatch.setattr(cubins, "compile_cubin", lambda specs, arch: b"compiled")
+    with cubins._one_compiler:
+        child = os.fork()
+        if not child:
+            os._exit(cubins.cubin(spec(), ARCH) != b"compiled")
+    limit = time.monotonic() + 20
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        if time.monotonic() > limit:
+            os.kill(child, signal.SIGKILL)
+            pytest.fail("the child waits for ever")
+        time.sleep(0.01)
 
 
 # ---- precompiled cubins

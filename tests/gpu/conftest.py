@@ -4,7 +4,9 @@ import pytest
 
 import quantplan as qp
 from quantplan.devices import cuda, gpu
+from quantplan.warmup import warmup
 from tests.gpu.twin import GpuTwin
+from tests.kernels.test_quantize_family import SAMPLE, descriptor
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,6 +40,8 @@ def twin(lab, target):
     return GpuTwin(lab, target)
 
 
-@pytest.fixture
-def sampled():
-    """Stand in for what builds the emulator's kernels."""
+@pytest.fixture(scope="session")
+def sampled(target, tmp_path_factory):
+    """Compile the kernels of the sample, in parallel; the cache keeps them."""
+    descriptors = [descriptor(op, case) for op, case in SAMPLE]
+    warmup(target.arch, tmp_path_factory.mktemp("cubins"), descriptors)
