@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 HEAVY = (
     "cupy", "cupyx", "cuda", "nvidia", "torch", "jax", "jaxlib", "triton", "tensorflow", "rich", "matplotlib", "onnx",
     "gguf", "tokenizers", "safetensors", "hypothesis", "pytest", "gfloat", "argparse", "importlib.metadata", "asyncio",
-    "multiprocessing", "ctypes.util", "unittest", "http", "quantplan.cli", "quantplan.bench", "quantplan.verify",
+    "multiprocessing", "ctypes", "unittest", "http", "quantplan.cli", "quantplan.bench", "quantplan.verify",
+    "quantplan.emulator", "quantplan.cache", "hashlib", "pathlib", "subprocess", "tempfile",
 )  # fmt: skip
 
 # What Windows lacks.
@@ -30,6 +31,7 @@ POSIX_ONLY_OS = (
 )  # fmt: skip
 
 MAX_MS_OVER_NUMPY = 60
+CALM_NUMPY_MS = 90  # what numpy and ml_dtypes take at most, on a machine that does nothing else meanwhile
 
 # With bytecode cached, as in any installation: compiling the sources anew each time is not what an import costs.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
@@ -128,16 +130,26 @@ def test_import_and_the_reference_device_need_no_posix_module():
     assert python(WITHOUT_POSIX + QUANTIZE_ON_THE_CPU).stdout.strip() == "16"
 
 
+TIMES = """
+import time
+start = time.thread_time()
+import numpy, ml_dtypes
+between = time.thread_time()
+import quantplan
+print((between - start) * 1e3, (time.thread_time() - between) * 1e3)
+"""
+
+
 @pytest.mark.timing
 def test_import_costs_little_more_than_numpy():
     # In one interpreter, so that starting it and finding numpy on disk does not count; this thread's time, so that
-    # waiting for a busy machine does not. The fastest of several runs: the first below the limit settles it.
-    code = (
-        "import numpy, ml_dtypes, time; t = time.thread_time(); import quantplan; print((time.thread_time() - t) * 1e3)"
-    )
-    fastest = math.inf
-    for _ in range(15):
-        fastest = min(fastest, float(python(code).stdout))
+    # waiting for a busy machine does not. The fastest of several runs: the first below the limit settles it. But
+    # neighbours also slow the processor down: where even numpy is never fast, ours must be faster than that.
+    fastest, numpys = math.inf, math.inf
+    for _ in range(25):
+        numpy_ms, ours_ms = map(float, python(TIMES).stdout.split())
+        fastest, numpys = min(fastest, ours_ms), min(numpys, numpy_ms)
         if fastest <= MAX_MS_OVER_NUMPY:
             return
-    pytest.fail(f"{fastest:.1f} ms")
+    limit = MAX_MS_OVER_NUMPY if numpys <= CALM_NUMPY_MS else numpys
+    assert fastest <= limit, f"{fastest:.1f} ms, and {numpys:.1f} ms for numpy and ml_dtypes"

@@ -30,7 +30,7 @@ _PARAMS_ALIGNMENT = 128  # as much as any field can ask for
 
 # Signal handlers belong to the process, so it runs one launch at a time, in whichever library. A fork waits for it, and
 # so finds no launch half done.
-_one_at_a_time = threading.Lock()
+_one_at_a_time = threading.RLock()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
         before=_one_at_a_time.acquire,
