@@ -31,7 +31,7 @@ POSIX_ONLY_OS = (
 )  # fmt: skip
 
 MAX_MS_OVER_NUMPY = 60
-CALM_NUMPY_MS = 90  # what numpy and ml_dtypes take at most, on a machine that does nothing else meanwhile
+CALM_NUMPY_MS = 80  # what numpy and ml_dtypes take at most, on a machine that does nothing else meanwhile
 
 # With bytecode cached, as in any installation: compiling the sources anew each time is not what an import costs.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
