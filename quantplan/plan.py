@@ -211,22 +211,8 @@ class Plan(ABC, Generic[D, A]):
 
     @classmethod
     def _reason(cls, variant: Variant, target: Target, desc: D, pref: PlanPreference) -> str | None:
-        """Return the first reason against a variant: the op's limit, its own, then each unmet preference."""
-        reason = cls.limit(desc) or variant.why_not(desc, target)
-        if reason:
-            return reason
-        if pref.backend not in (None, variant.backend):
-            return f"backend is {variant.backend.value}, and {pref.backend.value} is required"
-        size = variant.workspace_size(desc)
-        if pref.max_workspace_bytes is not None and size > pref.max_workspace_bytes:
-            return f"needs {size} bytes of workspace, and {pref.max_workspace_bytes} are allowed"
-        missing = sorted(pref.required_flags - variant.guarantee(desc).flags)
-        if missing:
-            return f"does not promise {', '.join(missing)}"
-        if pref.accumulation not in (None, variant.accumulation):
-            own = "no choice of" if variant.accumulation is None else variant.accumulation.value
-            return f"has {own} accumulation, and {pref.accumulation.value} is required"
-        return None
+        """Return the first reason against a variant: the op's limit, its own, then an unmet preference."""
+        return cls.limit(desc) or variant.why_not(desc, target) or variant.unmet(desc, pref)
 
     # ---- use
 

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import operator
-import struct
 from abc import ABC, abstractmethod
 from functools import cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from quantplan.devices.device import Touched, open_device
-from quantplan.elements import ElementKind
-from quantplan.kernels import family_digest
 from quantplan.record import Record, field, to_flag, to_text
-from quantplan.tensor import TensorView
 from quantplan.types import (
     ArchSku,
     BackendKind,
@@ -27,12 +21,12 @@ from quantplan.types import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable
 
-    from quantplan.devices.device import Grid, Kernel
     from quantplan.devices.target import Target
+    from quantplan.elements import ElementKind
     from quantplan.kernels import KernelSpec
-    from quantplan.types import Accumulation
+    from quantplan.types import Accumulation, PlanPreference
     from quantplan.workspace import Workspace
 
     Start = Callable[[Any], None]
@@ -104,6 +98,21 @@ class Variant(ABC):
         """Return every kernel that a launch of the problem may need."""
         return ()
 
+    def unmet(self, desc: Any, pref: PlanPreference) -> str | None:  # noqa: ANN401 - each op has its own descriptor
+        """Return the first preference that it does not meet, or None."""
+        if pref.backend not in (None, self.backend):
+            return f"backend is {self.backend.value}, and {pref.backend.value} is required"
+        size = self.workspace_size(desc)
+        if pref.max_workspace_bytes is not None and size > pref.max_workspace_bytes:
+            return f"needs {size} bytes of workspace, and {pref.max_workspace_bytes} are allowed"
+        missing = sorted(pref.required_flags - self.guarantee(desc).flags)
+        if missing:
+            return f"does not promise {', '.join(missing)}"
+        if pref.accumulation not in (None, self.accumulation):
+            own = "no choice of" if self.accumulation is None else self.accumulation.value
+            return f"has {own} accumulation, and {pref.accumulation.value} is required"
+        return None
+
     @abstractmethod
     def guarantee(self, desc: Any) -> PrecisionGuarantee:  # noqa: ANN401 - each op has its own descriptor
         """Return what it promises for the problem."""
@@ -174,212 +183,6 @@ class ReferenceVariant(Variant):
         """Return the reference function as a launch."""
         function = self.function
         return lambda desc, args, workspace: lambda stream: function(desc, args)  # noqa: ARG005 - NumPy needs neither
-
-
-_REMEMBERED = 1024
-"""Layouts that a plan keeps the launches of."""
-
-WORKSPACE = "workspace"
-"""What a launch calls the scratch memory among its pointers."""
-
-
-@attrs.frozen
-class Launch:
-    """One launch of a kernel, for operands of one layout, wherever they are.
-
-    Parameters
-    ----------
-    spec : KernelSpec
-        The kernel: one of those that its program named.
-    grid : Grid
-        Its extent; nothing is launched where it has no blocks.
-    values : tuple
-        The fields of the parameter struct, in order. A pointer is the name of an operand, which is null where the
-        operand is absent, or None.
-    written : tuple[str, ...]
-        Operands that it writes; the other ones it only reads.
-    scratch_bytes : int
-        How much of the workspace it touches.
-    """
-
-    spec: KernelSpec
-    grid: Grid
-    values: tuple[Any, ...]
-    written: tuple[str, ...]
-    scratch_bytes: int = 0
-
-
-@attrs.frozen
-class Call:
-    """One run of a plan, checked.
-
-    Parameters
-    ----------
-    selected : descriptor
-        What the plan was selected for; it decides which kernels there are.
-    desc : descriptor
-        The problem of this run: the same, or in a family one with fewer rows.
-    args : Args of the op
-        The operands.
-    workspace : Workspace, optional
-        Scratch memory.
-    """
-
-    selected: Any
-    desc: Any
-    args: Any
-    workspace: Workspace | None
-
-
-class Program(Protocol):
-    """The host side of a kernel variant: which kernels it needs, and how they are launched."""
-
-    @property
-    def source(self) -> str:
-        """Its family's file in ``kernels_cu``."""
-
-    def limit(self, desc: Any) -> str | None:  # noqa: ANN401 - each op has its own descriptor
-        """Return why it runs the problem nowhere, or None."""
-
-    def specs(self, desc: Any) -> tuple[KernelSpec, ...]:  # noqa: ANN401 - each op has its own descriptor
-        """Return every kernel that a launch of the problem, or of one with fewer rows, may need."""
-
-    def workspace_size(self, desc: Any) -> int:  # noqa: ANN401 - each op has its own descriptor
-        """Return the bytes of scratch memory for the problem, or for one with fewer rows."""
-
-    def launches(self, call: Call) -> Iterable[Launch]:
-        """Yield the launches of a run, in order."""
-
-
-@attrs.frozen
-class KernelVariant(Variant):
-    """Our own kernels, on every architecture from a lowest one on.
-
-    Parameters
-    ----------
-    name : str
-        Name of the row.
-    program : Program
-        Its host side.
-    promise : callable
-        Returns the guarantee for a descriptor.
-    arch : ArchSku
-        The lowest architecture.
-    accumulation : Accumulation, optional
-        How it keeps partial sums, where an op offers the choice.
-    """
-
-    name: str
-    program: Program
-    promise: Callable[[Any], PrecisionGuarantee]
-    arch: ArchSku = ArchSku.SM80
-    accumulation: Accumulation | None = None
-
-    backend = BackendKind.BESPOKE
-
-    def limit(self, desc: Any) -> str | None:  # noqa: ANN401 - each op has its own descriptor
-        """Return why the kernels run the problem nowhere, or None."""
-        return self.program.limit(desc)
-
-    def guarantee(self, desc: Any) -> PrecisionGuarantee:  # noqa: ANN401 - each op has its own descriptor
-        """Return what the kernels promise for the problem."""
-        return self.promise(desc)
-
-    def kernels(self, desc: Any) -> tuple[KernelSpec, ...]:  # noqa: ANN401 - each op has its own descriptor
-        """Return every kernel that a launch of the problem may need."""
-        return self.program.specs(desc)
-
-    def source_digest(self) -> str:
-        """Return the SHA-256 of the family's source with all that it includes."""
-        return family_digest(self.program.source)
-
-    def workspace_size(self, desc: Any) -> int:  # noqa: ANN401 - each op has its own descriptor
-        """Return the bytes of scratch memory that a launch needs."""
-        return self.program.workspace_size(desc)
-
-    def load(self, desc: Any, target: Target) -> Prepare:  # noqa: ANN401 - each op has its own descriptor
-        """Load the kernels on the target's device."""
-        specs = self.program.specs(desc)
-        return _Stages(self.program, desc, dict(zip(specs, open_device(target).load(specs), strict=True)))
-
-
-class _Stages:
-    """The launches of a plan, staged once per layout of operands; a run only writes the pointers.
-
-    A layout is the number of rows, and of each operand its strides and its address modulo 16: all that a program may
-    look at, apart from the descriptor.
-    """
-
-    def __init__(self, program: Program, selected: Any, kernels: dict[KernelSpec, Kernel]) -> None:  # noqa: ANN401 - each op has its own descriptor
-        self.program, self.selected, self.kernels = program, selected, kernels
-        self.operands: Callable[[Any], tuple[TensorView | None, ...]] | None = None
-        self.staged: dict[Any, tuple[_Stage, ...]] = {}
-
-    def __call__(self, desc: Any, args: Any, workspace: Workspace | None) -> Start:  # noqa: ANN401 - each op has its own types
-        """Return the launch of a checked problem; see `Prepare`."""
-        if self.operands is None:
-            self.operands = operator.attrgetter(*(field.name for field in attrs.fields(type(args))))
-        views = self.operands(args)
-        layout = (desc.m, *[None if v is None else (v.pointer & 15, v.strides) for v in views])
-        stages = self.staged.get(layout)
-        if stages is None:
-            stages = self._stage(Call(self.selected, desc, args, workspace))
-            if len(self.staged) < _REMEMBERED:
-                self.staged[layout] = stages
-        addresses = [0 if view is None else view.pointer for view in views]
-        addresses += 0 if workspace is None else workspace.pointer, 0
-        ready = [stage.prepare(addresses, views, workspace) for stage in stages]
-        if len(ready) == 1:
-            return ready[0]
-
-        def start(stream: Any) -> None:  # noqa: ANN401 - the device's
-            for launch in ready:
-                launch(stream)
-
-        return start
-
-    def _stage(self, call: Call) -> tuple[_Stage, ...]:
-        operands = [field.name for field in attrs.fields(type(call.args))]
-        launches = [launch for launch in self.program.launches(call) if launch.grid.blocks]
-        return tuple(_Stage.of(launch, self.kernels[launch.spec], operands) for launch in launches)
-
-
-@attrs.frozen(eq=False)
-class _Stage:
-    """A launch that lacks its pointers: places in a list of the operands' addresses, the workspace's, and null."""
-
-    launch: Launch
-    kernel: Kernel
-    operands: list[str]
-    places: tuple[int, ...]
-    head: struct.Struct
-    tail: bytes
-
-    @classmethod
-    def of(cls, launch: Launch, kernel: Kernel, operands: list[str]) -> _Stage:
-        params = launch.spec.params
-        names, rest = launch.values[: params.pointers], launch.values[params.pointers :]
-        addressed = [*operands, WORKSPACE, None]
-        head = struct.Struct(f"@{params.pointers}P")
-        tail = params.pack((*[0] * params.pointers, *rest))[head.size :]
-        return cls(launch, kernel, operands, tuple(map(addressed.index, names)), head, tail)
-
-    def prepare(self, addresses: list[int], views: Sequence[TensorView | None], workspace: Workspace | None) -> Start:
-        params = self.head.pack(*[addresses[place] for place in self.places]) + self.tail
-        return self.kernel.prepare(self.launch.grid, params, lambda: self._touched(views, workspace))
-
-    def _touched(self, views: Sequence[TensorView | None], workspace: Workspace | None) -> list[Touched]:
-        names = set(self.launch.values[: len(self.places)])
-        touched = [
-            Touched(name, view, name in self.launch.written)
-            for name, view in zip(self.operands, views, strict=True)
-            if name in names and view is not None
-        ]
-        if WORKSPACE in names and workspace is not None:
-            size = (self.launch.scratch_bytes,)
-            scratch = TensorView(workspace.pointer, size, (1,), ElementKind.U8, workspace.location, owner=workspace)
-            touched.append(Touched(WORKSPACE, scratch, WORKSPACE in self.launch.written))
-        return touched
 
 
 @cache

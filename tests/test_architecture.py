@@ -17,10 +17,10 @@ MAX_LINES = 420
 VOCABULARY = {"errors", "elements", "record", "types"}
 CONTRACT = VOCABULARY | {"reference", "formats"}
 TENSORS = VOCABULARY | {"tensor", "dlpack"}
-HOST = TENSORS | {"cache", "cubins", "devices", "kernels", "emulator"}
-PLANS = HOST | {"operands", "workspace", "variant", "plan", "family"}
+HOST = TENSORS | {"cache", "cubins", "disassembly", "occupancy", "devices", "kernels", "emulator"}
+PLANS = HOST | {"operands", "workspace", "variant", "programs", "plan", "family"}
 OPS = PLANS | CONTRACT | {"ops"}
-USERS = OPS | {"scaled", "recipes", "queries", "warmup", "doctor", "verify"}
+USERS = OPS | {"scaled", "recipes", "queries", "resources", "warmup", "doctor", "verify"}
 MAY_IMPORT = {
     "errors": set(),
     "elements": VOCABULARY,
@@ -36,15 +36,19 @@ MAY_IMPORT = {
     "devices": HOST,
     "kernels": HOST,
     "cubins": HOST,
+    "disassembly": VOCABULARY,
+    "occupancy": VOCABULARY,
     "emulator": HOST,
     "operands": PLANS,
     "workspace": PLANS,
-    "variant": PLANS,
+    "variant": PLANS - {"programs", "plan", "family"},
+    "programs": PLANS - {"plan", "family"},
     "plan": PLANS - {"family"},
     "family": PLANS,
     "ops": OPS,
     "scaled": OPS,
     "queries": OPS | {"scaled"},
+    "resources": OPS | {"queries"},
     "warmup": OPS,
     "doctor": HOST | {"__init__"},
     "verify": USERS | {"__init__"},
@@ -54,7 +58,7 @@ MAY_IMPORT = {
     "__main__": {"cli"},
 }
 CUDA_MODULES = {"cupy", "cupyx", "cuda", "pycuda", "numba", "torch", "jax", "triton"}
-MAY_IMPORT_CUDA = {"devices", "kernels", "cubins", "doctor", "bench"}
+MAY_IMPORT_CUDA = {"devices", "kernels", "cubins", "disassembly", "doctor", "bench"}
 
 
 def part_of(path, package):

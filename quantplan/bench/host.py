@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=11, help="timed rounds of each call (default 11)")
     parser.add_argument("--results", type=Path, help="folder of a result file; without it nothing is written")
     options = parser.parse_args(argv)
-    with mock.patch("quantplan.variant.open_device", return_value=_NullDevice()):
+    with mock.patch("quantplan.programs.open_device", return_value=_NullDevice()):
         times = {
             name: microseconds(call, calls=calls, rounds=options.rounds) for name, (call, calls) in _cases().items()
         }

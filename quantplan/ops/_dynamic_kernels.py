@@ -11,13 +11,13 @@ from quantplan.elements import ElementKind
 from quantplan.kernels import KernelSpec
 from quantplan.ops import _quantize_kernels as family
 from quantplan.ops._quantize_kernels import THREADS, Args, Desc, Tiling, ceil_div, element_name, flag, power_of_two
+from quantplan.programs import WORKSPACE, Launch
 from quantplan.types import QuantizeMode, ScopeKind
-from quantplan.variant import WORKSPACE, Launch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from quantplan.variant import Call
+    from quantplan.programs import Call
 
 _SOURCE = "dynamic_range_quantize.cu"
 _WARP = 32

@@ -13,15 +13,15 @@ import attrs
 from quantplan.devices.device import Grid
 from quantplan.elements import ElementKind
 from quantplan.kernels import KernelSpec, ParamStruct
+from quantplan.programs import Launch
 from quantplan.types import QuantizeMode, ScopeKind
-from quantplan.variant import Launch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from quantplan.programs import Call
     from quantplan.tensor import TensorView
     from quantplan.types import Scope
-    from quantplan.variant import Call
 
 Desc: TypeAlias = Any
 """A descriptor of the family."""

@@ -11,11 +11,12 @@ from quantplan.operands import Operand, Tensor, host, tensor_field
 from quantplan.ops import _quantize as family
 from quantplan.ops._quantize_kernels import DequantizeProgram
 from quantplan.plan import Plan
+from quantplan.programs import KernelVariant
 from quantplan.record import Record, dimension, field, to_integer, to_number
 from quantplan.reference.bounds import DequantizeErrorBound
 from quantplan.reference.dequantize import dequantize
 from quantplan.types import MathPrecision, OpCategory, PrecisionGuarantee, QuantizeKind, QuantizeMode, Scope
-from quantplan.variant import Identity, KernelVariant, ReferenceVariant
+from quantplan.variant import Identity, ReferenceVariant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

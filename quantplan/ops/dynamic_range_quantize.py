@@ -11,11 +11,12 @@ from quantplan.operands import Operand, Tensor, host, tensor_field
 from quantplan.ops import _quantize as family
 from quantplan.ops._dynamic_kernels import CrossingProgram, SegmentsProgram
 from quantplan.plan import Plan
+from quantplan.programs import KernelVariant
 from quantplan.record import Record, dimension, field, to_flag
 from quantplan.reference.bounds import QuantizeErrorBound
 from quantplan.reference.dynamic_range_quantize import dynamic_range_quantize
 from quantplan.types import MathPrecision, OpCategory, PrecisionGuarantee, QuantizeKind, QuantizeMode, Scope
-from quantplan.variant import Identity, KernelVariant, ReferenceVariant
+from quantplan.variant import Identity, ReferenceVariant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,11 +11,12 @@ from quantplan.operands import Operand, Tensor, host, tensor_field
 from quantplan.ops import _quantize as family
 from quantplan.ops._quantize_kernels import QuantizeProgram
 from quantplan.plan import Plan
+from quantplan.programs import KernelVariant
 from quantplan.record import Record, dimension, field, to_flag, to_integer, to_number
 from quantplan.reference.bounds import QuantizeErrorBound
 from quantplan.reference.quantize import quantize
 from quantplan.types import MathPrecision, OpCategory, PrecisionGuarantee, QuantizeKind, QuantizeMode, Scope
-from quantplan.variant import Identity, KernelVariant, ReferenceVariant
+from quantplan.variant import Identity, ReferenceVariant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

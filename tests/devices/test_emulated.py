@@ -62,11 +62,24 @@ def test_other_checks_and_architectures_are_other_builds(builds):
     ]
 
 
+def params_of(one, args):
+    """Return the parameter struct of a launch, with the operands' addresses."""
+    views = [getattr(args, value) if isinstance(value, str) else None for value in one.values]
+    addresses = [0 if view is None else view.pointer for view in views]
+    pointers = one.spec.params.pointers
+    return one.spec.params.pack([*addresses[:pointers], *one.values[pointers:]])
+
+
+def touched_by(one, args):
+    names = [value for value in one.values if isinstance(value, str) and getattr(args, value) is not None]
+    return [Touched(name, getattr(args, name), name in one.written) for name in names]
+
+
 def test_a_prepared_launch_runs_when_it_is_called(builds):
     args = problem()
     one = launch_of(args)
     (kernel,) = emulated.device((9, 0)).load([one.spec])
-    launch = kernel.prepare(one.grid, one.params, one.touched)
+    launch = kernel.prepare(one.grid, params_of(one, args), lambda: touched_by(one, args))
     assert not args.q.numpy().any()
     launch(None)
     np.testing.assert_array_equal(args.q.numpy(), np.rint(np.clip(args.x.numpy() / 0.5, -127, 127)))
@@ -82,10 +95,10 @@ def test_a_prepared_launch_runs_when_it_is_called(builds):
 def test_memory_that_a_launch_does_not_name_is_out_of_bounds(forget, written, kind):
     args = problem()
     one = launch_of(args)
-    touched = tuple(Touched(t.name, t.view, t.written and written) for t in one.touched if t.name != forget)
+    touched = [Touched(t.name, t.view, t.written and written) for t in touched_by(one, args) if t.name != forget]
     (kernel,) = emulated.device((9, 0)).load([one.spec])
     with pytest.raises(qp.KernelFault) as caught:
-        kernel.prepare(one.grid, one.params, touched)(None)
+        kernel.prepare(one.grid, params_of(one, args), lambda: touched)(None)
     assert caught.value.kind is kind
 
 
