@@ -138,7 +138,7 @@ class Fight:
 
 def test_a_few_processes_fight_for_a_cache(tmp_path, monkeypatch):
     fight = Fight(tmp_path, monkeypatch, kernels=2)
-    fight.round(processes=3, kills=2, seconds=1)
+    fight.round(processes=3, kills=1, seconds=1)
     fight.flip_bits(share=1)
     fight.round(processes=2, kills=0, seconds=0)
     assert fight.warnings
