@@ -54,8 +54,9 @@ __device__ inline Tile tile_of(unsigned k, int columns_log2) {
           int64(down) * (high * elementwise_rows) + (threadIdx.x >> columns_log2), high};
 }
 
-// Whether neighbours in a row belong to different segments. The host picks V so that no group ends within a chunk.
-template <Per P> constexpr bool varies_in_row = P == Per::column || P == Per::group_in_column;
+// Whether a chunk has one scale, and its row another one than the next. The host picks V so that no group ends within a
+// chunk.
+template <Per P> constexpr bool one_a_row = P == Per::row || P == Per::group_in_row;
 
 // Where the scale of a chunk's first element is, and its zero point.
 struct Place {
@@ -92,11 +93,10 @@ __device__ inline void load_neighbours(const T* from, int count, To (&to)[N]) {
   }
 }
 
-// The scales and zero points that a thread works with: one for each of its rows, or one for each column of its chunk.
+// The scales and zero points that a thread works with: one for each of its rows, for each column of its chunk, or one.
 template <class W, class Scale, Per P, bool Asymmetric, int V>
 struct Segments {
-  static constexpr bool varies = varies_in_row<P>;
-  static constexpr int N = varies ? V : elementwise_rows;
+  static constexpr int N = one_a_row<P> ? elementwise_rows : P == Per::tensor ? 1 : V;
   W scale[N];
   int zero_point[N];
   int64 last;
@@ -104,7 +104,7 @@ struct Segments {
   // Loads what is row i's own. To be called for all rows before anything waits.
   template <class Params>
   __device__ void prefetch(const Params& p, int i, int64 row, unsigned column) {
-    if constexpr (!varies) {
+    if constexpr (one_a_row<P>) {
       const Place place = place_of<P>(row, column, static_cast<unsigned>(p.group_size));
       scale[i] = W(p.host_scale), zero_point[i] = p.host_zero_point;
       if (p.scale) scale[i] = widen<W>(static_cast<const Scale*>(p.scale)[place.row * p.scale_stride + place.column]);
@@ -114,20 +114,20 @@ struct Segments {
   // Makes the scales those of row i, and tells whether they are others than the row before had.
   template <class Params>
   __device__ bool move_to(const Params& p, int i, int64 row, unsigned column, int count) {
-    if constexpr (!varies) return true;
+    if constexpr (one_a_row<P>) return true;
     const Place place = place_of<P>(row, column, static_cast<unsigned>(p.group_size));
     if (i > 0 && place.row == last) return false;
     last = place.row;
 #pragma unroll
     for (int j = 0; j < N; ++j) scale[j] = W(p.host_scale), zero_point[j] = p.host_zero_point;
     const Scale* const scales = static_cast<const Scale*>(p.scale);
-    if (scales) load_neighbours(scales + place.row * p.scale_stride + column, count, scale);
+    if (scales) load_neighbours(scales + place.row * p.scale_stride + place.column, count, scale);
     if (Asymmetric && p.zero_point)
-      load_neighbours(p.zero_point + place.row * p.zero_point_stride + column, count, zero_point);
+      load_neighbours(p.zero_point + place.row * p.zero_point_stride + place.column, count, zero_point);
     return true;
   }
   // Which of them is that of element j of row i.
-  __device__ static constexpr int slot(int i, int j) { return varies ? j : i; }
+  __device__ static constexpr int slot(int i, int j) { return one_a_row<P> ? i : N == 1 ? 0 : j; }
 };
 
 template <class In, class Out, class Scale, Per P, bool Asymmetric, bool Saturate, int V>
@@ -149,7 +149,8 @@ __device__ void quantize(const QuantizeParams& p) {
     chunk[i] = load<In, V>(x + row * p.x_stride, count);
     segments.prefetch(p, i, row, tile.column);
   }
-  Divisor<W> divisor[segments.varies ? V : 1];
+  constexpr int divisors = one_a_row<P> ? 1 : segments.N;
+  Divisor<W> divisor[divisors];
   const Codes<W> codes(p.q_min, p.q_max, 0);
 #pragma unroll
   for (int i = 0; i < elementwise_rows; ++i) {
@@ -157,10 +158,10 @@ __device__ void quantize(const QuantizeParams& p) {
     if (row >= p.m) break;
     if (segments.move_to(p, i, row, tile.column, count)) {
 #pragma unroll
-      for (int j = 0; j < (segments.varies ? V : 1); ++j) divisor[j] = Divisor<W>(segments.scale[segments.slot(i, j)]);
+      for (int j = 0; j < divisors; ++j) divisor[j] = Divisor<W>(segments.scale[segments.slot(i, j)]);
     }
     const Vec<Out, V> rounded = quantize_chunk<Out, Saturate>(
-        widen_all<W, In, V>(chunk[i]), [&](int j, W value) { return divisor[segments.slot(0, j)].divide(value); },
+        widen_all<W, In, V>(chunk[i]), [&](int j, W value) { return divisor[divisors == 1 ? 0 : j].divide(value); },
         [&](int j, W quotient) {
           if constexpr (!Asymmetric) return codes(quotient);
           else return to_integer(quotient, segments.zero_point[segments.slot(i, j)], p.q_min, p.q_max);
