@@ -45,7 +45,8 @@ _UNCHECKED = (*_KERNEL, "-O2")
 _CHECKED = (
     *_KERNEL,
     "-O1",
-    "-fsanitize=thread,alignment,bool,bounds,enum,float-cast-overflow,integer-divide-by-zero,shift,signed-integer-overflow",
+    "-fsanitize=thread,alignment,bool,bounds,enum",
+    "-fsanitize=float-cast-overflow,integer-divide-by-zero,shift,signed-integer-overflow",
     "-fno-sanitize-recover=all",
 )
 _COPIES = ("-Wl,--wrap=memcpy", "-Wl,--wrap=memmove", "-Wl,--wrap=memset")

@@ -64,7 +64,7 @@ class Schedule(Record):
     checked: bool = field(to_flag, default=True)
 
 
-_current: ContextVar[Schedule] = ContextVar("quantplan-schedule", default=Schedule())  # noqa: B039 - schedules are frozen
+_current: ContextVar[Schedule] = ContextVar("quantplan-schedule", default=Schedule())  # noqa: B039 - it is frozen
 
 
 def current() -> Schedule:

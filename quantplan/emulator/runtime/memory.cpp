@@ -1,8 +1,8 @@
 // What a kernel may touch, and whether its threads touch it in an order that barriers enforce.
 //
 // Each byte of shared memory and of the outputs has a cell: who wrote it last and who has read it since, as moments of
-// vector clocks. A write must come after the last write and after those reads, a read after the last write. Readers that
-// a later reader comes after are forgotten: what is ordered after the later one is ordered after them.
+// vector clocks. A write must come after the last write and after those reads, a read after the last write. Readers
+// that a later reader comes after are forgotten: what is ordered after the later one is ordered after them.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -142,8 +142,8 @@ bool ordered(const Stamp& stamp) {
 
 bool by_one_thread(const Stamp& a, const Stamp& b) { return a.thread == b.thread && a.block == b.block; }
 
-// Keeps what a later write must still be compared with: the newest reading of each thread of this block that the running
-// one does not come after, and one of the earlier blocks, which nothing comes after.
+// Keeps what a later write must still be compared with: the newest reading of each thread of this block that the
+// running one does not come after, and one of the earlier blocks, which nothing comes after.
 void compact(std::vector<Stamp>& list) {
   static uint32_t generation, seen[most_threads + agents];
   ++generation;
@@ -255,7 +255,8 @@ bool check_region(Watched& one, uintptr_t address, size_t bytes, Access kind, Si
     fail(Fault::read_only, site, 0, "thread %u %s %s, which is an input", block.running, verb(kind), region.name);
   if (!region.writable) return true;
   Cell* cells = &one.cells[row * region.row_bytes + at];
-  check_cells([cells](size_t i) -> Cell& { return cells[i]; }, bytes, kind, site, {&region, row, at}, !region.initialized);
+  const auto cell = [cells](size_t i) -> Cell& { return cells[i]; };
+  check_cells(cell, bytes, kind, site, {&region, row, at}, !region.initialized);
   return true;
 }
 

@@ -63,7 +63,8 @@ inline bool checked() { return launch->checked != 0; }
 inline Fiber& running() { return block.fibers[block.running]; }
 
 // Ends the launch: fills the report and never returns.
-[[noreturn]] void fail(Fault fault, Site site, Site other, const char* format, ...) __attribute__((format(printf, 4, 5)));
+[[noreturn]] void fail(Fault fault, Site site, Site other, const char* format, ...)
+    __attribute__((format(printf, 4, 5)));
 
 // ---- scheduler.cpp
 
@@ -76,12 +77,14 @@ extern uint64_t progress;  // grows with whatever a thread that polls may be wai
 bool guarded(void (*work)());       // runs it; false when a signal ended it, which the report then describes
 extern volatile bool interrupted;  // Ctrl-C was pressed: the launch shall end
 
-// ---- clocks.cpp: who is ordered after whom. Threads from `block.threads` on are agents of asynchronous copies, one for
-// each mbarrier that copies report to: who has waited for one mbarrier knows nothing of another's copies.
+// ---- clocks.cpp: who is ordered after whom. Threads from `block.threads` on are agents of asynchronous copies, one
+// for each mbarrier that copies report to: who has waited for one mbarrier knows nothing of another's copies.
 
 constexpr unsigned agents = 16;  // mbarriers beyond share them, which hides some missing waits and invents none
 extern std::vector<uint32_t> clocks;  // row t: the latest moment of each thread that thread t knows to be over
-inline uint32_t& known(unsigned thread, unsigned other) { return clocks[size_t(thread) * (block.threads + agents) + other]; }
+inline uint32_t& known(unsigned thread, unsigned other) {
+  return clocks[size_t(thread) * (block.threads + agents) + other];
+}
 inline uint32_t clock_of(unsigned thread) { return known(thread, thread); }
 inline bool happened_before(unsigned thread, uint32_t clock) { return clock <= known(block.running, thread); }
 void clocks_reset();

@@ -24,7 +24,7 @@ const size_t guard_bytes = 64 * 1024 + static_cast<size_t>(sysconf(_SC_PAGESIZE)
 
 namespace {
 
-constexpr int idle_rounds = 64;  // rounds in which threads only poll and nothing comes of it, before they count as stuck
+constexpr int idle_rounds = 64;  // in which threads only poll and nothing comes of it, before they count as stuck
 
 void* main_sp;
 void (*kernel)(const void*);
@@ -205,8 +205,9 @@ bool start() {
   block.threads = x * y * z;
   block.linear = block.running = 0;
   block.shared_bytes = launch->shared_bytes;
-  const std::unique_ptr<void, void (*)(void*)> shared(aligned_alloc(1024, (launch->shared_bytes / 1024 + 1) * 1024), free);
-  block.shared = static_cast<char*>(shared.get());
+  const size_t room = (launch->shared_bytes / 1024 + 1) * 1024;
+  const std::unique_ptr<char, void (*)(void*)> shared(static_cast<char*>(aligned_alloc(1024, room)), free);
+  block.shared = shared.get();
   places_begin_launch(reinterpret_cast<const void*>(kernel));
   if (!block.shared || !make_stacks(block.threads) || !memory_begin_launch()) return false;
   guarded(run_grid);

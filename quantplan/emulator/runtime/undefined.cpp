@@ -1,5 +1,5 @@
-// What the compiler calls where a kernel does what C++ leaves undefined, in place of -fsanitize=undefined's own runtime.
-// The structures are those of its interface; each begins with the place in the source.
+// What the compiler calls where a kernel does what C++ leaves undefined, in place of -fsanitize=undefined's own
+// runtime. The structures are those of its interface; each begins with the place in the source.
 #include "runtime.h"
 
 namespace emulated {

@@ -1,5 +1,5 @@
 // What emulated instructions are made of: calls from a kernel into the runtime.
-// A `Where` defaults to the caller's place, so that a fault names the line in the kernel that the instruction stands on.
+// A `Where` defaults to the caller's place: a fault names the line in the kernel that the instruction stands on.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -29,8 +29,8 @@ struct Current {
   Index thread, block, block_dim, grid_dim;
   unsigned linear;  // of the thread in its block
 };
-// Of the thread that runs; the runtime rewrites it at each switch. For a thread it never changes, and as a constant it is
-// read without a check.
+// Of the thread that runs; the runtime rewrites it at each switch. For a thread it never changes, and as a constant it
+// is read without a check.
 #ifdef EMULATED_RUNTIME
 extern Current current;
 #else

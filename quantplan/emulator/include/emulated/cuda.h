@@ -251,11 +251,11 @@ EMULATED_INSTRUCTION long long __double2ll_rn(double x) {
 
 template <class T>
 EMULATED_INSTRUCTION T min(T a, T b) {
-  static_assert(std::is_integral<T>::value, "min and max of floats treat NaN differently everywhere: select explicitly");
+  static_assert(std::is_integral<T>::value, "min and max of floats differ in what they do with NaN: select explicitly");
   return b < a ? b : a;
 }
 template <class T>
 EMULATED_INSTRUCTION T max(T a, T b) {
-  static_assert(std::is_integral<T>::value, "min and max of floats treat NaN differently everywhere: select explicitly");
+  static_assert(std::is_integral<T>::value, "min and max of floats differ in what they do with NaN: select explicitly");
   return a < b ? b : a;
 }
