@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 _SOURCE = "dynamic_range_quantize.cu"
 _WARP = 32
 _MOST_LANES = 1024
-_KEPT = 4  # chunks of a lane: enough loads in flight
+_SECTOR = 32  # bytes: neighbouring lanes write whole ones
+_KEPT = 4  # chunks of a lane: enough loads in flight, and enough work for one division
 _MOST_KEPT = 8  # the same, where a block of the most lanes would have to read the rest a second time
-_FEW_SEGMENTS = 264  # two per SM of a large GPU: below, lanes are spent rather than registers
+_ENOUGH_THREADS = 132 * 256  # for a large GPU: with fewer, lanes are spent rather than registers
 _MOST_BLOCKS = 1024  # of a reduction to one scale: how many states its last step reads
 _MOST_PARTS = 64  # of a reduction to a scale per column
 _ROWS_PER_THREAD = 8  # of a part of a column, at least
@@ -122,14 +123,16 @@ class SegmentsProgram:
     def _lanes(self, desc: Desc, width: int) -> tuple[int, int]:
         """Return how many lanes share a segment, and how many chunks each keeps in registers.
 
-        A warp without barriers for what it can hold; beyond, a few chunks a lane. Few segments leave most of a GPU
-        idle: they get as many lanes as they have chunks.
+        A few chunks a lane, unless that leaves much of a GPU idle. Up to a warp they need no barrier.
         """
         length, per_row = self._segments(desc)
         chunks = ceil_div(length, width)
-        few = desc.m * per_row <= _FEW_SEGMENTS
-        lanes = power_of_two(chunks if few or chunks <= _WARP else max(_WARP, ceil_div(chunks, _KEPT)))
-        lanes = min(_MOST_LANES, lanes)
+        least = min(power_of_two(chunks), _SECTOR // width)
+        lanes = _MOST_LANES
+        for kept in (_KEPT, _KEPT // 2, 1):
+            lanes = min(_MOST_LANES, max(least, power_of_two(ceil_div(chunks, kept))))
+            if desc.m * per_row * lanes >= _ENOUGH_THREADS:
+                break
         most = _KEPT if desc.input_element is ElementKind.F64 else _MOST_KEPT  # f64 leaves fewer registers
         return lanes, min(most, power_of_two(ceil_div(chunks, lanes)))
 

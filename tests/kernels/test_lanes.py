@@ -1,0 +1,57 @@
+"""How lanes share a segment: whatever the host chooses, the bits are the reference's."""
+
+import pytest
+
+import quantplan as qp
+from quantplan.ops import _dynamic_kernels
+
+
+def lanes(m, k, width=8, **fields):
+    desc = qp.DynamicRangeQuantizeDescriptor(m=m, k=k, input_element="bf16", **fields)
+    return _dynamic_kernels.SegmentsProgram()._lanes(desc, width)
+
+
+def test_large_problems_keep_a_few_chunks_a_lane():
+    assert lanes(4096, 4096) == (128, 4)
+    assert lanes(4096, 1024) == (32, 4)
+    assert lanes(4096, 4096, scope="group:128") == (4, 4)
+
+
+def test_neighbouring_lanes_write_whole_sectors():
+    assert lanes(4096, 4096, scope="group:32") == (4, 1)
+    assert lanes(4096, 4096, scope="group:16") == (2, 1)
+    assert lanes(4096, 4096, width=1, scope="group:32") == (32, 1)
+
+
+def test_small_problems_spend_lanes():
+    assert lanes(1, 4096) == (512, 1)
+    assert lanes(100, 4096) == (512, 1)
+    assert lanes(200, 4096) == (256, 2)
+    assert lanes(0, 4096) == (512, 1)
+
+
+def test_long_rows_stay_in_registers_as_far_as_they_go():
+    assert lanes(1, 65_536) == (1024, 8)
+    assert lanes(4096, 1 << 20) == (1024, 8)
+    assert lanes(4096, 0) == (1, 1)
+
+
+@pytest.fixture
+def as_if_large(monkeypatch):
+    """Let small problems run with the lanes of large ones."""
+    monkeypatch.setattr(_dynamic_kernels, "_ENOUGH_THREADS", 1)
+    qp.DynamicRangeQuantizePlan.forget()
+    yield
+    qp.DynamicRangeQuantizePlan.forget()
+
+
+@pytest.mark.usefixtures("as_if_large")
+@pytest.mark.parametrize("scope", ["token", "group:128", "group:64", "group:48", "group:32", "group:16"])
+def test_every_share_gives_the_references_bits(twin, scope):
+    for k in (37, 128, 300, 1000):
+        for element in ("bf16", "f32", "f64"):
+            desc = qp.DynamicRangeQuantizeDescriptor(
+                m=5, k=k, input_element=element, output_element="fp8_e4m3", scope=scope
+            )
+            for layout in ("dense", "misaligned"):
+                twin.check(desc, {"x": twin.awkward(5, k, element)}, layout=layout)
