@@ -30,8 +30,10 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 	$(PIP) install --editable '.[demo]'
 	@touch $@
 
+# The emulated device needs a C++ compiler; a wheel has one, for machines that have none.
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(PIP) install --editable '.[dev]'
+	@[ -n "$$CXX" ] || command -v g++ clang++ >/dev/null || $(PIP) install ziglang
 	@touch $@
 
 $(VENV)/.weights: Makefile | $(BIN)/python

@@ -183,7 +183,7 @@ def test_every_extra_of_the_readme_exists():
     assert {extra for group in named for extra in group.split(",")} <= set(extras)
 
 
-@pytest.mark.parametrize("extra", ["cuda12", "cuda13", "emulator"])
+@pytest.mark.parametrize("extra", ["cuda12", "cuda13", "inspect"])
 def test_cuda_extras_install_nothing_where_nvidia_publishes_nothing(extra):
     requirements = [Requirement(text) for text in PROJECT["project"]["optional-dependencies"][extra]]
     assert requirements
