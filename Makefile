@@ -33,7 +33,7 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 # The emulated device needs a C++ compiler; a wheel has one, for machines that have none.
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(PIP) install --editable '.[dev]'
-	@[ -n "$$CXX" ] || command -v g++ clang++ >/dev/null || $(PIP) install ziglang
+	@[ -n "$$CXX" ] || command -v g++ >/dev/null || command -v clang++ >/dev/null || $(PIP) install ziglang
 	@touch $@
 
 $(VENV)/.weights: Makefile | $(BIN)/python
