@@ -30,6 +30,8 @@ def built():
             qp.DequantizeDescriptor(m=1, k=64, **back, output_element=real, scope="token", scale_element=scale)
             for scale in scales
         ]
+        if real == "f32":
+            wanted += [qp.QuantizeDescriptor(m=1, k=64, **into, **mode, scope="token") for mode in modes]
         if fp8:
             wanted.append(qp.QuantizeDescriptor(m=1, k=64, **into, scope="token", scale_element="e8m0"))
     preload(wanted, ARCHS, checked=False)
@@ -55,6 +57,19 @@ def neighbours(values, dtype):
     special = np.concatenate([special, [np.nextafter(dtype(0), dtype(1))]])
     everything = np.concatenate([exact, below, above, special])
     return np.concatenate([everything, -everything])
+
+
+SCALES = np.array(
+    [1, 0.37, 1 / 3, -0.7, 1.9999999, 0, 1e-45, 1e-40, 2.0**-126, 1e-37, 2.0**60, 2.0**127, 3.4e38, np.inf, np.nan],
+    np.float32,
+)
+HALVES = np.arange(-140, 270) / 2  # integers, and what lies halfway between them
+
+
+def times(decisions, scales, dtype=np.float32):
+    """Return a row for each scale: the numbers whose quotients are decisions, and their neighbours."""
+    with np.errstate(all="ignore"):
+        return np.stack([neighbours(decisions * np.float64(scale), dtype) for scale in scales])
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -96,6 +111,15 @@ def test_integers_around_every_tie(twin, real, dtype, quantized, mode):
             zero_point=3 if mode == "asymmetric" else None,
         )  # fmt: skip
         twin.check(desc, {"x": x.reshape(1, -1)}, checked=False)
+
+
+@pytest.mark.parametrize("quantized", QUANTIZED)
+def test_quotients_by_every_kind_of_scale(twin, quantized):
+    """Negative, zero, subnormal, infinite: a quotient is rounded once, and a zero has its sign."""
+    x = times(fp8_decisions(quantized) if quantized in FP8 else HALVES, SCALES)
+    for mode in ({}, {"saturate": False}) if quantized in FP8 else ({}, {"mode": "asymmetric"}):
+        desc = qp.QuantizeDescriptor(m=len(SCALES), k=x.shape[1], scope="token", output_element=quantized, **mode)
+        twin.check(desc, {"x": x, "scale": SCALES}, checked=False)
 
 
 @pytest.mark.parametrize("real", REAL)

@@ -21,8 +21,10 @@ template <> struct Divisor<f32> {
 
   Divisor() = default;
   __device__ explicit Divisor(f32 divisor) {
-    const int exponent = static_cast<int>(__float_as_uint(divisor) >> 23 & 0xff);
-    factor = __uint_as_float(static_cast<unsigned>(255 - max(1, min(exponent, 254))) << 23);
+    const unsigned bits = __float_as_uint(divisor);
+    const int exponent = static_cast<int>(bits >> 23 & 0xff);
+    // Of the divisor's sign too: the number's is then the quotient's, and a zero keeps it.
+    factor = __uint_as_float(static_cast<unsigned>(255 - max(1, min(exponent, 254))) << 23 | (bits & 0x80000000u));
     const f32 normal = multiply(divisor, factor);
     reciprocal = qp::divide(1.0f, normal);
     scaled = is_finite(divisor) ? normal : 0.0f;  // x / ∞ is x·0, and needs no correction
