@@ -82,7 +82,7 @@ __device__ void quantize_segments(const SegmentsParams& p) {
     if constexpr (Asymmetric) p.zero_point[row * p.zero_point_stride + index] = chosen.zero_point;
   }
 
-  const Divisor<W> divisor(chosen.scale);
+  const DivisorOf<Scale, W> divisor(chosen.scale);
   const Codes<W> codes(p.q_min, p.q_max, chosen.zero_point);
   const auto write = [&](const Chunk<In, V>& chunk, unsigned at) {
     const Vec<Out, V> rounded = quantize_chunk<Out, Saturate>(

@@ -150,7 +150,7 @@ __device__ void quantize(const QuantizeParams& p) {
     segments.prefetch(p, i, row, tile.column);
   }
   constexpr int divisors = one_a_row<P> ? 1 : segments.N;
-  Divisor<W> divisor[divisors];
+  DivisorOf<Scale, W> divisor[divisors];
   const Codes<W> codes(p.q_min, p.q_max, 0);
 #pragma unroll
   for (int i = 0; i < elementwise_rows; ++i) {
@@ -158,7 +158,7 @@ __device__ void quantize(const QuantizeParams& p) {
     if (row >= p.m) break;
     if (segments.move_to(p, i, row, tile.column, count)) {
 #pragma unroll
-      for (int j = 0; j < divisors; ++j) divisor[j] = Divisor<W>(segments.scale[segments.slot(i, j)]);
+      for (int j = 0; j < divisors; ++j) divisor[j] = DivisorOf<Scale, W>(segments.scale[segments.slot(i, j)]);
     }
     const Vec<Out, V> rounded = quantize_chunk<Out, Saturate>(
         widen_all<W, In, V>(chunk[i]), [&](int j, W value) { return divisor[divisors == 1 ? 0 : j].divide(value); },

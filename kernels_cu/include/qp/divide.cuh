@@ -56,4 +56,19 @@ template <> struct Divisor<f64> {
   __device__ f64 divide(f64 x) const { return qp::divide(x, divisor); }
 };
 
+// A power of two has a reciprocal, and multiplying by that is the division.
+template <class W>
+struct PowerOfTwoDivisor {
+  W reciprocal;
+
+  PowerOfTwoDivisor() = default;
+  __device__ explicit PowerOfTwoDivisor(W divisor) : reciprocal(qp::divide(W(1), divisor)) {}
+  __device__ W divide_within(W x) const { return multiply(x, reciprocal); }
+  __device__ W divide(W x) const { return multiply(x, reciprocal); }
+};
+
+template <class Scale, class W> struct DivisorOf_ { using type = Divisor<W>; };
+template <class W> struct DivisorOf_<e8m0, W> { using type = PowerOfTwoDivisor<W>; };
+template <class Scale, class W> using DivisorOf = typename DivisorOf_<Scale, W>::type;
+
 }  // namespace qp
