@@ -38,6 +38,7 @@ from quantplan.ops.smoothquant_linear import SmoothQuantLinearArgs, SmoothQuantL
 from quantplan.plan import BoundPlan, Plan
 from quantplan.queries import devices, explain, plans
 from quantplan.record import Record
+from quantplan.resources import resources
 from quantplan.tensor import Location, TensorView, typed
 from quantplan.types import (
     Accumulation,
@@ -150,5 +151,6 @@ __all__ = [
     "doctor",
     "explain",
     "plans",
+    "resources",
     "typed",
 ]

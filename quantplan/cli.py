@@ -22,6 +22,7 @@ from quantplan.errors import QuantPlanError
 from quantplan.ops import PLANS
 from quantplan.queries import explain, plans
 from quantplan.record import SCHEMA
+from quantplan.resources import EXTENT, problems, resources
 from quantplan.types import PlanPreference
 
 if TYPE_CHECKING:
@@ -103,6 +104,11 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("plans", _plans, "Every SKU with its guarantee, and whether a target runs it.")
     sub.add_argument("--target", default="cpu", help="cpu, cuda:0, sm_90a, emulated:sm_90a")
     sub.add_argument("--op", choices=PLANS, help="only this op")
+    sub.add_argument("--resources", action="store_true", help="what the kernels take of a GPU; needs none")
+    for name in "mnk":
+        sub.add_argument(
+            f"--{name}", type=int, default=EXTENT, help=f"with --resources: {name.upper()} of the problems"
+        )
     sub = command("verify", _verify, "Hold every plan to its guarantee under attacking inputs.")
     sub.add_argument("--target", default="cpu", help="cpu, cuda:0, emulated:sm_90a")
     sub.add_argument("--op", choices=PLANS, help="only this op")
@@ -129,6 +135,8 @@ def _doctor(args: argparse.Namespace) -> tuple[int, str]:
 
 
 def _plans(args: argparse.Namespace) -> tuple[int, str]:
+    if args.resources:
+        return _resources(args)
     rows = plans(args.target, args.op)
     if args.json:
         return OK, _json({"target": args.target, "plans": [_data(row) for row in rows]})
@@ -137,6 +145,33 @@ def _plans(args: argparse.Namespace) -> tuple[int, str]:
         for row in rows
     ]
     return OK, _table(f"{len(rows)} SKUs, target {args.target}", ("SKU", "supported", "guarantee"), cells)
+
+
+def _resources(args: argparse.Namespace) -> tuple[int, str]:
+    wanted = problems(args.op, m=args.m, n=args.n, k=args.k)
+    rows = resources(args.target, wanted, processes=os.cpu_count() or 1)
+    if args.json:
+        return OK, _json({"target": args.target, "resources": [_data(row) for row in rows]})
+    cells = [
+        (
+            *((row.sku, "aligned" if row.aligned else "others", f"{row.traffic:.2f}") if first else ("", "", "")),
+            kernel.kernel,
+            str(kernel.code.registers),
+            f"{kernel.code.static_shared_bytes} + {kernel.dynamic_shared_bytes}",
+            f"{kernel.code.spill_store_bytes}, {kernel.code.spill_load_bytes}, {kernel.code.stack_bytes}",
+            f"{kernel.occupancy.blocks} × {kernel.threads} ({kernel.occupancy.fraction:.0%})",
+            f"{kernel.code.loads_in_flight} × {kernel.code.load_bytes} B, {kernel.bytes_in_flight // 1024} KB",
+            ", ".join(f"{count} {name}" for name, count in kernel.code.told.items()),
+        )
+        for row in rows
+        for first, kernel in zip((True, *(False,) * len(row.kernels)), row.kernels, strict=False)
+    ]
+    columns = (
+        *("SKU", "operands", "traffic", "kernel", "registers", "shared: static + dynamic", "spilled: out, in, stack"),
+        *("blocks of an SM", "loads in flight: of a thread, of an SM", "instructions"),
+    )
+    title = f"kernels of {len({row.sku for row in rows})} SKUs on {args.target}; m, n, k: {args.m}, {args.n}, {args.k}"
+    return OK, _table(title, columns, cells)
 
 
 def _explain(args: argparse.Namespace) -> tuple[int, str]:

@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    Tables = Mapping[str, tuple[Callable[["Row"], str], str]]
 
 _ROOT = Path(__file__).resolve().parents[2]
 
 Row = dict[str, Any]
 
 
-def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Lay out a table: the first column to the left, figures to the right."""
     lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
@@ -50,7 +52,7 @@ def recipes_table(data: Row) -> str:
     ]
     header = ("Recipe", "Perplexity", "Top-1 agreement with fp32", "Weights", "Tokens/s")
     return (
-        _markdown(header, rows) + "\n\n" + _source(data, f"{data['model']}, {data['layers']} layers, on held-out text")
+        markdown(header, rows) + "\n\n" + _source(data, f"{data['model']}, {data['layers']} layers, on held-out text")
     )
 
 
@@ -67,32 +69,32 @@ def reference_table(data: Row) -> str:
     ]
     ops = [(f"{r['name']}, {r['m']} × {r['k']}", f"{r['ms']:.2f} ms", "", "") for r in data["ops"]]
     header = ("Op on the reference device", "Median", "NumPy f32 matmul", "Ratio")
-    return _markdown(header, [*gemm, *ops]) + "\n\n" + _source(data, "Medians of interleaved runs")
+    return markdown(header, [*gemm, *ops]) + "\n\n" + _source(data, "Medians of interleaved runs")
 
 
-TABLES: dict[str, tuple[Callable[[Row], str], str]] = {
+TABLES: Tables = {
     "recipes": (recipes_table, "python examples/generate.py --evaluate --output docs/performance/results"),
     "reference": (reference_table, "python -m quantplan.bench.reference"),
 }
 """Each table: how it is made, and the command that measures it."""
 
 
-def newest(results: Path, name: str) -> Path:
+def newest(results: Path, name: str, command: str | None = None) -> Path:
     """Return the newest ``NAME-DATE.json`` of a folder.
 
     Raises
     ------
     FileNotFoundError
-        There is none; the message says which command measures it.
+        There is none; the message names the command that makes one.
     """
     files = sorted(results.glob(f"{name}-*.json"))
     if not files:
-        raise FileNotFoundError(f"no {name}-DATE.json in {results}; measure it with `{TABLES[name][1]}`")
+        raise FileNotFoundError(f"no {name}-DATE.json in {results}; measure it with `{command or TABLES[name][1]}`")
     return files[-1]
 
 
-def render(text: str, results: Path) -> str:
-    """Return the README's text with every table replaced by what the measured files say.
+def render(text: str, results: Path, tables: Tables = TABLES) -> str:
+    """Return a page's text with every table replaced by what the measured files say; by default the README's.
 
     Raises
     ------
@@ -101,12 +103,12 @@ def render(text: str, results: Path) -> str:
     FileNotFoundError
         A table was never measured.
     """
-    for name, (table, _) in TABLES.items():
+    for name, (table, command) in tables.items():
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
         found = re.findall(f"{re.escape(begin)}\n.*?{re.escape(end)}", text, re.DOTALL)
         if len(found) != 1:
             raise ValueError(f"expected one pair of lines {begin} and {end}")
-        body = table(json.loads(newest(results, name).read_text(encoding="utf-8")))
+        body = table(json.loads(newest(results, name, command).read_text(encoding="utf-8")))
         text = text.replace(found[0], f"{begin}\n{body}\n{end}")
     return text
 

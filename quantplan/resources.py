@@ -1,0 +1,265 @@
+"""Resources: what can be known about plans' kernels without a GPU.
+
+desc ─▶ launches for operands that are aligned, and for others ─▶ kernels ─▶ cubins ─▶ registers, instructions
+                      └▶ bytes that cross between memory and chip                      └▶ occupancy
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from quantplan.devices.target import Target
+from quantplan.disassembly import Code, disassemble
+from quantplan.errors import InvalidProblem
+from quantplan.kernels import compile_cubin
+from quantplan.occupancy import Occupancy, occupancy
+from quantplan.ops import PLANS
+from quantplan.plan import plan_type
+from quantplan.programs import WORKSPACE, Call, KernelVariant, Launch
+from quantplan.queries import find_op
+from quantplan.record import Record, to_tuple
+from quantplan.tensor import TensorView
+from quantplan.workspace import Workspace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from quantplan.kernels import KernelSpec
+    from quantplan.operands import Operand
+    from quantplan.plan import Plan
+
+EXTENT = 4096
+"""Of each dimension of a problem, unless another one is asked for."""
+
+_BATCH = 24  # kernels of a program
+_FAR = 1 << 20  # where operands pretend to lie, apart from one another: launches look at alignment alone
+
+
+@attrs.frozen(kw_only=True, repr=False)
+class KernelResources(Record):
+    """One launch of a kernel.
+
+    Parameters
+    ----------
+    kernel : str
+        The instance of its template.
+    blocks, threads : int
+        How many blocks, and the threads of each.
+    dynamic_shared_bytes : int
+        Shared memory that the launch gives each block.
+    code : Code
+        What it was compiled to.
+    occupancy : Occupancy
+        How full an SM gets.
+    """
+
+    kernel: str
+    blocks: int
+    threads: int
+    dynamic_shared_bytes: int
+    code: Code
+    occupancy: Occupancy
+
+    @property
+    def bytes_in_flight(self) -> int:
+        """Bytes that the threads of an SM wait for together: too few, and memory waits for the SM instead."""
+        return self.code.load_bytes * self.code.loads_in_flight * self.occupancy.blocks * self.threads
+
+
+@attrs.frozen(kw_only=True, repr=False)
+class PlanResources(Record):
+    """What a plan launches for one problem.
+
+    Parameters
+    ----------
+    sku : str
+        The plan's kernel, as `plans` lists it.
+    descriptor : Record
+        The problem.
+    aligned : bool
+        Whether dense operands at multiples of 256 bytes launch it, or operands that begin one element further on.
+    kernels : tuple[KernelResources, ...]
+        Its launches, in order.
+    bytes_moved : int
+        What they read and write of the GPU's memory: each operand that a launch has, once, and scratch memory. Caches
+        are not counted on from one launch to the next.
+    bytes_least : int
+        What cannot be less: each operand of the op once.
+    """
+
+    sku: str
+    descriptor: Record
+    aligned: bool
+    kernels: tuple[KernelResources, ...] = attrs.field(converter=to_tuple)
+    bytes_moved: int
+    bytes_least: int
+
+    @property
+    def traffic(self) -> float:
+        """How many times the least number of bytes it moves."""
+        return self.bytes_moved / self.bytes_least if self.bytes_least else 1.0
+
+
+def resources(
+    target: object, descriptors: Iterable[Any] | None = None, *, op: str | None = None, processes: int = 1
+) -> list[PlanResources]:
+    """Tell what the kernels of plans take of a GPU of some architecture. It needs no GPU, but NVRTC and NVIDIA's tools.
+
+    Parameters
+    ----------
+    target : str or Target
+        An architecture such as ``sm_90a``, or whatever has one.
+    descriptors : iterable of descriptors, optional
+        The problems. By default one of 4096 × 4096 for every SKU, as `problems` yields them.
+    op : str, optional
+        Only this op.
+    processes : int
+        How many compile at a time. Beyond 1, a script that calls this must be one that can be imported, as for
+        `multiprocessing`.
+
+    Raises
+    ------
+    InvalidProblem
+        There is no such op, the target has no architecture, or one whose limits are not known.
+    CompilerNotFound
+        NVRTC or a tool is not installed.
+    KernelBuildError
+        NVRTC refuses a kernel.
+    """
+    where = Target.parse(target)
+    if where.capability is None:
+        raise InvalidProblem(op="resources", field="target", expected="an architecture such as sm_90a", got=where)
+    anywhere = Target.parse(where.arch)
+    wanted = problems(op) if descriptors is None else descriptors
+    found = [row for desc in wanted if op in (None, plan_type(desc).op.value) for row in _launched(desc, anywhere)]
+    found = list({(row.sku, row.desc, row.aligned): row for row in found}.values())
+    codes = _compiled(
+        list(dict.fromkeys(launch.spec for row in found for launch in row.launches)), where.arch, processes
+    )
+    return [row.with_code(codes, where.capability) for row in found]
+
+
+def problems(op: str | None = None, **extents: int) -> Iterator[Any]:
+    """Yield one problem for every SKU that ops can have.
+
+    Parameters
+    ----------
+    op : str, optional
+        Only this op.
+    extents : int
+        ``m``, ``n`` and ``k``; 4096 each unless given.
+
+    Raises
+    ------
+    InvalidProblem
+        There is no such op.
+    """
+    for kind in PLANS.values() if op is None else [find_op(op)]:
+        fields = attrs.fields_dict(kind.descriptor_type)
+        sizes = {name: extents.get(name, EXTENT) for name in ("m", "n", "k") if name in fields}
+        yield from dict.fromkeys(desc.replace(**sizes) for desc in kind.catalogue())
+
+
+@attrs.frozen
+class _Launched:
+    """A row to be, before anything is compiled."""
+
+    sku: str
+    desc: Any
+    aligned: bool
+    launches: tuple[Launch, ...]
+    sizes: Mapping[str, int]
+
+    def with_code(self, codes: Mapping[KernelSpec, Code], capability: tuple[int, int]) -> PlanResources:
+        return PlanResources(
+            sku=self.sku,
+            descriptor=self.desc,
+            aligned=self.aligned,
+            kernels=[_kernel(launch, codes[launch.spec], capability) for launch in self.launches],
+            bytes_moved=sum(_moved(launch, self.sizes) for launch in self.launches),
+            bytes_least=sum(self.sizes.values()),
+        )
+
+
+def _launched(desc: Any, target: Target) -> Iterator[_Launched]:  # noqa: ANN401 - any descriptor
+    """Yield what the variants that run a problem launch for it: for aligned operands, and where others differ."""
+    kind = plan_type(desc)
+    operands = kind.operands(desc)
+    sizes = {operand.name: _nbytes(operand) for operand in operands}
+    for variant in kind.variants:
+        if not isinstance(variant, KernelVariant) or variant.why_not(desc, target):
+            continue
+        sku = variant.sku(kind.category, kind.op, kind.identity(desc), desc).name
+        rows = [
+            _Launched(sku, desc, aligned, tuple(_launches(kind, variant, desc, aligned=aligned)), sizes)
+            for aligned in (True, False)
+        ]
+        yield from rows if rows[0].launches != rows[1].launches else rows[:1]
+
+
+def _launches(
+    kind: type[Plan[Any, Any]],
+    variant: KernelVariant,
+    desc: Any,  # noqa: ANN401 - any descriptor
+    *,
+    aligned: bool,
+) -> Iterator[Launch]:
+    views = {
+        operand.name: TensorView(
+            _FAR * number + (0 if aligned else operand.element.itemsize),
+            operand.shape,
+            operand.strides,
+            operand.element,
+        )
+        for number, operand in enumerate(kind.operands(desc), 1)
+    }
+    size = variant.workspace_size(desc)
+    call = Call(desc, desc, kind.args_type(**views), Workspace.allocate(size, "cpu") if size else None)
+    return (launch for launch in variant.program.launches(call) if launch.grid.blocks)
+
+
+def _kernel(launch: Launch, code: Code, capability: tuple[int, int]) -> KernelResources:
+    dynamic = launch.grid.shared_bytes
+    return KernelResources(
+        kernel=launch.spec.body,
+        blocks=launch.grid.blocks,
+        threads=launch.spec.threads,
+        dynamic_shared_bytes=dynamic,
+        code=code,
+        occupancy=occupancy(capability, launch.spec.threads, code.registers, code.static_shared_bytes + dynamic),
+    )
+
+
+def _moved(launch: Launch, sizes: Mapping[str, int]) -> int:
+    """Return the bytes that a launch moves: an operand that the op does not have is null, and moves nothing."""
+    pointers = set(launch.values[: launch.spec.params.pointers])
+    scratch = launch.scratch_bytes if WORKSPACE in pointers else 0
+    return scratch + sum(size for name, size in sizes.items() if name in pointers)
+
+
+def _nbytes(operand: Operand) -> int:
+    count = 1
+    for extent in operand.storage:
+        count *= extent
+    return count * operand.element.itemsize
+
+
+def _compiled(specs: list[KernelSpec], arch: str, processes: int) -> dict[KernelSpec, Code]:
+    """Compile kernels and take them apart; many to a program, for headers and tools cost more than a kernel."""
+    batches = [specs[start : start + _BATCH] for start in range(0, len(specs), _BATCH)]
+    if processes <= 1 or len(batches) <= 1:
+        found = [_codes(batch, arch) for batch in batches]
+    else:
+        import multiprocessing  # noqa: PLC0415 - importing quantplan does without
+        from concurrent.futures import ProcessPoolExecutor  # noqa: PLC0415 - the same
+
+        # NVRTC compiles one program at a time in a process
+        with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+            found = list(pool.map(_codes, batches, [arch] * len(batches)))
+    return {spec: codes[spec.name] for batch, codes in zip(batches, found, strict=True) for spec in batch}
+
+
+def _codes(specs: list[KernelSpec], arch: str) -> dict[str, Code]:
+    return disassemble(compile_cubin(specs, arch))
