@@ -10,16 +10,17 @@ RESULTS := docs/performance/results
 ONE_THREAD := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full lint format readme bench clean
+.PHONY: help demo test test-full lint format readme performance bench clean
 
 help:
 	@echo "make demo       a language model answers a question through quantplan's plans (arguments: ARGS='--prompt …')"
 	@echo "make test       the test suite, with coverage"
 	@echo "make test-full  the same, with the exhaustive tests"
-	@echo "make lint       ruff, mypy, and a check that the README's tables are up to date"
+	@echo "make lint       ruff, mypy, and a check that the tables of README and docs are up to date"
 	@echo "make format     lets ruff format the sources"
 	@echo "make bench      measures the recipes and the reference device on this machine"
 	@echo "make readme     writes the README's tables from the measured files"
+	@echo "make performance  compiles the main kernels, and writes docs/performance.md's table"
 	@echo "make clean      removes the environment and everything generated"
 
 # Stamps: newer than pyproject.toml when the environment holds what it asks for.
@@ -57,6 +58,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/python -m quantplan.bench.readme --check
+	$(BIN)/python -m quantplan.bench.resources --check
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix
@@ -68,6 +70,9 @@ bench: $(VENV)/.dev $(VENV)/.weights
 
 readme: $(VENV)/.dev
 	$(BIN)/python -m quantplan.bench.readme
+
+performance: $(VENV)/.dev
+	$(BIN)/python -m quantplan.bench.resources
 
 clean:
 	rm -rf $(VENV) build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -154,7 +154,7 @@ def _resources(args: argparse.Namespace) -> tuple[int, str]:
         return OK, _json({"target": args.target, "resources": [_data(row) for row in rows]})
     cells = [
         (
-            *((row.sku, "aligned" if row.aligned else "others", f"{row.traffic:.2f}") if first else ("", "", "")),
+            *(row.sku, "aligned" if row.aligned else "others", "" if number else f"{row.traffic:.2f}"),
             kernel.kernel,
             str(kernel.code.registers),
             f"{kernel.code.static_shared_bytes} + {kernel.dynamic_shared_bytes}",
@@ -164,7 +164,7 @@ def _resources(args: argparse.Namespace) -> tuple[int, str]:
             ", ".join(f"{count} {name}" for name, count in kernel.code.told.items()),
         )
         for row in rows
-        for first, kernel in zip((True, *(False,) * len(row.kernels)), row.kernels, strict=False)
+        for number, kernel in enumerate(row.kernels)
     ]
     columns = (
         *("SKU", "operands", "traffic", "kernel", "registers", "shared: static + dynamic", "spilled: out, in, stack"),

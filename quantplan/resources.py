@@ -131,6 +131,7 @@ def resources(
     where = Target.parse(target)
     if where.capability is None:
         raise InvalidProblem(op="resources", field="target", expected="an architecture such as sm_90a", got=where)
+    occupancy(where.capability, 1, 1)  # refuses what it has no limits of, before anything is compiled
     anywhere = Target.parse(where.arch)
     wanted = problems(op) if descriptors is None else descriptors
     found = [row for desc in wanted if op in (None, plan_type(desc).op.value) for row in _launched(desc, anywhere)]

@@ -3,6 +3,7 @@
 import importlib.abc
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -294,6 +295,61 @@ def test_plans_as_json(quantplan):
     for plan in data["plans"]:
         assert plan["supported"] == (plan["sku"]["backend"] == "bespoke")
         assert bool(plan["reason"]) != plan["supported"]
+
+
+@pytest.fixture
+def two_problems(monkeypatch):
+    """Ask about two problems only, one of them of three launches: compiling every SKU takes minutes."""
+    asked = []
+
+    def few(op, **extents):
+        asked.append((op, extents))
+        for scope in ("token", "tensor"):
+            yield qp.DynamicRangeQuantizeDescriptor(m=extents["m"], k=extents["k"], input_element="f16", scope=scope)
+
+    monkeypatch.setattr(cli, "problems", few)
+    return asked
+
+
+def test_resources_prints_every_launch_on_a_line_of_its_own(quantplan, two_problems):
+    code, out, err = quantplan("plans", "--resources", "--target", "sm_90a", "--m", 2048, "--k", "1024")
+    assert (code, err) == (0, "")
+    assert two_problems == [(None, {"m": 2048, "n": 4096, "k": 1024})]
+    title, *lines = out.splitlines()
+    assert title.rstrip() == "kernels of 2 SKUs on sm_90a; m, n, k: 2048, 4096, 1024"
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
+    assert [row[1] for row in rows] == ["aligned", "others"] + ["aligned"] * 3 + ["others"] * 3
+    assert [row[3].partition("<")[0] for row in rows[2:5]] == ["ranges", "scales", "quantize"]
+    sku, _, traffic, kernel, registers, shared, spilled, blocks, loads, instructions = rows[0]
+    assert sku == "dynamic_range_quantize.within_rows.f16.s8.f32.token.symmetric"
+    assert (traffic, shared, spilled) == ("1.00", "0 + 0", "0, 0, 0")
+    assert kernel.startswith("quantize_segments<f16, s8, f32, false, true, 8,")
+    assert 16 <= int(registers) <= 64
+    assert re.fullmatch(r"\d+ × 256 \(\d+%\)", blocks)
+    assert re.fullmatch(r"\d × 16 B, \d+ KB", loads)
+    assert "LDG.128.CONSTANT" in instructions
+    assert "STG.64" in instructions
+
+
+def test_resources_as_json(quantplan, two_problems):
+    code, out, err = quantplan("plans", "--resources", "--target", "sm_80", "--op", "dynamic_range_quantize", "--json")
+    data = json.loads(out)
+    assert (code, err) == (0, "")
+    assert two_problems[0][0] == "dynamic_range_quantize"
+    assert (data["schema"], data["target"]) == (1, "sm_80")
+    assert [len(row["kernels"]) for row in data["resources"]] == [1, 1, 3, 3]
+    first = data["resources"][0]
+    assert first["descriptor"]["m"] == first["descriptor"]["k"] == 4096
+    assert first["bytes_moved"] == first["bytes_least"] == 4096 * 4096 * 3 + 4096 * 4
+    assert first["kernels"][0]["code"]["spill_store_bytes"] == 0
+    assert first["kernels"][0]["occupancy"]["limit"] == "registers"
+
+
+def test_resources_of_what_has_no_architecture_are_one_line_of_error(quantplan):
+    code, out, err = quantplan("plans", "--resources")
+    assert (code, out) == (2, "")
+    assert one_line(err)
+    assert "expected an architecture such as sm_90a, got cpu" in err
 
 
 def test_a_guarantee_in_words():

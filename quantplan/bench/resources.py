@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not options.check:
         data = measure(options.processes)
         path = options.results / f"resources-{data['date']}.json"
-        path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(data) + "\n", encoding="utf-8")
     before = options.page.read_text(encoding="utf-8")
     tables = {"resources": (table, _COMMAND)}
     try:
