@@ -479,13 +479,21 @@ def test_batch_invariance_is_promised_where_a_rows_scales_are_its_own(fields, in
     for insist in (pref, qp.PlanPreference(min_guarantee=qp.QuantizePlan.select("cpu", STATIC).precision_guarantee)):
         with pytest.raises(qp.Unsupported) as caught:
             qp.DynamicRangeQuantizePlan.select("cpu", desc, insist)
-        assert [r.reason for r in caught.value.variants] == ["does not promise batch_invariant"]
+        assert caught.value.variants[-1].reason == "does not promise batch_invariant"
 
 
 STATIC = qp.QuantizeDescriptor(m=2, k=4)
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90a", "sm_121", "emulated:sm_80"])
+def test_gpus_run_our_own_kernels(target):
+    variants = qp.DynamicRangeQuantizePlan.why_not(target, describe())
+    assert next(report.name for report in variants if report.supported) != "reference"
+    assert variants[-1].name == "reference"
+    assert not variants[-1].supported
+
+
+@pytest.mark.parametrize("target", ["sm_75", "emulated:sm_75"])
 def test_where_no_variant_runs_each_says_why(target):
     with pytest.raises(qp.Unsupported) as caught:
         qp.DynamicRangeQuantizePlan.select(target, describe())
@@ -521,4 +529,6 @@ def test_the_error_bound_holds_for_every_sku(lab):
 def test_a_preference_that_cannot_be_met_is_an_error(pref, reason):
     with pytest.raises(qp.Unsupported) as caught:
         qp.DynamicRangeQuantizePlan.select("cpu", describe(), pref)
-    assert [reason in report.reason for report in caught.value.variants] == [True]
+    *kernels, reference = caught.value.variants
+    assert reason in reference.reason
+    assert all("the target is cpu" in report.reason or "scope" in report.reason for report in kernels)

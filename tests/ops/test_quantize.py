@@ -495,6 +495,14 @@ def test_the_catalogue_covers_every_element_scope_and_mode():
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90a", "sm_121", "emulated:sm_80"])
+def test_gpus_run_our_own_kernels(target):
+    variants = qp.QuantizePlan.why_not(target, describe())
+    assert next(report.name for report in variants if report.supported) != "reference"
+    assert variants[-1].name == "reference"
+    assert not variants[-1].supported
+
+
+@pytest.mark.parametrize("target", ["sm_75", "emulated:sm_75"])
 def test_where_no_variant_runs_each_says_why(target):
     with pytest.raises(qp.Unsupported) as caught:
         qp.QuantizePlan.select(target, describe())
@@ -538,7 +546,9 @@ PREFERENCES = [
 def test_a_preference_that_cannot_be_met_is_an_error(pref, reason):
     with pytest.raises(qp.Unsupported) as caught:
         qp.QuantizePlan.select("cpu", describe(), pref)
-    assert [reason in report.reason for report in caught.value.variants] == [True]
+    *kernels, reference = caught.value.variants
+    assert reason in reference.reason
+    assert all("the target is cpu" in report.reason or "scope" in report.reason for report in kernels)
 
 
 def test_preferences_that_are_met_change_nothing():
