@@ -10,12 +10,13 @@ RESULTS := docs/performance/results
 ONE_THREAD := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full lint format readme performance bench clean
+.PHONY: help demo test test-full mutants lint format readme performance bench clean
 
 help:
 	@echo "make demo       a language model answers a question through quantplan's plans (arguments: ARGS='--prompt …')"
 	@echo "make test       the test suite, with coverage"
 	@echo "make test-full  the same, with the exhaustive tests"
+	@echo "make mutants    the kernels, broken one place at a time: what the emulated device notices"
 	@echo "make lint       ruff, mypy, and a check that the tables of README and docs are up to date"
 	@echo "make format     lets ruff format the sources"
 	@echo "make bench      measures the recipes and the reference device on this machine"
@@ -52,6 +53,9 @@ test: $(VENV)/.dev $(VENV)/.weights
 test-full: $(VENV)/.dev $(VENV)/.weights
 	$(ONE_THREAD) $(BIN)/python -m pytest -n auto -m 'not timing' --hypothesis-profile=full --cov --cov-report= --cov-fail-under=0 $(ARGS)
 	$(BIN)/python -m pytest -m timing --cov --cov-append
+
+mutants: $(VENV)/.dev
+	$(ONE_THREAD) $(BIN)/python -m tests.mutants $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

@@ -1,0 +1,47 @@
+"""Equivalent mutants: those whose change cannot be observed, listed in ``equivalent.toml`` with the reason why."""
+
+import tomllib
+from pathlib import Path
+
+import attrs
+
+TABLE = Path(__file__).with_name("equivalent.toml")
+
+
+@attrs.frozen
+class Entry:
+    """Some operators' mutants of a line, wherever in the file it stands."""
+
+    file: str
+    line: str
+    operators: tuple[str, ...]
+    reason: str
+
+
+class Equivalents:
+    """The table."""
+
+    def __init__(self, entries):
+        self._entries = tuple(entries)
+        self._by_key = {(e.file, e.line, operator): e for e in self._entries for operator in e.operators}
+
+    @classmethod
+    def read(cls, path=TABLE):
+        """Read the table; every field of an entry is required, and there are no others."""
+        table = tomllib.loads(path.read_text("utf-8"))
+        return cls(
+            Entry(**fields | {"operators": tuple(fields["operators"])}) for fields in table.get("equivalent", ())
+        )
+
+    def reason(self, mutant):
+        """Return why a mutant is equivalent, or None."""
+        entry = self._by_key.get((mutant.file, mutant.before, mutant.operator))
+        return entry.reason if entry else None
+
+    def stale(self, mutants):
+        """Return what is wrong with the table, in words: entries without a reason, or of mutants that are not there."""
+        there = {(m.file, m.before, m.operator) for m in mutants}
+        problems = [f"{e.file}: no reason for {e.line}" for e in self._entries if not e.reason.strip()]
+        return problems + [
+            f"{file}: no mutant {operator} of {line}" for file, line, operator in self._by_key.keys() - there
+        ]
