@@ -36,9 +36,8 @@ from quantplan.ops.quantize import QuantizeArgs, QuantizeDescriptor, QuantizePla
 from quantplan.ops.quantized_linear import QuantizedLinearArgs, QuantizedLinearDescriptor, QuantizedLinearPlan
 from quantplan.ops.smoothquant_linear import SmoothQuantLinearArgs, SmoothQuantLinearDescriptor, SmoothQuantLinearPlan
 from quantplan.plan import BoundPlan, Plan
-from quantplan.queries import devices, explain, plans
+from quantplan.queries import devices, explain, plans, resources
 from quantplan.record import Record
-from quantplan.resources import resources
 from quantplan.tensor import Location, TensorView, typed
 from quantplan.types import (
     Accumulation,

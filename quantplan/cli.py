@@ -20,9 +20,8 @@ import quantplan
 from quantplan.doctor import doctor
 from quantplan.errors import QuantPlanError
 from quantplan.ops import PLANS
-from quantplan.queries import explain, plans
+from quantplan.queries import EXTENT, explain, plans, problems, resources
 from quantplan.record import SCHEMA
-from quantplan.resources import EXTENT, problems, resources
 from quantplan.types import PlanPreference
 
 if TYPE_CHECKING:

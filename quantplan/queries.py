@@ -15,11 +15,15 @@ from quantplan.plan import plan_type
 from quantplan.record import Record, to_tuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
+    from quantplan.footprint import PlanResources
     from quantplan.plan import Plan
     from quantplan.types import KernelSku, PlanPreference
     from quantplan.variant import VariantReport
+
+EXTENT = 4096
+"""Of each dimension of a problem, unless another one is asked for."""
 
 
 @attrs.frozen(kw_only=True, repr=False)
@@ -125,6 +129,59 @@ def explain(desc: Record, target: object = "cpu", pref: PlanPreference | None = 
         None,
     )
     return Explanation(target=str(where), op=kind.op.value, descriptor=desc, sku=sku, variants=reports)
+
+
+def resources(
+    target: object, descriptors: Iterable[Any] | None = None, *, op: str | None = None, processes: int = 1
+) -> list[PlanResources]:
+    """Tell what the kernels of plans take of a GPU of some architecture. It needs no GPU, but NVRTC and NVIDIA's tools.
+
+    Parameters
+    ----------
+    target : str or Target
+        An architecture such as ``sm_90a``, or whatever has one.
+    descriptors : iterable of descriptors, optional
+        The problems. By default one of 4096 × 4096 for every SKU, as `problems` yields them.
+    op : str, optional
+        Only this op.
+    processes : int
+        How many compile at a time. Beyond 1, a script that calls this must be one that can be imported, as for
+        `multiprocessing`.
+
+    Raises
+    ------
+    InvalidProblem
+        There is no such op, the target has no architecture, or one whose limits are not known.
+    CompilerNotFound
+        NVRTC or a tool is not installed.
+    KernelBuildError
+        NVRTC refuses a kernel.
+    """
+    from quantplan.footprint import footprint  # noqa: PLC0415 - few ask, and it would lengthen importing quantplan
+
+    wanted = problems(op) if descriptors is None else descriptors
+    return footprint(target, (d for d in wanted if op in (None, plan_type(d).op.value)), processes)
+
+
+def problems(op: str | None = None, **extents: int) -> Iterator[Any]:
+    """Yield one problem for every SKU that ops can have.
+
+    Parameters
+    ----------
+    op : str, optional
+        Only this op.
+    extents : int
+        ``m``, ``n`` and ``k``; 4096 each unless given.
+
+    Raises
+    ------
+    InvalidProblem
+        There is no such op.
+    """
+    for kind in PLANS.values() if op is None else [find_op(op)]:
+        fields = attrs.fields_dict(kind.descriptor_type)
+        sizes = {name: extents.get(name, EXTENT) for name in ("m", "n", "k") if name in fields}
+        yield from dict.fromkeys(desc.replace(**sizes) for desc in kind.catalogue())
 
 
 def find_op(name: str) -> type[Plan[Any, Any]]:

@@ -20,7 +20,7 @@ TENSORS = VOCABULARY | {"tensor", "dlpack"}
 HOST = TENSORS | {"cache", "cubins", "disassembly", "occupancy", "devices", "kernels", "emulator"}
 PLANS = HOST | {"operands", "workspace", "variant", "programs", "plan", "family"}
 OPS = PLANS | CONTRACT | {"ops"}
-USERS = OPS | {"scaled", "recipes", "queries", "resources", "warmup", "doctor", "verify"}
+USERS = OPS | {"scaled", "recipes", "queries", "warmup", "doctor", "verify"}
 MAY_IMPORT = {
     "errors": set(),
     "elements": VOCABULARY,
@@ -47,8 +47,8 @@ MAY_IMPORT = {
     "family": PLANS,
     "ops": OPS,
     "scaled": OPS,
-    "queries": OPS | {"scaled"},
-    "resources": OPS | {"queries"},
+    "queries": OPS | {"scaled", "footprint"},
+    "footprint": OPS,
     "warmup": OPS,
     "doctor": HOST | {"__init__"},
     "verify": USERS | {"__init__"},

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import quantplan as qp
 from quantplan.bench import readme
 from quantplan.kernels import family_digest
-from quantplan.resources import resources
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,7 +54,7 @@ def measure(processes: int) -> Row:
     status, major, minor = nvrtc.nvrtcVersion()
     if int(status):
         raise RuntimeError(f"NVRTC does not tell its version: {status}")
-    rows = [row.to_dict() for row in resources(TARGET, PROBLEMS, processes=processes) if row.aligned]
+    rows = [row.to_dict() for row in qp.resources(TARGET, PROBLEMS, processes=processes) if row.aligned]
     return {
         "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
         "target": TARGET,

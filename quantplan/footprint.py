@@ -1,4 +1,4 @@
-"""Resources: what can be known about plans' kernels without a GPU.
+"""Footprint: what plans' kernels take of a GPU, known without one.
 
 desc ─▶ launches for operands that are aligned, and for others ─▶ kernels ─▶ cubins ─▶ registers, instructions
                       └▶ bytes that cross between memory and chip                      └▶ occupancy
@@ -15,10 +15,8 @@ from quantplan.disassembly import Code, disassemble
 from quantplan.errors import InvalidProblem
 from quantplan.kernels import compile_cubin
 from quantplan.occupancy import Occupancy, occupancy
-from quantplan.ops import PLANS
 from quantplan.plan import plan_type
 from quantplan.programs import WORKSPACE, Call, KernelVariant, Launch
-from quantplan.queries import find_op
 from quantplan.record import Record, to_tuple
 from quantplan.tensor import TensorView
 from quantplan.workspace import Workspace
@@ -29,9 +27,6 @@ if TYPE_CHECKING:
     from quantplan.kernels import KernelSpec
     from quantplan.operands import Operand
     from quantplan.plan import Plan
-
-EXTENT = 4096
-"""Of each dimension of a problem, unless another one is asked for."""
 
 _BATCH = 24  # kernels of a program
 _FAR = 1 << 20  # where operands pretend to lie, apart from one another: launches look at alignment alone
@@ -102,65 +97,18 @@ class PlanResources(Record):
         return self.bytes_moved / self.bytes_least if self.bytes_least else 1.0
 
 
-def resources(
-    target: object, descriptors: Iterable[Any] | None = None, *, op: str | None = None, processes: int = 1
-) -> list[PlanResources]:
-    """Tell what the kernels of plans take of a GPU of some architecture. It needs no GPU, but NVRTC and NVIDIA's tools.
-
-    Parameters
-    ----------
-    target : str or Target
-        An architecture such as ``sm_90a``, or whatever has one.
-    descriptors : iterable of descriptors, optional
-        The problems. By default one of 4096 × 4096 for every SKU, as `problems` yields them.
-    op : str, optional
-        Only this op.
-    processes : int
-        How many compile at a time. Beyond 1, a script that calls this must be one that can be imported, as for
-        `multiprocessing`.
-
-    Raises
-    ------
-    InvalidProblem
-        There is no such op, the target has no architecture, or one whose limits are not known.
-    CompilerNotFound
-        NVRTC or a tool is not installed.
-    KernelBuildError
-        NVRTC refuses a kernel.
-    """
+def footprint(target: object, descriptors: Iterable[Any], processes: int = 1) -> list[PlanResources]:
+    """Tell what the plans of some problems take; see `quantplan.resources`."""
     where = Target.parse(target)
     if where.capability is None:
         raise InvalidProblem(op="resources", field="target", expected="an architecture such as sm_90a", got=where)
     occupancy(where.capability, 1, 1)  # refuses what it has no limits of, before anything is compiled
     anywhere = Target.parse(where.arch)
-    wanted = problems(op) if descriptors is None else descriptors
-    found = [row for desc in wanted if op in (None, plan_type(desc).op.value) for row in _launched(desc, anywhere)]
+    found = [row for desc in descriptors for row in _launched(desc, anywhere)]
     found = list({(row.sku, row.desc, row.aligned): row for row in found}.values())
-    codes = _compiled(
-        list(dict.fromkeys(launch.spec for row in found for launch in row.launches)), where.arch, processes
-    )
+    specs = dict.fromkeys(launch.spec for row in found for launch in row.launches)
+    codes = _compiled(list(specs), where.arch, processes)
     return [row.with_code(codes, where.capability) for row in found]
-
-
-def problems(op: str | None = None, **extents: int) -> Iterator[Any]:
-    """Yield one problem for every SKU that ops can have.
-
-    Parameters
-    ----------
-    op : str, optional
-        Only this op.
-    extents : int
-        ``m``, ``n`` and ``k``; 4096 each unless given.
-
-    Raises
-    ------
-    InvalidProblem
-        There is no such op.
-    """
-    for kind in PLANS.values() if op is None else [find_op(op)]:
-        fields = attrs.fields_dict(kind.descriptor_type)
-        sizes = {name: extents.get(name, EXTENT) for name in ("m", "n", "k") if name in fields}
-        yield from dict.fromkeys(desc.replace(**sizes) for desc in kind.catalogue())
 
 
 @attrs.frozen

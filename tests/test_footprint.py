@@ -7,14 +7,15 @@ the normal run, all of them in the full one.
 
 import os
 import re
-import sys
 
 import pytest
 from cuda.bindings import nvrtc
 
 import quantplan as qp
+from quantplan import footprint
+from quantplan.footprint import PlanResources
 from quantplan.kernels import compile_options, source_root, source_text
-from quantplan.resources import EXTENT, PlanResources, problems, resources
+from quantplan.queries import EXTENT, problems
 
 ARCHS = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_120a")
 QUANTIZE = ("quantize", "dequantize", "dynamic_range_quantize")
@@ -37,19 +38,19 @@ WIDE = {4: (), 8: ("64",), 16: ("128",)}  # how an instruction names its width
 
 @pytest.fixture(scope="module", params=ARCHS)
 def sampled(request):
-    return request.param, resources(request.param, SAMPLE)
+    return request.param, qp.resources(request.param, SAMPLE)
 
 
 @pytest.fixture(scope="module", params=ARCHS)
 def everything(request):
     wanted = [desc for op in QUANTIZE for desc in problems(op)]
-    return request.param, resources(request.param, wanted, processes=os.cpu_count())
+    return request.param, qp.resources(request.param, wanted, processes=os.cpu_count())
 
 
 @pytest.fixture(scope="module")
 def answer():
     """Ask once about a plan of one launch and one of three: compiling is what takes time here."""
-    return resources("sm_90a", [TOKEN, TENSOR])
+    return qp.resources("sm_90a", [TOKEN, TENSOR])
 
 
 # ---- what holds for every kernel
@@ -146,10 +147,10 @@ def inexact(specs, arch):
 
 
 def specs_of(descriptors):
-    from quantplan.resources import _launched  # noqa: PLC0415 - the specs themselves are no part of the answer
-
     target = qp.Target.parse("sm_90a")
-    return list(dict.fromkeys(x.spec for desc in descriptors for row in _launched(desc, target) for x in row.launches))
+    return list(
+        dict.fromkeys(x.spec for desc in descriptors for row in footprint._launched(desc, target) for x in row.launches)
+    )
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
@@ -201,7 +202,7 @@ def test_a_plan_whose_scale_depends_on_all_rows_reads_them_twice(answer):
 def test_operands_that_change_nothing_are_listed_once():
     """Groups that end within a vector are quantized an element at a time, however the operands lie."""
     odd = Q(m=64, k=90, input_element="bf16", scope="group:20")
-    (row,) = resources("sm_80", [odd])
+    (row,) = qp.resources("sm_80", [odd])
     assert row.aligned
     assert row.kernels[0].kernel.endswith(", 1>")
 
@@ -209,30 +210,30 @@ def test_operands_that_change_nothing_are_listed_once():
 def test_a_problem_that_is_asked_twice_is_answered_once(answer):
     """An emulated device is asked about by its architecture, and several processes find the same."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["quantplan.resources"], "_BATCH", 2)
-        assert resources("emulated:sm_90a", [TOKEN, TOKEN.replace(), TENSOR], processes=2) == answer
+        patch.setattr(footprint, "_BATCH", 2)
+        assert qp.resources("emulated:sm_90a", [TOKEN, TOKEN.replace(), TENSOR], processes=2) == answer
 
 
 def test_only_one_op():
-    found = resources(qp.Target.parse("sm_90a"), [TOKEN, Q(m=16, k=16), TENSOR], op="quantize")
+    found = qp.resources(qp.Target.parse("sm_90a"), [TOKEN, Q(m=16, k=16), TENSOR], op="quantize")
     assert {row.sku.partition(".")[0] for row in found} == {"quantize"}
 
 
 def test_what_has_no_architecture_has_no_resources():
     with pytest.raises(qp.InvalidProblem, match="sm_90a") as caught:
-        resources("cpu", [TOKEN])
+        qp.resources("cpu", [TOKEN])
     assert (caught.value.op, caught.value.field) == ("resources", "target")
 
 
 def test_unknown_ops_and_capabilities_are_refused():
     with pytest.raises(qp.InvalidProblem, match="one of quantize"):
-        resources("sm_90a", op="gemm")
+        qp.resources("sm_90a", op="gemm")
     with pytest.raises(qp.InvalidProblem, match=r"one of 8\.0"):
-        resources("sm_88", [TOKEN])
+        qp.resources("sm_88", [TOKEN])
 
 
 def test_empty_problems_take_nothing():
-    (row,) = resources("sm_90a", [Q(m=0, k=5, scale=1.0)])
+    (row,) = qp.resources("sm_90a", [Q(m=0, k=5, scale=1.0)])
     assert (row.kernels, row.bytes_moved, row.bytes_least, row.traffic) == ((), 0, 0, 1.0)
 
 
