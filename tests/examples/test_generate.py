@@ -386,7 +386,7 @@ def test_the_script_names_every_kernel_and_its_guarantee():
     assert [line for line in lines if line in table] == table, result.stdout
 
 
-@pytest.mark.parametrize("recipe", ["w8a8-dynamic", "fp8"])
+@pytest.mark.parametrize("recipe", ["w8a8-dynamic", pytest.param("fp8", marks=pytest.mark.slow)])
 def test_an_emulated_gpu_gives_the_same_tokens(recipe):
     """Quantize ops run as CUDA kernels; those without kernels run on the CPU, and the table says so."""
     answers = {}
