@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 
 import quantplan as qp
+from quantplan.disassembly import Code
 from quantplan.doctor import Finding
 from quantplan.emulator.schedule import Schedule
+from quantplan.footprint import KernelResources, PlanResources
+from quantplan.occupancy import Occupancy
 from quantplan.ops.fp8_gemm import Fp8GemmDescriptor
 from quantplan.ops.int4_marlin_gemm import Int4MarlinGemmDescriptor
 from quantplan.queries import Explanation, PlanSupport
@@ -53,7 +56,22 @@ LINEAR = qp.SmoothQuantLinearDescriptor(
 )  # fmt: skip
 
 # At least one of every class, with as many fields as possible away from their defaults.
+CODE = Code(
+    registers=41, static_shared_bytes=16, stack_bytes=0, spill_store_bytes=0, spill_load_bytes=0, load_bytes=16,
+    loads_in_flight=4, instructions=(("LDG.E.128", 4), ("MUFU", 1)),
+)  # fmt: skip
+OCCUPANCY = Occupancy(blocks=10, warps=40, fraction=0.625, limit="registers")
+KERNEL = KernelResources(
+    kernel="quantize<f32, s8>", blocks=3, threads=128, dynamic_shared_bytes=16, code=CODE, occupancy=OCCUPANCY
+)
 EXAMPLES = [
+    CODE,
+    OCCUPANCY,
+    KERNEL,
+    PlanResources(
+        sku="quantize.elementwise", descriptor=qp.QuantizeDescriptor(m=2, k=3), aligned=True, kernels=(KERNEL,),
+        bytes_moved=48, bytes_least=40,
+    ),
     qp.Scope.tensor(),
     qp.Scope.token(),
     qp.Scope.channel(0),
