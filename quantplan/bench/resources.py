@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import quantplan as qp
 from quantplan.bench import readme
+from quantplan.footprint import PlanResources
 from quantplan.kernels import family_digest
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def measure(processes: int) -> Row:
 
 def table(data: Row) -> str:
     """Return the page's table: a line per launch."""
-    lines = [line for row in data["rows"] for line in _lines(qp.Record.from_dict(row))]
+    lines = [line for row in data["rows"] for line in _lines(PlanResources.from_dict(row))]
     header = (
         *("Plan", "Kernel", "Registers", "Shared memory", "Spills", "Blocks of an SM", "Occupancy"),
         *("Loads in flight, of an SM", "Memory traffic"),
