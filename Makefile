@@ -47,11 +47,11 @@ demo: $(VENV)/.demo $(VENV)/.weights
 
 # Two runs, one coverage figure: tests that measure time run alone, after the others.
 test: $(VENV)/.dev $(VENV)/.weights
-	$(ONE_THREAD) $(BIN)/python -m pytest -n auto -m 'not timing and not slow' --cov --cov-report= --cov-fail-under=0 $(ARGS)
+	$(ONE_THREAD) $(BIN)/python -m pytest -n auto --dist worksteal -m 'not timing and not slow' --cov --cov-report= --cov-fail-under=0 $(ARGS)
 	$(BIN)/python -m pytest -m 'timing and not slow' --cov --cov-append
 
 test-full: $(VENV)/.dev $(VENV)/.weights
-	$(ONE_THREAD) $(BIN)/python -m pytest -n auto -m 'not timing' --hypothesis-profile=full --cov --cov-report= --cov-fail-under=0 $(ARGS)
+	$(ONE_THREAD) $(BIN)/python -m pytest -n auto --dist worksteal -m 'not timing' --hypothesis-profile=full --cov --cov-report= --cov-fail-under=0 $(ARGS)
 	$(BIN)/python -m pytest -m timing --cov --cov-append
 
 mutants: $(VENV)/.dev
