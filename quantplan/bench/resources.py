@@ -77,7 +77,7 @@ def table(data: Row) -> str:
     return f"{readme.markdown(header, lines)}\n\n{source}"
 
 
-def _lines(row: Any) -> list[tuple[str, ...]]:  # noqa: ANN401 - a record that was read
+def _lines(row: PlanResources) -> list[tuple[str, ...]]:
     lines: list[tuple[str, ...]] = []
     for number, kernel in enumerate(row.kernels):
         code, full = kernel.code, kernel.occupancy
