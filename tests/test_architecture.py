@@ -52,7 +52,7 @@ MAY_IMPORT = {
     "warmup": OPS,
     "doctor": HOST | {"__init__"},
     "verify": USERS | {"__init__"},
-    "bench": USERS | {"__init__"},
+    "bench": USERS | {"__init__", "footprint"},
     "cli": USERS | {"__init__", "bench"},
     "__init__": USERS,
     "__main__": {"cli"},
