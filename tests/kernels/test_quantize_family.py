@@ -25,7 +25,7 @@ FACTORS = {
     "scale": ("wide", "e8m0"),
     "saturate": (True, False),
     "shape": ((1, 1), (1, 4096), (7, 37), (5, 128), (33, 513), (64, 256), (9, 1000)),
-    "layout": ("dense", "strided", "misaligned"),
+    "layout": ("dense", "padded", "strided", "misaligned"),
     "order": ("ascending", "descending", "random"),
     "arch": ("sm_80", "sm_90a"),
 }

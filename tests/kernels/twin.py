@@ -35,7 +35,7 @@ class Twin:
         """Assert equal bits; `inputs` replaces some of the operands, `layout` is how matrices lie in memory."""
         arrays = self.lab.operands(desc) | (inputs or {})
         expected = self.run("cpu", desc, {name: array.copy() for name, array in arrays.items()})
-        place = {"dense": np.copy, "strided": self.lab.strided, "misaligned": self.lab.misaligned}[layout]
+        place = np.copy if layout == "dense" else getattr(self.lab, layout)
         placed = {name: place(array) for name, array in arrays.items()}
         got = self.run(f"emulated:{arch}", desc, placed, **how)
         for name, array in got.items():
