@@ -218,9 +218,6 @@ def negations(code):
 ARITHMETIC = {
     "+": ("-", "minus"),
     "-": ("+", "plus"),
-    "*": ("/", "divide"),
-    "/": ("*", "times"),
-    "%": ("/", "divide"),
     "<<": (">>", "shift-right"),
     ">>": ("<<", "shift-left"),
     "&": ("|", "or"),

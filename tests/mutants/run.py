@@ -1,6 +1,7 @@
 """Runs the mutants: each in a process of its own, against kernels built from its own copy of the sources."""
 
 import argparse
+import math
 import multiprocessing
 import os
 import resource
@@ -60,10 +61,13 @@ class Runner:
         return outcome
 
     def units_for(self, mutant):
-        """Return the units that a mutant can matter to; those whose kernels have its very line come first."""
-        where = (Path(mutant.file).name, mutant.line)
-        concerned = (unit for unit in self.units if mutant.file in self.files[unit])
-        return sorted(concerned, key=lambda unit: where not in self.lines[unit])
+        """Return the units that a mutant can matter to; first those whose kernels have its line, or one close by."""
+        name = Path(mutant.file).name
+
+        def distance(unit):
+            return min((abs(line - mutant.line) for file, line in self.lines[unit] if file == name), default=math.inf)
+
+        return sorted((unit for unit in self.units if mutant.file in self.files[unit]), key=distance)
 
     def meet(self, mutant):
         """Run the cases against a mutant, or with None against the sources as they are; say what became of it."""

@@ -43,7 +43,7 @@ class Prepared:
         arrays = twin.lab.operands(case.desc) | case.inputs
         with np.errstate(all="ignore"):
             self._expected = twin.run("cpu", case.desc, {name: array.copy() for name, array in arrays.items()})
-        place = {"dense": np.copy, "padded": padded, "misaligned": twin.lab.misaligned}[case.layout]
+        place = np.copy if case.layout == "dense" else getattr(twin.lab, case.layout)
         self._placed = {name: place(array) for name, array in arrays.items()}
 
     def check(self):
@@ -52,16 +52,6 @@ class Prepared:
         for name, array in got.items():
             wrong = np.argwhere(bits(array) != bits(self._expected[name]))
             assert not len(wrong), f"{name}{wrong[0].tolist()}: {len(wrong)} of {array.size} differ for {self._case}"
-
-
-def padded(array):
-    """Copy a matrix into a wider one of poison, whose rows are aligned."""
-    if array.ndim != 2:
-        return array.copy()
-    rows, columns = array.shape
-    view = Lab.poisoned((rows, (columns + 16) // 16 * 16), array.dtype)[:, :columns]
-    view[...] = array
-    return view
 
 
 class Unit:

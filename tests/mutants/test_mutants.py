@@ -50,10 +50,8 @@ def made(text, operator):
                                                     "if (f(a) && b && true)"}),
         ("operand-dropped", "x = a<b, c> || d ? 1 : 2;", {"x = false || d ? 1 : 2;", "x = a<b, c> || false ? 1 : 2;"}),
         ("not-removed", "if (!f(a) && b != c)", {"if (f(a) && b != c)"}),
-        ("minus", "x = a + b;", {"x = a - b;"}),
+        ("minus", "x = a * b + f<int*>(c);", {"x = a * b - f<int*>(c);"}),
         ("plus", "x = a - b;", {"x = a + b;"}),
-        ("divide", "x = a * f<int*>(b);", {"x = a / f<int*>(b);"}),
-        ("times", "x = a / b;", {"x = a * b;"}),
         ("shift-left", "x = a >> b;", {"x = a << b;"}),
         ("shift-right", "x = a << b;", {"x = a >> b;"}),
         ("or", "x = a & f(&b);", {"x = a | f(&b);"}),
@@ -129,7 +127,7 @@ def test_entries_without_a_mutant_or_a_reason_are_errors():
     good = Entry("a.cu", "x = a + 1;", ("minus", "plus-one"), "nobody reads x")
     assert Equivalents([good]).stale(mutants) == []
     assert [Equivalents([good]).reason(m) for m in mutants] == ["nobody reads x", "nobody reads x", None]
-    for change in ({"file": "b.cu"}, {"line": "x = a + 2;"}, {"operators": ("minus", "times")}, {"reason": " "}):
+    for change in ({"file": "b.cu"}, {"line": "x = a + 2;"}, {"operators": ("minus", "plus")}, {"reason": " "}):
         assert len(Equivalents([attrs.evolve(good, **change)]).stale(mutants)) in {1, 2}, change
 
 
