@@ -33,7 +33,7 @@ SAMPLE = [
     DQ(**SIZE, input_element="fp8_e5m2", output_element="f32", scope="group:32", scale_element="e8m0"),
 ]
 BYTES = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "s8": 1, "u8": 1, "e4m3": 1, "e5m2": 1}
-WIDE = {4: (), 8: ("64",), 16: ("128",)}  # how an instruction names its width
+WIDE = {2: ("U16",), 4: (), 8: ("64",), 16: ("128",)}  # how an instruction names its width
 
 
 @pytest.fixture(scope="module", params=ARCHS)
