@@ -13,6 +13,7 @@ from quantplan.devices.device import open_device
 from quantplan.devices.target import Target, TargetKind
 from quantplan.errors import InvalidProblem, QuantPlanError, Unsupported
 from quantplan.ops import PLANS
+from quantplan.plan import plan_type as plan_type_of
 from quantplan.types import BackendKind, KernelSku, PlanPreference, QuantizeKind, ScopeKind
 from quantplan.verify.attacks import Case
 from quantplan.verify.attacks_fp8 import fp8_attacks
@@ -28,7 +29,7 @@ from quantplan.verify.report import PlanReport, VerifyReport
 from quantplan.verify.tensors import HostTensor, Memory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from fractions import Fraction
 
     from quantplan.kernels import KernelSpec
@@ -74,7 +75,7 @@ SUITES: dict[QuantizeKind, Suite] = {
 """The oracle of each op."""
 
 
-def verify(target: object = "cpu", op: str | None = None) -> VerifyReport:
+def verify(target: object = "cpu", op: str | None = None, descriptors: Iterable[Any] | None = None) -> VerifyReport:
     """Hold every plan of a target to its guarantee under attacking inputs.
 
     Parameters
@@ -83,6 +84,8 @@ def verify(target: object = "cpu", op: str | None = None) -> VerifyReport:
         Where to run: ``"cpu"`` by default.
     op : str, optional
         Only this op, by its name in `quantplan.ops.PLANS`; all of them by default.
+    descriptors : iterable of descriptors, optional
+        Only the SKUs of these, instead of the ops' whole catalogues.
 
     Returns
     -------
@@ -102,17 +105,18 @@ def verify(target: object = "cpu", op: str | None = None) -> VerifyReport:
     if op is not None and op not in PLANS:
         raise InvalidProblem(op="verify", field="op", expected=f"one of {', '.join(PLANS)}", got=repr(op))
     memory = placement(where)
-    names = list(PLANS) if op is None else [op]
-    _load_kernels(where, names)
+    given = None if descriptors is None else list(descriptors)
+    wanted = {name: list(_of(PLANS[name], given)) for name in PLANS if op in (None, name)}
+    _load_kernels(where, wanted)
     tallies: dict[str, _Tally] = {}
     problems = []
-    for name in names:
+    for name, descs in wanted.items():
         plan_type = PLANS[name]
         suite = SUITES.get(plan_type.op)
         if suite is None:
             problems.append(f"{name}: there is no oracle for it")
             continue
-        for desc in plan_type.catalogue():
+        for desc in descs:
             for preference in _choices(plan_type, desc, where):
                 trial = _Trial(plan_type, suite, where, memory, preference)
                 for case in suite.attacks(plan_type, desc):
@@ -125,13 +129,19 @@ def verify(target: object = "cpu", op: str | None = None) -> VerifyReport:
     return VerifyReport(target=str(where), plans=plans, problems=tuple(problems))
 
 
-def _load_kernels(target: Target, names: Sequence[str]) -> None:
-    """Load all kernels of some ops together, which costs less than one by one."""
+def _of(plan_type: type[Plan[Any, Any]], descriptors: Sequence[Any] | None) -> Iterable[Any]:
+    """Return an op's share of some descriptors, or its catalogue."""
+    return plan_type.catalogue() if descriptors is None else (d for d in descriptors if plan_type_of(d) is plan_type)
+
+
+def _load_kernels(target: Target, wanted: Mapping[str, Sequence[Any]]) -> None:
+    """Load all kernels of some problems together, which costs less than one by one."""
     if target.kind is TargetKind.CPU:
         return
     kernels: dict[KernelSpec, None] = {}
-    for plan_type in (PLANS[name] for name in names):
-        for desc in plan_type.catalogue():
+    for name, descs in wanted.items():
+        plan_type = PLANS[name]
+        for desc in descs:
             usable = (variant for variant in plan_type.variants if variant.why_not(desc, target) is None)
             kernels.update(dict.fromkeys(kernel for variant in usable for kernel in variant.kernels(desc)))
     open_device(target).load(kernels)

@@ -598,3 +598,10 @@ def test_a_row_runs_alone_with_the_scales_that_are_its_own(monkeypatch, scope):
 
 def test_one_row_needs_no_comparison(monkeypatch):
     assert hold(monkeypatch, QuantizePlan, None, QuantizeDescriptor(m=1, k=5)).ok
+
+
+def test_only_the_given_problems_are_verified():
+    report = verify(descriptors=[STATIC[0], DynamicRangeQuantizeDescriptor(m=3, k=5)])
+    assert [plan.op for plan in report.plans] == ["quantize", "dynamic_range_quantize"]
+    assert [plan.op for plan in verify(op="quantize", descriptors=[STATIC[0]]).plans] == ["quantize"]
+    assert not verify(op="dequantize", descriptors=[STATIC[0]]).ok, "nothing was verified"
