@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from quantplan.errors import CompilerNotFound, InvalidProblem, KernelBuildError
+from quantplan.tensor_maps import MAP_ALIGNMENT, MAP_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -25,6 +26,8 @@ _FOLDER = "kernels_cu"
 _NVRTC_HINT = (
     "pip install 'quantplan[cuda13]', or point QUANTPLAN_CUBIN_PATH to what `quantplan warmup` wrote on another machine"
 )
+MOST_CLUSTER = 8
+"""Blocks of a cluster on every GPU that has clusters."""
 _MARKER = "README.md"  # tells the folder of sources from a namesake
 
 
@@ -127,6 +130,10 @@ def family_digest(source: str) -> str:
 _INCLUDE = re.compile(r"^[ \t]*#[ \t]*include[ \t]*<([^>]+)>", re.MULTILINE)
 
 
+_PLACE = {"T": 0, "P": 1}
+"""What comes first in a parameter struct; all other formats come last."""
+
+
 @attrs.frozen
 class ParamStruct:
     """The one parameter of a kernel: a C struct, by its fields in order.
@@ -137,17 +144,17 @@ class ParamStruct:
         Its name in the source.
     fields : tuple[tuple[str, str], ...]
         Name and format of each field, in `struct`'s letters: ``P`` pointer, ``q`` 64-bit and ``i`` 32-bit integer,
-        ``f`` and ``d`` floats.
+        ``f`` and ``d`` floats; and ``T``, a tensor map.
     """
 
     name: str
     fields: tuple[tuple[str, str], ...]
 
     def __attrs_post_init__(self) -> None:
-        """Refuse pointers behind other fields: a launch writes them anew, and leaves the rest as it is."""
+        """Refuse addresses behind other fields: a launch writes them anew, and leaves the rest as it is."""
         letters = [letter for _, letter in self.fields]
-        if letters != sorted(letters, key=lambda letter: letter != "P"):
-            expected = "pointers before all other fields"
+        if letters != sorted(letters, key=lambda letter: _PLACE.get(letter, len(_PLACE))):
+            expected = "tensor maps, then pointers, before all other fields"
             raise InvalidProblem(op="ParamStruct", field=self.name, expected=expected, got="".join(letters))
 
     @property
@@ -157,10 +164,15 @@ class ParamStruct:
 
     @property
     def pointers(self) -> int:
-        """How many of its fields, the first ones, are pointers."""
+        """How many of its fields, the first ones behind the tensor maps, are pointers."""
         return sum(letter == "P" for _, letter in self.fields)
 
-    def pack(self, values: Sequence[int | float]) -> bytes:
+    @property
+    def tensor_maps(self) -> int:
+        """How many of its fields, the first ones, are tensor maps."""
+        return sum(letter == "T" for _, letter in self.fields)
+
+    def pack(self, values: Sequence[int | float | bytes]) -> bytes:
         """Return the struct's bytes for the values of its fields, in order."""
         return _layout(self.fields).pack(*values)
 
@@ -168,8 +180,10 @@ class ParamStruct:
 @cache
 def _layout(fields: tuple[tuple[str, str], ...]) -> struct.Struct:
     """Lay a struct out as C does: native sizes and alignment, padded to a multiple of the widest field's."""
-    letters = [letter for _, letter in fields]
-    return struct.Struct(f"@{''.join(letters)}0{max(letters, key=struct.calcsize)}")
+    formats = [f"{MAP_BYTES}s" if letter == "T" else letter for _, letter in fields]
+    alignment = max(MAP_ALIGNMENT if letter == "T" else struct.calcsize(letter) for _, letter in fields)
+    dense = f"@{''.join(formats)}"
+    return struct.Struct(f"{dense}{-struct.calcsize(dense) % alignment}x")
 
 
 @attrs.frozen(kw_only=True)
@@ -188,6 +202,8 @@ class KernelSpec:
         Its parameter.
     shared_bytes : int
         Most dynamic shared memory that a block will have, where that is more than 48 KB.
+    cluster : int
+        How many neighbouring blocks run at once and share their shared memory; 1 for none.
     """
 
     source: str
@@ -195,6 +211,13 @@ class KernelSpec:
     threads: int
     params: ParamStruct
     shared_bytes: int = 0
+    cluster: int = 1
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse clusters that not every GPU with clusters can run."""
+        if not 1 <= self.cluster <= MOST_CLUSTER:
+            expected = f"1 to {MOST_CLUSTER} blocks"
+            raise InvalidProblem(op="KernelSpec", field="cluster", expected=expected, got=self.cluster)
 
     @property
     def name(self) -> str:
@@ -206,8 +229,13 @@ def source_text(specs: Iterable[KernelSpec]) -> str:
     """Return the translation unit that holds some kernels."""
     wanted = tuple(specs)
     includes = [f"#include <{source}>" for source in dict.fromkeys(spec.source for spec in wanted)]
-    entries = [f"QP_KERNEL({spec.name}, {spec.threads}, {spec.params.name}, {spec.body})" for spec in wanted]
+    entries = [_entry(spec) for spec in wanted]
     return "\n".join([*includes, "namespace qp {", *entries, "}", ""])
+
+
+def _entry(spec: KernelSpec) -> str:
+    macro, extent = ("QP_KERNEL", "") if spec.cluster == 1 else ("QP_CLUSTER_KERNEL", f"{spec.cluster}, ")
+    return f"{macro}({spec.name}, {extent}{spec.threads}, {spec.params.name}, {spec.body})"
 
 
 def compile_cubin(specs: Iterable[KernelSpec], arch: str) -> bytes:

@@ -14,8 +14,10 @@ import attrs
 
 from quantplan.devices.device import Touched, open_device
 from quantplan.elements import ElementKind
+from quantplan.errors import InvalidProblem
 from quantplan.kernels import family_digest
 from quantplan.tensor import TensorView
+from quantplan.tensor_maps import MAP_BYTES
 from quantplan.types import ArchSku, BackendKind
 from quantplan.variant import Variant
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from quantplan.devices.device import Grid, Kernel
     from quantplan.devices.target import Target
     from quantplan.kernels import KernelSpec
+    from quantplan.tensor_maps import TensorMap
     from quantplan.types import Accumulation, PrecisionGuarantee
     from quantplan.variant import Prepare, Start
     from quantplan.workspace import Workspace
@@ -48,7 +51,7 @@ class Launch:
         Its extent; nothing is launched where it has no blocks.
     values : tuple
         The fields of the parameter struct, in order. A pointer is the name of an operand, which is null where the
-        operand is absent, or None.
+        operand is absent, or None. A tensor map is a `TensorMap`, or None where the kernel uses none.
     written : tuple[str, ...]
         Operands that it writes; the other ones it only reads.
     scratch_bytes : int
@@ -60,6 +63,12 @@ class Launch:
     values: tuple[Any, ...]
     written: tuple[str, ...]
     scratch_bytes: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse a grid that does not consist of whole clusters."""
+        if self.grid.blocks % self.spec.cluster:
+            expected = f"a multiple of {self.spec.cluster} blocks, the cluster of {self.spec.name}"
+            raise InvalidProblem(op="launch", field="grid", expected=expected, got=self.grid.blocks)
 
 
 @attrs.frozen
@@ -120,6 +129,9 @@ class KernelVariant(Variant):
         The lowest architecture.
     accumulation : Accumulation, optional
         How it keeps partial sums, where an op offers the choice.
+    price : callable, optional
+        Returns the seconds that it is expected to take, for a descriptor and a compute capability, where an op compares
+        its variants by cost.
     """
 
     name: str
@@ -127,6 +139,7 @@ class KernelVariant(Variant):
     promise: Callable[[Any], PrecisionGuarantee]
     arch: ArchSku = ArchSku.SM80
     accumulation: Accumulation | None = None
+    price: Callable[[Any, tuple[int, int]], float] | None = None
 
     backend = BackendKind.BESPOKE
 
@@ -137,6 +150,10 @@ class KernelVariant(Variant):
     def guarantee(self, desc: Any) -> PrecisionGuarantee:  # noqa: ANN401 - each op has its own descriptor
         """Return what the kernels promise for the problem."""
         return self.promise(desc)
+
+    def cost(self, desc: Any, target: Target) -> float | None:  # noqa: ANN401 - each op has its own descriptor
+        """Return the seconds that it is expected to take, or None."""
+        return self.price(desc, target.capability) if self.price and target.capability else None
 
     def kernels(self, desc: Any) -> tuple[KernelSpec, ...]:  # noqa: ANN401 - each op has its own descriptor
         """Return every kernel that a launch of the problem may need."""
@@ -197,32 +214,53 @@ class _Stages:
         return tuple(_Stage.of(launch, self.kernels[launch.spec], operands) for launch in launches)
 
 
+class _Encoded:
+    """A launch's tensor map, encoded for the addresses that it was wanted for: a layer's weights, mostly."""
+
+    def __init__(self, tensor_map: TensorMap, kernel: Kernel, place: int) -> None:
+        self.tensor_map, self.kernel, self.place = tensor_map, kernel, place
+        self.known: dict[int, bytes] = {}
+
+    def at(self, addresses: Sequence[int]) -> bytes:
+        address = addresses[self.place]
+        encoded = self.known.get(address)
+        if encoded is None:
+            if len(self.known) >= _REMEMBERED:
+                self.known.clear()
+            encoded = self.known[address] = self.kernel.tensor_map(self.tensor_map, address)
+        return encoded
+
+
 @attrs.frozen(eq=False)
 class _Stage:
-    """A launch that lacks its pointers: places in a list of the operands' addresses, the workspace's, and null."""
+    """A launch that lacks its addresses: places in a list of the operands', the workspace's, and null."""
 
     launch: Launch
     kernel: Kernel
     operands: list[str]
+    tensor_maps: tuple[_Encoded | None, ...]
     places: tuple[int, ...]
     head: struct.Struct
     tail: bytes
 
     @classmethod
     def of(cls, launch: Launch, kernel: Kernel, operands: list[str]) -> _Stage:
-        params = launch.spec.params
-        names, rest = launch.values[: params.pointers], launch.values[params.pointers :]
-        addressed = [*operands, WORKSPACE, None]
-        head = struct.Struct(f"@{params.pointers}P")
-        tail = params.pack((*[0] * params.pointers, *rest))[head.size :]
-        return cls(launch, kernel, operands, tuple(map(addressed.index, names)), head, tail)
+        params, addressed = launch.spec.params, [*operands, WORKSPACE, None]
+        mapped, fixed = params.tensor_maps, params.tensor_maps + params.pointers
+        wanted, names, rest = launch.values[:mapped], launch.values[mapped:fixed], launch.values[fixed:]
+        tensor_maps = [None if one is None else _Encoded(one, kernel, addressed.index(one.operand)) for one in wanted]
+        head = struct.Struct(f"@{f'{MAP_BYTES}s' * mapped}{params.pointers}P")
+        tail = params.pack((*[b""] * mapped, *[0] * params.pointers, *rest))[head.size :]
+        return cls(launch, kernel, operands, tuple(tensor_maps), tuple(map(addressed.index, names)), head, tail)
 
     def prepare(self, addresses: list[int], views: Sequence[TensorView | None], workspace: Workspace | None) -> Start:
-        params = self.head.pack(*[addresses[place] for place in self.places]) + self.tail
+        maps = [b"" if one is None else one.at(addresses) for one in self.tensor_maps]
+        params = self.head.pack(*maps, *[addresses[place] for place in self.places]) + self.tail
         return self.kernel.prepare(self.launch.grid, params, lambda: self._touched(views, workspace))
 
     def _touched(self, views: Sequence[TensorView | None], workspace: Workspace | None) -> list[Touched]:
-        names = set(self.launch.values[: len(self.places)])
+        names = {one.tensor_map.operand for one in self.tensor_maps if one is not None}
+        names.update(self.launch.values[len(self.tensor_maps) :][: len(self.places)])
         touched = [
             Touched(name, view, name in self.launch.written)
             for name, view in zip(self.operands, views, strict=True)

@@ -4,6 +4,8 @@ import enum
 import sys
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
+
 
 class DynamicLibNotFoundError(RuntimeError):
     """What cuda.pathfinder raises."""
@@ -15,8 +17,26 @@ class CUDAError(Exception):
 
 class CUresult(enum.IntEnum):
     CUDA_SUCCESS = 0
+    CUDA_ERROR_INVALID_VALUE = 1
     CUDA_ERROR_NOT_INITIALIZED = 3
     CUDA_ERROR_NO_DEVICE = 100
+
+
+def _enum(name, prefix, **members):
+    return enum.IntEnum(name, {f"CU_TENSOR_MAP_{prefix}_{member}": value for member, value in members.items()})
+
+
+# As in cuda.h.
+TENSOR_MAP_ENUMS = {
+    one.__name__: one
+    for one in (
+        _enum("CUtensorMapDataType", "DATA_TYPE", UINT8=0, UINT16=1, UINT32=2, UINT64=4),
+        _enum("CUtensorMapInterleave", "INTERLEAVE", NONE=0),
+        _enum("CUtensorMapSwizzle", "SWIZZLE", **{"NONE": 0, "32B": 1, "64B": 2, "128B": 3}),
+        _enum("CUtensorMapL2promotion", "L2_PROMOTION", L2_256B=3),
+        _enum("CUtensorMapFloatOOBfill", "FLOAT_OOB_FILL", NONE=0),
+    )
+}
 
 
 class Machine:
@@ -29,6 +49,7 @@ class Machine:
     def __init__(self, capabilities, installed=None, libraries=("cuda", "nvml")):
         self.capabilities, self.libraries = capabilities, libraries
         self.installed = len(capabilities) if installed is None else installed
+        self.encoded = []  # arguments of each tensor map
         machine = self
 
         class Device:
@@ -52,7 +73,15 @@ class Machine:
                 "DynamicLibNotFoundError": DynamicLibNotFoundError,
             },
             "cuda.bindings": {},
-            "cuda.bindings.driver": {"cuInit": self.init, "cuDeviceGetCount": self.count, "CUresult": CUresult},
+            "cuda.bindings.driver": {
+                "cuInit": self.init,
+                "cuDeviceGetCount": self.count,
+                "CUresult": CUresult,
+                "cuTensorMapEncodeTiled": self.encode,
+                "cuuint32_t": np.uint32,
+                "cuuint64_t": np.uint64,
+                **TENSOR_MAP_ENUMS,
+            },
         }
 
     def load(self, name):
@@ -74,6 +103,15 @@ class Machine:
         if not self.capabilities:
             return (CUresult.CUDA_ERROR_NOT_INITIALIZED, None)
         return (CUresult.CUDA_SUCCESS, len(self.capabilities))
+
+    def encode(self, *arguments):
+        """Record what is asked for; the map is the number of maps so far, 16 times."""
+        kind, rank, address, extents, pitches, box, steps, *enums = arguments
+        if address % 16:
+            return (CUresult.CUDA_ERROR_INVALID_VALUE, None)
+        lists = [[int(value) for value in values] for values in (extents, pitches, box, steps)]
+        self.encoded.append((kind, rank, address, *lists, *enums))
+        return (CUresult.CUDA_SUCCESS, SimpleNamespace(opaque=[len(self.encoded)] * 16))
 
     def nvml_count(self):
         self.load("nvml")

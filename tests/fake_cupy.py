@@ -305,8 +305,8 @@ def by_value(argument):
 
 def install(monkeypatch, gpus):
     """Put a machine's CuPy and cuda-python in place of whatever is installed."""
-    machine = fake_cuda.Machine(list(gpus.capabilities))
-    fake_cuda.install(monkeypatch, machine)
+    gpus.machine = fake_cuda.Machine(list(gpus.capabilities))
+    fake_cuda.install(monkeypatch, gpus.machine)
     monkeypatch.setitem(sys.modules, "cupy", gpus.module())
     gpu._device.cache_clear()
     monkeypatch.setattr(gpu, "_after_fork", False)

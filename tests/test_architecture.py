@@ -16,7 +16,7 @@ MAX_LINES = 420
 # What each part of the package may import from the others. A part is a module or folder directly under quantplan/.
 VOCABULARY = {"errors", "elements", "record", "types"}
 CONTRACT = VOCABULARY | {"reference", "formats"}
-TENSORS = VOCABULARY | {"tensor", "dlpack"}
+TENSORS = VOCABULARY | {"tensor", "tensor_maps", "dlpack"}
 HOST = TENSORS | {"cache", "cubins", "disassembly", "occupancy", "devices", "kernels", "emulator"}
 PLANS = HOST | {"operands", "workspace", "variant", "programs", "plan", "family"}
 OPS = PLANS | CONTRACT | {"ops"}
@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "formats": CONTRACT,
     "recipes": CONTRACT,
     "tensor": TENSORS,
+    "tensor_maps": TENSORS,
     "dlpack": TENSORS,
     "devices": HOST,
     "kernels": HOST,

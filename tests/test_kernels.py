@@ -189,15 +189,21 @@ def test_the_text_includes_each_source_once_and_appends_the_entries():
 
 # ---- parameters
 
-C_TYPES = {"P": "void*", "q": "long long", "i": "int", "f": "float", "d": "double"}
+C_TYPES = {"T": "qp::ptx::TensorMap", "P": "void*", "q": "long long", "i": "int", "f": "float", "d": "double"}
 LAYOUTS = [
     *("P", "i", "ii", "iii", "f", "d", "Pi", "ifd", "PPqi", "PPPifd", "qiiqf", "PPPPqqqqqqdiii"),
+    *("T", "TPPqi", "TTTi", "TPPPPPPPPq"),
     *map("".join, itertools.product("id", repeat=4)),
 ]
 
 
 def test_structs_lie_as_the_compiler_lays_them_out():
-    text = ["#include <cstddef>", "#include <qp/ptx/launch.cuh>", "struct P { long long* out; };"]
+    text = [
+        "#include <cstddef>",
+        "#include <qp/ptx/launch.cuh>",
+        "#include <qp/ptx/tensor_map.cuh>",
+        "struct P { long long* out; };",
+    ]
     expressions, expected = [], []
     for number, letters in enumerate(LAYOUTS):
         fields = tuple((f"f{i}", letter) for i, letter in enumerate(letters))
@@ -206,9 +212,12 @@ def test_structs_lie_as_the_compiler_lays_them_out():
         expressions += [f"sizeof(S{number})", *(f"offsetof(S{number}, {name})" for name, _ in fields)]
         laid_out = ParamStruct(f"S{number}", fields)
         # a field's offset is where the first byte changes when the field does
-        zeros = laid_out.pack([0] * len(fields))
-        ones = [laid_out.pack([i == j for j in range(len(fields))]) for i in range(len(fields))]
-        widths = [struct.calcsize(letter) for letter in letters]
+        zeros = laid_out.pack([b"" if letter == "T" else 0 for letter in letters])
+        ones = [
+            laid_out.pack([bytes([i == j]) if letter == "T" else i == j for j, letter in enumerate(letters)])
+            for i in range(len(fields))
+        ]
+        widths = [64 if letter == "T" else struct.calcsize(letter) for letter in letters]
         changed = [next(k for k, (a, b) in enumerate(zip(zeros, one, strict=True)) if a != b) for one in ones]
         offsets = [place // width * width for place, width in zip(changed, widths, strict=True)]
         expected += [laid_out.size, *offsets]
@@ -230,8 +239,13 @@ def test_structs_lie_as_the_compiler_lays_them_out():
 
 def test_pointers_come_first():
     assert PARAMS.pointers == 1
-    with pytest.raises(qp.InvalidProblem, match="pointers before all other fields"):
+    with pytest.raises(qp.InvalidProblem, match="before all other fields"):
         ParamStruct("P", (("n", "i"), ("x", "P")))
+
+
+def test_a_kernel_of_clusters_has_an_entry_of_its_own():
+    text = kernels.source_text([KernelSpec(source="a.cu", body="sum", threads=64, params=PARAMS, cluster=4)])
+    assert "QP_CLUSTER_KERNEL(qp_sum, 4, 64, Params, sum)" in text
 
 
 def test_values_are_packed_by_their_fields():

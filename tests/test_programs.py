@@ -11,6 +11,7 @@ from quantplan import programs
 from quantplan.devices.device import Grid
 from quantplan.kernels import KernelSpec, ParamStruct
 from quantplan.programs import WORKSPACE, KernelVariant, Launch
+from quantplan.tensor_maps import TensorMap
 
 PARAMS = ParamStruct("Params", (("x", "P"), ("scratch", "P"), ("output", "P"), ("absent", "P"), ("m", "q"), ("f", "f")))
 SPEC = KernelSpec(source="quantize.cu", body="toy<f32>", threads=32, params=PARAMS)
@@ -133,6 +134,96 @@ def test_a_variant_says_what_its_program_says(program):
     assert len(variant.source_digest()) == 64
 
 
-def test_pointers_come_first_in_a_parameter_struct():
-    with pytest.raises(qp.InvalidProblem, match="pointers before all other fields, got qP"):
-        ParamStruct("Params", (("m", "q"), ("x", "P")))
+@pytest.mark.parametrize("letters", ["qP", "PT", "TqT"])
+def test_addresses_come_first_in_a_parameter_struct(letters):
+    with pytest.raises(qp.InvalidProblem, match=f"tensor maps, then pointers, before all other fields, got {letters}"):
+        ParamStruct("Params", tuple((f"f{i}", letter) for i, letter in enumerate(letters)))
+
+
+# ---- tensor maps
+
+MAPPED = ParamStruct("Mapped", (("x_map", "T"), ("none", "T"), ("output", "P"), ("m", "q")))
+MAPPED_SPEC = KernelSpec(source="quantize.cu", body="mapped", threads=32, params=MAPPED, cluster=2)
+
+
+class MappedProgram(Program):
+    """One launch, which reads x box by box."""
+
+    def specs(self, desc):
+        return (MAPPED_SPEC,)
+
+    def launches(self, call):
+        x_map = TensorMap.of("x", call.args.x, box=(2, 8))
+        yield Launch(MAPPED_SPEC, Grid(4), (x_map, None, "output", 7), written=("output",))
+
+
+class MappingDevice(Device):
+    """Encodes a map as its address and shape, and counts how often."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoded = []
+
+    def prepare(self, grid, params, touched):
+        self.prepared.append((params, [(one.name, one.written) for one in touched()]))
+        return self.streams.append
+
+    def tensor_map(self, tensor_map, address):
+        self.encoded.append(address)
+        return struct.pack("@Q2Q", address, *tensor_map.shape)
+
+
+@pytest.fixture
+def mapping(monkeypatch):
+    device = MappingDevice()
+    monkeypatch.setattr(programs, "open_device", lambda target: device)
+    return device, KernelVariant("toy", MappedProgram(), lambda desc: None).load(
+        Desc(5), qp.Target.parse("emulated:sm_90a")
+    )
+
+
+def test_maps_are_encoded_for_where_the_operands_are(mapping):
+    device, prepare = mapping
+    given = args()
+    prepare(Desc(2), given, None)
+    ((params, touched),) = device.prepared
+    assert struct.unpack("@Q2Q104x128sPq48x", params) == (
+        given.x.pointer,
+        2,
+        8,
+        bytes(128),
+        given.output.pointer,
+        7,
+    )
+    assert touched == [("x", False), ("output", True)]
+
+
+def test_a_map_is_encoded_once_for_an_address(mapping):
+    device, prepare = mapping
+    first, second = args(), args()
+    for given in (first, second, first, second):
+        prepare(Desc(2), given, None)
+    assert device.encoded == [first.x.pointer, second.x.pointer]
+    assert device.prepared[0] == device.prepared[2]
+
+
+def test_maps_of_addresses_that_are_no_longer_used_are_forgotten(mapping, monkeypatch):
+    device, prepare = mapping
+    monkeypatch.setattr(programs, "_REMEMBERED", 2)
+    all_of_them = [args() for _ in range(3)]
+    for given in (*all_of_them, all_of_them[0]):
+        prepare(Desc(2), given, None)
+    assert len(device.encoded) == 4
+
+
+def test_a_grid_is_of_whole_clusters():
+    with pytest.raises(
+        qp.InvalidProblem, match="grid: expected a multiple of 2 blocks, the cluster of qp_mapped, got 3"
+    ):
+        Launch(MAPPED_SPEC, Grid(3), (None, None, None, 0), written=())
+
+
+@pytest.mark.parametrize("cluster", [0, 9])
+def test_clusters_that_not_every_gpu_runs_are_refused(cluster):
+    with pytest.raises(qp.InvalidProblem, match=f"cluster: expected 1 to 8 blocks, got {cluster}"):
+        attrs.evolve(MAPPED_SPEC, cluster=cluster)

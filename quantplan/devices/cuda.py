@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quantplan.errors import DriverError, DriverNotFound, InvalidProblem
+
+if TYPE_CHECKING:
+    from quantplan.tensor_maps import TensorMap
 
 
 def driver() -> Any:  # noqa: ANN401 - cuda.core has no stub that holds on every version
@@ -76,3 +80,35 @@ def _compute_capability(core: Any, index: int) -> tuple[int, int]:  # noqa: ANN4
         raise InvalidProblem(op="cuda", field="device", expected=f"an index below {count}", got=index)
     major, minor = core.Device(index).compute_capability
     return int(major), int(minor)
+
+
+def encode(tensor_map: TensorMap, address: int) -> bytes:
+    """Encode a tensor map for an address of the current GPU.
+
+    Raises
+    ------
+    DriverError
+        The driver refuses it: the GPU has no tensor maps, mostly.
+    """
+    from cuda.bindings import driver as api  # noqa: PLC0415 - importing quantplan touches no CUDA
+
+    # Only sizes matter: a copy changes no value, and zero, which fills what is out of bounds, has no bit set.
+    words = {1: "UINT8", 2: "UINT16", 4: "UINT32", 8: "UINT64"}
+    span = f"{tensor_map.swizzle.value}B" if tensor_map.swizzle else "NONE"
+    rank = len(tensor_map.shape)
+    status, encoded = api.cuTensorMapEncodeTiled(
+        api.CUtensorMapDataType[f"CU_TENSOR_MAP_DATA_TYPE_{words[tensor_map.itemsize]}"],
+        rank,
+        address,
+        [api.cuuint64_t(extent) for extent in reversed(tensor_map.shape)],
+        [api.cuuint64_t(pitch) for pitch in reversed(tensor_map.pitches)],
+        [api.cuuint32_t(side) for side in reversed(tensor_map.box)],
+        [api.cuuint32_t(1)] * rank,
+        api.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+        api.CUtensorMapSwizzle[f"CU_TENSOR_MAP_SWIZZLE_{span}"],
+        api.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+        api.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+    )
+    if status != api.CUresult.CUDA_SUCCESS:
+        raise DriverError(f"no map of {tensor_map}", op="tensor map", code=int(status), name=status.name)
+    return b"".join(int(word).to_bytes(8, sys.byteorder) for word in encoded.opaque)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from quantplan.devices.target import Target
     from quantplan.kernels import KernelSpec
     from quantplan.tensor import TensorView
+    from quantplan.tensor_maps import TensorMap
 
 _MOST_BLOCKS = 2**31
 
@@ -48,6 +49,9 @@ class Kernel(Protocol):
 
     def prepare(self, grid: Grid, params: bytes, touched: Callable[[], Sequence[Touched]]) -> Callable[[Any], None]:
         """Return a launch, to be called with a checked stream; then nothing is compiled, allocated or waited for."""
+
+    def tensor_map(self, tensor_map: TensorMap, address: int) -> bytes:
+        """Encode a map for the address of its operand."""
 
 
 class Device(Protocol):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from quantplan.emulator import compiler, schedule
+from quantplan.emulator import compiler, schedule, tensor_maps
 from quantplan.emulator.library import Library, Region
 from quantplan.kernels import KernelSpec, source_text
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from quantplan.devices.device import Grid, Touched
+    from quantplan.tensor_maps import TensorMap
 
 _UNIT = 32
 """Kernels of one translation unit: most of a small unit's time goes into what its kernels share."""
@@ -67,6 +68,10 @@ class EmulatedKernel:
             )
 
         return launch
+
+    def tensor_map(self, tensor_map: TensorMap, address: int) -> bytes:
+        """Encode a map for an address; see `tensor_maps`."""
+        return tensor_maps.encode(tensor_map, address)
 
 
 @attrs.frozen

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from quantplan.devices.device import Grid, Touched
     from quantplan.devices.stream import Stream
     from quantplan.kernels import KernelSpec
+    from quantplan.tensor_maps import TensorMap
 
 _WITHOUT_ASKING = 48 * 1024  # dynamic shared memory that a launch may have as it is
 _TOO_OLD = {
@@ -77,6 +78,17 @@ class CudaKernel:
                     runtime.setDevice(before)
 
         return launch
+
+    def tensor_map(self, tensor_map: TensorMap, address: int) -> bytes:
+        """Let the driver encode a map for an address.
+
+        Raises
+        ------
+        DriverError
+            It refuses.
+        """
+        with self.device.cupy.cuda.Device(self.device.index):
+            return cuda.encode(tensor_map, address)
 
 
 @attrs.frozen(eq=False)

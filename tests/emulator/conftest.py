@@ -1,15 +1,22 @@
 """Small kernels on the emulated device, straight through its library: no plan, no op."""
 
-import struct
-
 import numpy as np
 import pytest
 
-from quantplan.emulator import compiler
+from quantplan.emulator import compiler, tensor_maps
 from quantplan.emulator.library import Library, Region
 from quantplan.emulator.schedule import Schedule
+from quantplan.kernels import ParamStruct
 
 PRELUDE = "#include <qp/ptx/launch.cuh>\n"
+
+
+def pack(maps, pointers, scalars):
+    """Return the struct: encoded tensor maps, pointers, 64-bit integers."""
+    letters = "T" * len(maps) + "P" * len(pointers) + "q" * len(scalars)
+    return ParamStruct("P", tuple((f"f{i}", letter) for i, letter in enumerate(letters))).pack(
+        [*maps, *pointers, *scalars]
+    )
 
 
 class Bench:
@@ -27,9 +34,13 @@ class Bench:
         block=(32,),
         shared=0,
         arch=900,
+        maps=(),
         **schedule,
     ):
-        """Run `text` and return its statistics. Arrays named in `outputs` may be written; the others are inputs."""
+        """Run `text` and return its statistics. Arrays named in `outputs` may be written; the others are inputs.
+
+        Tensor maps of them come first in the struct.
+        """
         wanted = Schedule(**schedule)
         library = self.library(text, body=body, threads=int(np.prod(block)), arch=arch, checked=wanted.checked)
         regions = [
@@ -44,7 +55,8 @@ class Bench:
             )
             for name, array in arrays.items()
         ]
-        params = struct.pack(f"@{len(arrays)}P{len(scalars)}q", *(a.ctypes.data for a in arrays.values()), *scalars)
+        encoded = [b"" if one is None else tensor_maps.encode(one, arrays[one.operand].ctypes.data) for one in maps]
+        params = pack(encoded, [array.ctypes.data for array in arrays.values()], scalars)
         return library.launch(
             "k", grid=grid, block=block, shared_bytes=shared, params=params, regions=regions, schedule=wanted
         )

@@ -31,11 +31,17 @@ __device__ inline uint4* output(const P& p) { return reinterpret_cast<uint4*>(p.
 __device__ inline const uint4* input(const P& p) { return reinterpret_cast<const uint4*>(p.in); }
 __device__ inline uint4* slots() { return reinterpret_cast<uint4*>(shared_memory()); }
 """
+# The same for kernels with tensor maps of both, and with coordinates and a size.
+MAPPED = "#include <qp/ptx/tensor_map.cuh>" + PREAMBLE.replace(
+    "struct P { const unsigned char* in; unsigned char* out; long long scenario, without; }",
+    "struct P { TensorMap in_map, out_map; const unsigned char* in; unsigned char* out; "
+    "long long scenario, without, c0, c1, c2, bytes; }",
+)
 
 
-def source(name):
+def source(name, preamble=PREAMBLE):
     """Return a text of this folder, behind what all of them use."""
-    return PREAMBLE + (Path(__file__).parent / name).read_text(encoding="utf-8")
+    return preamble + (Path(__file__).parent / name).read_text(encoding="utf-8")
 
 
 def aligned(data, boundary=128):
@@ -62,14 +68,14 @@ class Scenarios:
             names = re.search(rf"enum {kind} {{([^}}]*)}}", text)[1]
             self.numbers.update({name.strip(): i for i, name in enumerate(names.split(","))})
 
-    def run(self, scenario, data, out_bytes, *, without="nothing", **options):
+    def run(self, scenario, data, out_bytes, *, without="nothing", scalars=(), **options):
         """Return the bytes that a scenario writes; those that it does not write are poison."""
         out = aligned(np.full(out_bytes, POISON, np.uint8))
         self.bench.run(
             self.text,
             {"in": aligned(data), "out": out},
             outputs=("out",),
-            scalars=(self.numbers[scenario], self.numbers[without]),
+            scalars=(self.numbers[scenario], self.numbers[without], *scalars),
             **self.launch,
             **options,
         )

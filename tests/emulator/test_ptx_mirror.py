@@ -128,7 +128,7 @@ def test_wrappers_are_the_only_assembly():
 
 
 def unit(statements):
-    includes = "".join(f"#include <qp/ptx/{header}>\n" for header in HEADERS)
+    includes = "".join(f"#include <qp/ptx/{header}>\n" for header in HEADERS) + "using namespace qp::ptx;\n"
     return f'{includes}__device__ void* volatile sink;\nextern "C" __global__ void k() {{\n{statements}\n}}\n'
 
 
@@ -211,6 +211,10 @@ MNEMONICS = {
         "cp_async_bulk_wait_group<2>": "DEPBAR.LE",
         "cp_async_bulk_wait_group_read<2>": "DEPBAR.LE",
         "fence_proxy_async_shared<>": "FENCE.VIEW.ASYNC.S",
+        "prefetch_tensor_map<>": "UTMACCTL.PF",
+        "cp_async_bulk_tensor_load_2d<>": "UTMALDG.2D",
+        "cp_async_bulk_tensor_load_3d<>": "UTMALDG.3D",
+        "cp_async_bulk_tensor_store_2d<>": "UTMASTG.2D",
         "stmatrix_x1<>": "STSM.16.M88",
         "stmatrix_x2<>": "STSM.16.M88.2",
         "stmatrix_x4<>": "STSM.16.M88.4",

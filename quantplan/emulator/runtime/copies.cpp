@@ -86,8 +86,8 @@ void land(Copy& copy) {
   copy.landed = true;
 }
 
-void issue(Copy& copy) {
-  if (lands_at_once()) {
+void issue(Copy& copy, bool at_once) {
+  if (at_once) {
     land(copy);
   } else {
     memset(copy.to, 0xDB, copy.bytes);
@@ -99,9 +99,13 @@ void check_size(bool sound, const char* what, size_t bytes, Where where) {
   if (!sound) fail(Fault::invalid, site_of(where), 0, "%s of %zu bytes", what, bytes);
 }
 
-void check_spaces(const void* shared, const void* global, size_t bytes, const char* what, Where where) {
+void check_in_shared(const void* shared, size_t bytes, const char* what, Where where) {
   if (!is_shared(shared) || !is_shared(static_cast<const char*>(shared) + bytes - 1))
     fail(Fault::out_of_bounds, site_of(where), 0, "%s whose shared side is not in shared memory", what);
+}
+
+void check_spaces(const void* shared, const void* global, size_t bytes, const char* what, Where where) {
+  check_in_shared(shared, bytes, what, where);
   if (is_shared(global)) fail(Fault::out_of_bounds, site_of(where), 0, "%s between two places in shared memory", what);
 }
 
@@ -148,7 +152,7 @@ void copy_async(void* shared, const void* global, int bytes, int source_bytes, W
   Loads& mine = loads[block.running];
   Copy copy{static_cast<char*>(shared), static_cast<const char*>(global), size_t(bytes), size_t(source_bytes),
             mine.open, site, false};
-  issue(copy);
+  issue(copy, lands_at_once());
   mine.copies.push_back(copy);
 }
 
@@ -173,6 +177,10 @@ void bulk_store(void* global, const void* shared, unsigned bytes, Where where) {
   touch(shared, bytes, Access::read, 16, where);
   touch(global, bytes, Access::write, 16, where);
   check_spaces(shared, global, bytes, "a bulk store", where);
+  issue_store(global, shared, bytes, where);
+}
+
+void issue_store(void* global, const void* shared, size_t bytes, Where where) {
   if (checked()) memory_begin_reading(shared, bytes, site_of(where));
   Stores& mine = stores[block.running];
   mine.stores.push_back({static_cast<char*>(global), static_cast<const char*>(shared), {}, bytes, mine.open,

@@ -17,10 +17,15 @@ struct Copy {
 };
 
 bool lands_at_once();
-void issue(Copy& copy);
+void issue(Copy& copy, bool at_once);
 void land(Copy& copy);
+// Issues copies that report so many bytes to an mbarrier, when all of them have landed.
+void issue_to(uint64_t* barrier, std::vector<Copy> copies, size_t bytes, Where where);
+// Issues a copy to global memory, in the running thread's open bulk group.
+void issue_store(void* global, const void* shared, size_t bytes, Where where);
 void check_size(bool sound, const char* what, size_t bytes, Where where);
 void check_spaces(const void* shared, const void* global, size_t bytes, const char* what, Where where);
+void check_in_shared(const void* shared, size_t bytes, const char* what, Where where);
 std::vector<Copy> take_copies(unsigned thread);  // the cp.async that a thread has issued and not waited for
 bool init_fenced(unsigned thread, uint32_t clock);
 

@@ -173,19 +173,24 @@ bool barrier_try_wait(uint64_t* barrier, unsigned parity, Where where) {
 
 // ---- bulk loads
 
-void bulk_load(void* shared, const void* global, unsigned bytes, uint64_t* barrier, Where where) {
+void issue_to(uint64_t* barrier, std::vector<Copy> copies, size_t bytes, Where where) {
   const Site site = site_of(where);
-  check_size(bytes % 16 == 0 && bytes > 0, "a bulk copy", bytes, where);
   Phase& phase = phase_of(barrier, where);
   if (checked() && !init_fenced(phase.init_thread, phase.init_clock))
     fail(Fault::race, site, phase.init_site,
          "a bulk load reports to an mbarrier that thread %u initialized without a fence after it", phase.init_thread);
+  const bool at_once = lands_at_once();
+  for (Copy& copy : copies) issue(copy, at_once);
+  track(phase, {std::move(copies), 0, static_cast<long long>(bytes), site}, at_once);
+}
+
+void bulk_load(void* shared, const void* global, unsigned bytes, uint64_t* barrier, Where where) {
+  check_size(bytes % 16 == 0 && bytes > 0, "a bulk copy", bytes, where);
   touch(shared, bytes, Access::write, 16, where);
   touch(global, bytes, Access::read, 16, where);
   check_spaces(shared, global, bytes, "a bulk load", where);
-  Copy copy{static_cast<char*>(shared), static_cast<const char*>(global), bytes, bytes, 0, site, false};
-  issue(copy);
-  track(phase, {{copy}, 0, bytes, site}, copy.landed);
+  const Copy copy{static_cast<char*>(shared), static_cast<const char*>(global), bytes, bytes, 0, site_of(where), false};
+  issue_to(barrier, {copy}, bytes, where);
 }
 
 }  // namespace emulated

@@ -301,6 +301,11 @@ bool is_shared(const void* pointer) {
   return within(reinterpret_cast<uintptr_t>(pointer), 1, reinterpret_cast<uintptr_t>(block.shared), block.shared_bytes);
 }
 
+bool is_parameter(const void* pointer, size_t bytes) {
+  const auto params = reinterpret_cast<uintptr_t>(launch->params);
+  return within(reinterpret_cast<uintptr_t>(pointer), bytes, params, launch->params_bytes);
+}
+
 void access(uintptr_t address, size_t bytes, Access kind, Site site) {
   if (within(address, bytes, reinterpret_cast<uintptr_t>(running().stack), stack_bytes)) return;
   if (interrupted) fail(Fault::deadlock, site, 0, "interrupted before its end");
@@ -309,7 +314,7 @@ void access(uintptr_t address, size_t bytes, Access kind, Site site) {
   if (address >= shared && address < shared + block.shared_bytes) return check_shared(address, bytes, kind, site);
   for (Watched& one : watched)
     if (check_region(one, address, bytes, kind, site)) return;
-  const bool constant = within(address, bytes, reinterpret_cast<uintptr_t>(launch->params), launch->params_bytes) ||
+  const bool constant = is_parameter(reinterpret_cast<const void*>(address), bytes) ||
                         within(address, bytes, reinterpret_cast<uintptr_t>(&current), sizeof current) ||
                         in_library(address, bytes);
   if (kind != Access::read || !constant) fail_stray(address, bytes, kind, site);

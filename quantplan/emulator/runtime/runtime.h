@@ -99,6 +99,7 @@ bool memory_begin_launch();  // false: out of memory
 void memory_begin_block();
 void memory_end_launch();
 void access(uintptr_t address, size_t bytes, Access kind, Site site);
+bool is_parameter(const void* pointer, size_t bytes);
 [[noreturn]] void fail_misaligned(uintptr_t address, const char* what, size_t alignment, Site site);
 // Asynchronous copies own their destination from issue to completion, and write as `thread` at `clock`.
 void memory_in_flight(const void* shared, size_t bytes, Site site);

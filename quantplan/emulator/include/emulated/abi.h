@@ -50,6 +50,19 @@ struct Launch {
   int32_t checked;
 };
 
+// What a kernel's 128 opaque bytes of a tensor map hold; dimensions are innermost first. tensor_maps.py writes it.
+struct TensorMap {
+  uint64_t mark;
+  uint64_t address;
+  uint64_t extents[3];  // in elements
+  uint64_t pitches[2];  // in bytes, of all dimensions but the innermost
+  uint32_t box[3];      // in elements
+  uint32_t rank;
+  uint32_t item_bytes;
+  uint32_t swizzle;     // span in bytes, or 0
+};
+constexpr uint64_t tensor_map_mark = 0x50414D524F534E54;
+
 struct Place {
   uint64_t pc;  // offset into the library; 0 when file and line are known
   char file[256];

@@ -93,6 +93,14 @@ void bulk_load(void* shared, const void* global, unsigned bytes, uint64_t* barri
 void bulk_store(void* global, const void* shared, unsigned bytes, Where where);
 void bulk_commit();
 void bulk_wait(int groups_in_flight, bool read_only, Where where);
+
+struct Coordinates {
+  int at[3];
+};
+void tensor_prefetch(const void* map, Where where);
+void tensor_load(void* shared, const void* map, unsigned rank, Coordinates from, uint64_t* barrier, Where where);
+void tensor_store(const void* map, unsigned rank, Coordinates to, const void* shared, Where where);
+
 void fence_async_proxy();
 void fence_barrier_init();
 
