@@ -47,6 +47,14 @@ class Gpus:
         self.capabilities, self.threads, self.shared = capabilities or ((9, 0),), threads, shared
         self.calls, self.refuses, self.captures = [], {}, {}
         self.handles = itertools.count(0x7F00, 0x10)
+        self.now, self.us_per_launch, self.bytes_per_us = 0.0, 3.0, 1e6
+        self.free = 2**34
+        self.properties = {
+            "name": b"Abacus 9000",
+            "multiProcessorCount": 7,
+            "totalGlobalMem": 2**35,
+            "l2CacheSize": 2**16,
+        }
         self._current = threading.local()
         self._addresses = itertools.count(2**40, 2**30)
         self._modules = {}
@@ -86,13 +94,25 @@ class Gpus:
         cupy.int8, cupy.uint8, cupy.float16, cupy.float32 = np.int8, np.uint8, np.float16, np.float32
         runtime = SimpleNamespace(getDevice=lambda: self.current, setDevice=self.set_device)
         runtime.streamCaptureModeGlobal = 0
+        runtime.memcpy = self.copy
+        runtime.memcpyAsync = lambda target, source, size, kind, stream: self.copy(target, source, size, kind)
+        runtime.deviceSynchronize = lambda: self.did("synchronize", None)
+        runtime.memGetInfo = lambda: (self.free, 2 * self.free)
+        runtime.getDeviceProperties = lambda index: dict(self.properties)
         cupy.cuda = SimpleNamespace(
             runtime=runtime,
             Device=lambda index=0: Device(self, index),
+            Event=lambda: Event(self),
             Memory=self.memory,
             Stream=lambda **options: Stream(self, **options),
+            get_elapsed_time=lambda start, end: (end.at - start.at) / 1e3,
         )
         return cupy
+
+    def copy(self, target, source, size, kind):
+        """Copy memory, as cudaMemcpy does; addresses are real ones only where memory is the host's."""
+        self.did("memcpy", size, kind)
+        self.now += size / self.bytes_per_us
 
     def memory(self, size):
         assert size > 0, "CuPy gives no address for no memory"
@@ -108,7 +128,8 @@ class Gpus:
         return self._modules[key]
 
     def launched(self, name, blocks, threads, params, shared):
-        """Run a kernel that was launched: nothing runs here, and memory is never touched."""
+        """Run a kernel that was launched: nothing runs here, and memory is never touched; but time passes."""
+        self.now += self.us_per_launch
 
 
 class Device:
@@ -150,7 +171,12 @@ class EmulatedGpus(Gpus):
         memory.ptr = memory.buffer.ctypes.data + -memory.buffer.ctypes.data % 256
         return memory
 
+    def copy(self, target, source, size, kind):
+        super().copy(target, source, size, kind)
+        ctypes.memmove(target, source, size)
+
     def launched(self, name, blocks, threads, params, shared):
+        super().launched(name, blocks, threads, params, shared)
         major, minor = self.capabilities[self.current]
         kernel = emulated._load(self.specs[name], 100 * major + 10 * minor, checked=False)
         kernel.launch(
@@ -162,6 +188,20 @@ class EmulatedGpus(Gpus):
             regions=(),
             schedule=Schedule(checked=False),
         )
+
+
+class Event:
+    """A moment of the pretended GPUs' own time, in microseconds."""
+
+    def __init__(self, gpus):
+        self.gpus, self.at = gpus, None
+
+    def record(self, stream):
+        assert stream is not None, "CuPy would take its own current stream"
+        self.at = self.gpus.now
+
+    def synchronize(self):
+        assert self.at is not None
 
 
 class Stream:

@@ -1,0 +1,106 @@
+"""The tests on silicon run in a process of their own: what hangs, crashes or faults is told, and the rest go on."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from quantplan.bench import suite
+from quantplan.bench.budget import Deadline
+from quantplan.bench.runs import Run
+from quantplan.bench.stages import Day
+
+ROOT = Path(__file__).resolve().parents[2]
+TESTS = """
+import os, time, pytest
+
+def test_good(): pass
+def test_bad(): assert False, "that is bad"
+def test_other(): pytest.skip("no GPU")
+"""
+
+
+@pytest.fixture
+def day(tmp_path, monkeypatch):
+    monkeypatch.setattr(suite, "_ROOT", tmp_path)
+    monkeypatch.setattr(suite, "_LOOK_S", 0.05)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))))
+    (tmp_path / "tests" / "gpu").mkdir(parents=True)
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = slow\n", encoding="utf-8")
+    run = Run.begin(tmp_path / "out", "cuda:0", smoke=False)
+    run.name("x")
+    return Day(run, "cuda:0", tmp_path / "log", False, lambda line: None)
+
+
+def write(day, text):
+    (day.log.parent / "tests" / "gpu" / "test_some.py").write_text(text, encoding="utf-8")
+
+
+def soon(seconds=60.0):
+    return Deadline(time.monotonic() + seconds)
+
+
+def failed(day):
+    return {name.rpartition("::")[2]: text for name, text in day.run.data["tests"]["failed"].items()}
+
+
+def test_outcomes_are_counted_and_failures_named(day):
+    write(day, TESTS)
+    assert suite.run(day, soon())
+    found = day.run.data["tests"]
+    assert (found["passed"], found["skipped"]) == (1, {"no GPU": 1})
+    assert "that is bad" in failed(day)["test_bad"]
+
+
+def test_a_crash_is_a_failure_and_the_rest_run(day):
+    write(day, "import os\ndef test_deadly(): os._exit(139)\n" + TESTS)
+    assert suite.run(day, soon())
+    assert failed(day)["test_deadly"] == "hung or crashed: it began and never ended"
+    assert day.run.data["tests"]["passed"] == 1
+
+
+@pytest.mark.slow
+def test_a_test_that_hangs_is_a_failure_and_the_rest_run(day, monkeypatch):
+    monkeypatch.setattr(suite, "_QUIET_S", 6.0)
+    write(day, "import time\ndef test_endless(): time.sleep(300)\n" + TESTS)
+    assert suite.run(day, soon())
+    assert "never ended" in failed(day)["test_endless"]
+    assert day.run.data["tests"]["passed"] == 1
+
+
+def test_after_a_gpus_fault_another_process_goes_on(day):
+    write(
+        day,
+        "import os\n"
+        "def test_before(): os.environ['POISONED'] = '1'\n"
+        "def test_fault(): raise RuntimeError('CUDA_ERROR_ILLEGAL_ADDRESS: an illegal memory access')\n"
+        "def test_next(): assert 'POISONED' not in os.environ\n",
+    )
+    assert suite.run(day, soon())
+    assert set(failed(day)) == {"test_fault"}
+    assert day.run.data["tests"]["passed"] == 2
+
+
+@pytest.mark.slow
+def test_time_that_is_over_cuts_and_blames_nobody(day):
+    write(day, "import time\ndef test_first(): pass\ndef test_long(): time.sleep(300)\n")
+    assert not suite.run(day, soon(6.0))
+    assert failed(day) == {}
+    assert day.run.data["tests"]["passed"] == 1
+
+
+def test_a_pytest_that_does_not_start_is_a_failure(day, monkeypatch):
+    monkeypatch.setattr(suite, "_start", lambda *_: 4)
+    assert not suite.run(day, soon())
+    assert day.run.data["tests"]["failed"] == {"pytest": "exit code 4, and no test ran: see log"}
+
+
+def test_without_a_checkout_the_tests_are_absent(day, monkeypatch):
+    monkeypatch.setattr(suite, "ON_SILICON", ("tests/none",))
+    assert suite.run(day, soon())
+    assert "checkout" in day.run.data["tests"]["absent"]
+
+
+def test_the_tests_that_run_on_silicon_and_emulated_exist():
+    assert all((ROOT / path).exists() for path in (*suite.ON_SILICON, *suite.EMULATED))
