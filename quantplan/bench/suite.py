@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from quantplan.bench.stages import Day
 
 _ROOT = Path(__file__).resolve().parents[2]
-ON_SILICON = ("tests/gpu",)
-EMULATED = ("tests/gpu", "tests/kernels/test_gpu_ptx.py", "tests/kernels/test_gpu_twin.py")
+ON_SILICON = (*(f"tests/gpu/test_{name}.py" for name in ("ptx", "plans", "streams", "operands")), "tests/gpu")
+"""Those first that tell most; none is run twice."""
+EMULATED = ("tests/gpu", *(f"tests/kernels/test_gpu_{name}.py" for name in ("ptx", "plans", "twin")))
 """The same tests, on a stand-in for CuPy over the emulated device; those that need a GPU are skipped."""
 _QUIET_S, _STARTS = 120.0, 6
 """Seconds without an outcome after which a test hangs, and how often pytest is started again after one."""

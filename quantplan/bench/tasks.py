@@ -141,7 +141,7 @@ class Tasks:
         for operand in kind.operands(desc):
             if operand.output:
                 got = self.memory.fetch(getattr(args, operand.name))
-                count = _differing(plan, expected, got, HostMemory().fetch(getattr(expected, operand.name)))
+                count = differing(plan, expected, got, HostMemory().fetch(getattr(expected, operand.name)))
                 if count:
                     wrong[operand.name] = count
         return {"sku": plan.sku.name, "wrong": wrong}
@@ -214,7 +214,7 @@ def _point(row: str, shape: str, m: int) -> problems.Point:
     return problems.Point(found, next(s for s in (*found.shapes, found.small) if s.label == shape), m)
 
 
-def _differing(
+def differing(
     plan: Plan[Any, Any],
     expected: Any,  # noqa: ANN401 - each op has its own Args
     got: NDArray[Any],
