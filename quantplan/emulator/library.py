@@ -108,6 +108,7 @@ class _Launch(ctypes.Structure):
         ("accumulation", ctypes.c_int32),
         ("seed", ctypes.c_uint64),
         ("checked", ctypes.c_int32),
+        ("cluster", ctypes.c_uint32),
     ]
 
 
@@ -187,12 +188,14 @@ class Library:
         InvalidProblem
             The library has no such kernel, or CUDA would refuse the launch.
         """
-        entry, bound = self._find(name)
+        entry, bound, cluster = self._find(name)
         if not 0 <= shared_bytes <= _MOST_SHARED_BYTES:
             raise _refused("shared_bytes", f"0 to {_MOST_SHARED_BYTES}", shared_bytes)
         blocks, threads = _extents("grid", grid, _MOST_BLOCKS), _extents("block", block, _MOST_THREADS)
         if math.prod(threads) > bound:
             raise _refused("block", f"at most {bound} threads, the launch bounds of {name}", threads)
+        if blocks[0] % cluster:
+            raise _refused("grid", f"a multiple of {cluster} blocks, the cluster of {name}", blocks)
         memory = (_Region * len(regions))(*map(_region, regions))
         room = ctypes.create_string_buffer(len(params) + _PARAMS_ALIGNMENT)
         parameters = -(-ctypes.addressof(room) // _PARAMS_ALIGNMENT) * _PARAMS_ALIGNMENT
@@ -210,6 +213,7 @@ class Library:
             accumulation=_ACCUMULATIONS[schedule.accumulation],
             seed=schedule.seed,
             checked=self.checked,
+            cluster=cluster,
         )
         report = _Report()
         with _one_at_a_time:
@@ -220,11 +224,13 @@ class Library:
             raise self._fault(name, report)
         return Statistics(switches=report.switches, accesses=report.accesses)
 
-    def _find(self, name: str) -> tuple[int | None, int]:
-        """Return a kernel's address, and the most threads that a block of it may have."""
+    def _find(self, name: str) -> tuple[int | None, int, int]:
+        """Return a kernel's address, the most threads that a block of it may have, and the blocks of a cluster."""
         try:
-            bound = ctypes.c_uint.in_dll(self._kernels, f"{name}_threads").value
-            return ctypes.cast(self._kernels[name], ctypes.c_void_p).value, min(bound, _MOST_THREADS[0])
+            bound, cluster = (
+                ctypes.c_uint.in_dll(self._kernels, f"{name}_{of}").value for of in ("threads", "cluster")
+            )
+            return ctypes.cast(self._kernels[name], ctypes.c_void_p).value, min(bound, _MOST_THREADS[0]), cluster
         except (AttributeError, ValueError):
             raise _refused("kernel", "a kernel of the library", name) from None
 

@@ -19,6 +19,15 @@ def pack(maps, pointers, scalars):
     )
 
 
+def entry(threads, cluster, body="body"):
+    """Return the line that makes `body` the kernel ``k``."""
+    return (
+        f"QP_CLUSTER_KERNEL(k, {cluster}, {threads}, P, {body})"
+        if cluster > 1
+        else f"QP_KERNEL(k, {threads}, P, {body})"
+    )
+
+
 class Bench:
     """Compiles a kernel `body(const P&)` whose struct P holds pointers to arrays, then 64-bit integers, and runs it."""
 
@@ -33,6 +42,7 @@ class Bench:
         grid=(1,),
         block=(32,),
         shared=0,
+        cluster=1,
         arch=900,
         maps=(),
         **schedule,
@@ -42,7 +52,8 @@ class Bench:
         Tensor maps of them come first in the struct.
         """
         wanted = Schedule(**schedule)
-        library = self.library(text, body=body, threads=int(np.prod(block)), arch=arch, checked=wanted.checked)
+        threads = int(np.prod(block))
+        library = self.library(text, body=body, threads=threads, cluster=cluster, arch=arch, checked=wanted.checked)
         regions = [
             Region(
                 name=name,
@@ -61,9 +72,9 @@ class Bench:
             "k", grid=grid, block=block, shared_bytes=shared, params=params, regions=regions, schedule=wanted
         )
 
-    def library(self, text, *, body="body", threads=32, arch=900, checked=True):
+    def library(self, text, *, body="body", threads=32, cluster=1, arch=900, checked=True):
         """Compile `text`, with an entry for `body`."""
-        unit = f"{PRELUDE}{text}\nQP_KERNEL(k, {threads}, P, {body})\n"
+        unit = f"{PRELUDE}{text}\n{entry(threads, cluster, body)}\n"
         return Library(compiler.build(unit, arch=arch, checked=checked), checked=checked)
 
 

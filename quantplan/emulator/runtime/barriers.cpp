@@ -1,4 +1,4 @@
-// The 16 named barriers of a block, and the meetings of a warp's lanes.
+// The 16 named barriers of each block, and the meetings of a warp's lanes.
 #include <cstdio>
 #include <cstring>
 
@@ -15,9 +15,12 @@ struct Barrier {
   Where first{};  // where the first thread arrived
   Clock clock;
 };
-Barrier barriers[16];
+Barrier barriers_of[most_cluster][16];
 
-unsigned meeting[32];  // of each warp: the lanes that wait for others
+unsigned meeting[most_threads / 32 * most_cluster];  // of each warp: the lanes that wait for others
+
+unsigned first_thread() { return block.rank * block.stride; }
+unsigned end_thread() { return first_thread() + block.threads; }
 
 int answer(const Barrier& barrier) {
   switch (barrier.vote) {
@@ -34,7 +37,8 @@ bool same_place(Where a, Where b) { return a.line == b.line && (a.file == b.file
 void check_warps(int id) {
   for (unsigned warp = 0; warp * 32 < block.threads; ++warp) {
     const Fiber* first = nullptr;
-    for (unsigned i = warp * 32; i < block.threads && i < warp * 32 + 32; ++i) {
+    const unsigned begin = first_thread() + warp * 32;
+    for (unsigned i = begin; i < end_thread() && i < begin + 32; ++i) {
       const Fiber& fiber = block.fibers[i];
       if (fiber.state != State::at_barrier || fiber.barrier != id) continue;
       if (!first) first = &fiber;
@@ -47,8 +51,8 @@ void check_warps(int id) {
 
 void open(int id) {
   check_warps(id);
-  Barrier& barrier = barriers[id];
-  for (unsigned i = 0; i < block.threads; ++i) {
+  Barrier& barrier = barriers_of[block.rank][id];
+  for (unsigned i = first_thread(); i < end_thread(); ++i) {
     Fiber& fiber = block.fibers[i];
     if (fiber.state != State::at_barrier || fiber.barrier != id) continue;
     fiber.vote = answer(barrier);
@@ -84,16 +88,19 @@ unsigned missing_lanes(unsigned thread) {
 }  // namespace
 
 void barriers_begin_block() {
-  for (Barrier& barrier : barriers) barrier = {};
+  for (unsigned rank = 0; rank < block.cluster; ++rank)
+    for (Barrier& barrier : barriers_of[rank]) barrier = {};
   memset(meeting, 0, sizeof meeting);
 }
 
-void describe_wait(unsigned thread, char (&text)[96]) {
+void describe_wait(unsigned thread, Text& text) {
   const Fiber& fiber = block.fibers[thread];
   if (fiber.state == State::at_barrier) {
-    const Barrier& barrier = barriers[fiber.barrier];
+    const Barrier& barrier = barriers_of[rank_of(thread)][fiber.barrier];
     snprintf(text, sizeof text, "barrier %d, where %u of %u threads have arrived", fiber.barrier, barrier.arrived,
              barrier.expected);
+  } else if (fiber.state == State::at_cluster) {
+    snprintf(text, sizeof text, "the cluster's barrier, where %u threads have yet to arrive", cluster_missing());
   } else if (fiber.state == State::at_warp) {
     snprintf(text, sizeof text, "lanes %#x of its warp", missing_lanes(thread));
   } else {
@@ -107,7 +114,7 @@ int barrier(int id, unsigned count, bool wait_here, Vote vote, bool predicate, W
   const unsigned expected = count == whole_block ? block.threads : count;
   if (expected > block.threads)
     fail(Fault::barrier, site_of(where), 0, "barrier %d for %u threads, in a block of %u", id, expected, block.threads);
-  Barrier& barrier = barriers[id];
+  Barrier& barrier = barriers_of[block.rank][id];
   if (barrier.arrived && barrier.expected != expected)
     fail(Fault::barrier, site_of(where), site_of(barrier.first),
          "barrier %d for %u threads, while others wait there for %u", id, expected, barrier.expected);
@@ -135,7 +142,7 @@ int barrier(int id, unsigned count, bool wait_here, Vote vote, bool predicate, W
 
 void meet(Collective kind, unsigned mask, void* mine, Complete complete, Where where) {
   const unsigned warp = block.running / 32, lane = block.running % 32;
-  const unsigned last = block.threads - warp * 32;
+  const unsigned last = block.threads - current.linear / 32 * 32;
   const unsigned present = last >= 32 ? ~0u : (1u << last) - 1;
   if (!(mask >> lane & 1))
     fail(Fault::collective, site_of(where), 0, "lane %u calls with a mask that leaves it out: %#x", lane, mask);

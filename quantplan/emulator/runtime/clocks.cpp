@@ -9,7 +9,7 @@ std::vector<uint32_t> clocks;
 
 namespace {
 
-unsigned stride() { return block.threads + agents; }
+unsigned stride() { return block.clocks; }
 
 void join(uint32_t* __restrict into, const uint32_t* __restrict from) {
   for (unsigned i = 0, n = stride(); i < n; ++i) into[i] = std::max(into[i], from[i]);
@@ -29,9 +29,22 @@ void clock_release(Clock& into, unsigned thread) {
   ++known(thread, thread);
 }
 
+void clock_join(Clock& into, const Clock& from) {
+  if (!checked()) return;
+  into.resize(stride(), 0);
+  if (!from.empty()) join(into.data(), from.data());
+}
+
 void clock_acquire(unsigned thread, const Clock& from) {
   if (!checked() || from.empty()) return;
   join(&known(thread, 0), from.data());
+}
+
+Clock clock_at(unsigned thread, uint32_t clock) {
+  if (!checked()) return {};
+  Clock made(stride(), 0);
+  made[thread] = clock;
+  return made;
 }
 
 uint32_t clock_tick_agent(unsigned agent, Clock& into) {

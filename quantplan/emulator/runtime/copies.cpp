@@ -38,7 +38,7 @@ struct Fences {
 std::vector<Loads> loads;
 std::vector<Stores> stores;
 std::vector<Fences> fences;
-unsigned ended;
+unsigned ended[most_cluster];  // threads of each block
 
 unsigned first_unfinished(unsigned open, int in_flight, const char* instruction, Where where) {
   if (in_flight < 0) fail(Fault::invalid, site_of(where), 0, "%s %d", instruction, in_flight);
@@ -58,10 +58,10 @@ void write_target(Store& store) {
   store.written = true;
 }
 
-// Any fence after `clock` will do that the running thread comes after; the first is the likeliest.
-bool covered(const std::vector<uint32_t>& moments, unsigned thread, uint32_t clock) {
+// Any fence after `clock` will do that the other thread comes after; the first is the likeliest.
+bool covered(const std::vector<uint32_t>& moments, unsigned thread, uint32_t clock, unsigned other) {
   const auto first = std::lower_bound(moments.begin(), moments.end(), clock);
-  return first != moments.end() && happened_before(thread, *first);
+  return first != moments.end() && *first <= known(other, thread);
 }
 
 void fence(std::vector<uint32_t>& moments) {
@@ -117,10 +117,10 @@ std::vector<Copy> take_copies(unsigned thread) {
 }
 
 void copies_begin_block() {
-  loads.assign(block.threads, {});
-  stores.assign(block.threads, {});
-  fences.assign(block.threads, {});
-  ended = 0;
+  loads.assign(block.slots, {});
+  stores.assign(block.slots, {});
+  fences.assign(block.slots, {});
+  std::fill(ended, ended + block.cluster, 0);
   mbarriers_begin_block();
 }
 
@@ -128,14 +128,17 @@ void copies_begin_block() {
 void copies_end_thread() {
   const std::deque<Copy>& copies = loads[block.running].copies;
   if (checked() && !copies.empty())
-    fail(Fault::in_flight, copies.front().site, 0, "thread %u returns with a cp.async in flight", block.running);
+    fail(Fault::in_flight, copies.front().site, 0, "thread %u returns with a cp.async in flight", current.linear);
   for (Store& store : stores[block.running].stores) {
     if (checked() && !store.released)
       fail(Fault::in_flight, store.site, 0, "thread %u returns without waiting for a bulk store to read its source",
-           block.running);
+           current.linear);
     write_target(store);
   }
-  if (++ended == block.threads) mbarriers_end_block();
+  clusters_end_thread();
+  if (++ended[block.rank] < block.threads) return;
+  mbarriers_end_block();
+  clusters_end_block();
 }
 
 // ---- cp.async
@@ -197,7 +200,8 @@ void bulk_wait(int groups_in_flight, bool read_only, Where where) {
     if (store.group >= below) break;
     read_source(store);
     if (!read_only || lands_at_once()) write_target(store);
-    if (checked() && !store.released) memory_end_reading(store.from, store.bytes, store.site);
+    if (checked() && !store.released)
+      memory_end_reading(store.from, store.bytes, block.running, clock_of(block.running), store.site);
     store.released = true;
   }
   while (!mine.stores.empty() && mine.stores.front().group < below && mine.stores.front().written)
@@ -209,12 +213,13 @@ void bulk_wait(int groups_in_flight, bool read_only, Where where) {
 void fence_async_proxy() { fence(fences[block.running].proxy); }
 void fence_barrier_init() { fence(fences[block.running].init); }
 
-bool fenced(unsigned thread, uint32_t clock) {
-  return thread >= block.threads || covered(fences[thread].proxy, thread, clock);  // asynchronous copies need no fence
+bool fenced(unsigned thread, uint32_t clock, unsigned other) {
+  return thread >= block.slots || covered(fences[thread].proxy, thread, clock, other);  // what copies write needs no fence
 }
 
 bool init_fenced(unsigned thread, uint32_t clock) {
-  return covered(fences[thread].init, thread, clock) || covered(fences[thread].proxy, thread, clock);
+  const Fences& of_thread = fences[thread];
+  return covered(of_thread.init, thread, clock, block.running) || covered(of_thread.proxy, thread, clock, block.running);
 }
 
 }  // namespace emulated

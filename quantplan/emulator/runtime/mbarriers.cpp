@@ -20,13 +20,19 @@ struct Landing {
   Site site;
 };
 
+// What who waits comes after: all of it, or what happened at the scope of the mbarrier's block.
+struct Releases {
+  Clock all, own;  // alone, a block has no `own`
+};
+
 struct Phase {
   unsigned expected = 0, pending = 0;
   long long bytes = 0;  // outstanding; below zero when copies land before they are announced
   unsigned parity = 0;
-  Clock clock, completed;
+  Releases releases, completed;
   std::vector<Landing> landings;
   unsigned agent = none;
+  unsigned rank = 0;  // of its block
   Site init_site = 0;  // and who initialized it, when
   unsigned init_thread = 0;
   uint32_t init_clock = 0;
@@ -54,23 +60,33 @@ void complete_if_done(Phase& phase) {
   if (phase.pending || phase.bytes) return;
   phase.pending = phase.expected;
   phase.parity ^= 1;
-  phase.completed = phase.clock;
+  phase.completed = phase.releases;
 }
 
 void arrive(Phase& phase, unsigned count, Where where) {
   count_down(phase, count, site_of(where));
-  clock_release(phase.clock, block.running);
+  if (block.cluster > 1 && phase.rank == block.rank) {
+    Clock mine;
+    clock_release(mine, block.running);
+    clock_join(phase.releases.own, mine);
+    clock_join(phase.releases.all, mine);
+  } else {
+    clock_release(phase.releases.all, block.running);
+  }
   complete_if_done(phase);
 }
 
 void land(Phase& phase, size_t index) {
   Landing landing = std::move(phase.landings[index]);
   phase.landings.erase(phase.landings.begin() + static_cast<long>(index));
-  if (phase.agent == none) phase.agent = block.threads + reported_to++ % agents;
-  const uint32_t now = clock_tick_agent(phase.agent, phase.clock);
+  if (phase.agent == none) phase.agent = block.slots + reported_to++ % (agents * block.cluster);
+  const uint32_t now = clock_tick_agent(phase.agent, phase.releases.all);
+  if (block.cluster > 1) clock_join(phase.releases.own, clock_at(phase.agent, now));
   for (Copy& copy : landing.copies) {
     land(copy);
-    if (checked()) memory_landed(copy.to, copy.bytes, phase.agent, now, copy.site);
+    if (!checked()) continue;
+    memory_landed(copy.to, copy.bytes, phase.agent, now, copy.site);
+    if (in_arena(copy.from)) memory_end_reading(copy.from, copy.bytes, phase.agent, now, copy.site);
   }
   count_down(phase, landing.arrivals, landing.site);
   phase.bytes -= landing.bytes;
@@ -99,8 +115,11 @@ void mbarriers_begin_block() {
 void mbarriers_end_block() {
   if (!checked()) return;
   for (const auto& [address, phase] : phases)
-    if (!phase.landings.empty())
-      fail(Fault::in_flight, phase.landings.front().site, 0, "the block ends with copies in flight to an mbarrier");
+    for (const Landing& landing : phase.landings)
+      if (phase.rank == block.rank)
+        fail(Fault::in_flight, landing.site, 0, "the block ends with copies in flight to an mbarrier");
+      else if (!landing.copies.empty() && is_shared(landing.copies.front().from))
+        fail(Fault::in_flight, landing.site, 0, "the block ends while a bulk copy reads its shared memory");
 }
 
 // ---- life
@@ -116,6 +135,7 @@ void barrier_init(uint64_t* barrier, unsigned count, Where where) {
   Phase& phase = phases[barrier];
   phase.expected = phase.pending = count;
   phase.init_site = site;
+  phase.rank = block.rank;
   phase.init_thread = block.running;
   if (checked()) phase.init_clock = clock_of(block.running);
 }
@@ -154,7 +174,7 @@ void copy_async_arrive(uint64_t* barrier, bool no_increment, Where where) {
 
 // ---- waits
 
-bool barrier_try_wait(uint64_t* barrier, unsigned parity, Where where) {
+bool barrier_try_wait(uint64_t* barrier, unsigned parity, bool cluster, Where where) {
   Phase* phase = &phase_of(barrier, where);
   if (parity > 1) fail(Fault::invalid, site_of(where), 0, "a phase's parity is 0 or 1, not %u", parity);
   const bool spurious = launch->completion != Completion::early && random_below(4) == 0;
@@ -164,7 +184,7 @@ bool barrier_try_wait(uint64_t* barrier, unsigned parity, Where where) {
     land_some(*phase);
   }
   if (!spurious && phase->parity != parity) {
-    clock_acquire(block.running, phase->completed);
+    clock_acquire(block.running, cluster || block.cluster == 1 ? phase->completed.all : phase->completed.own);
     return true;
   }
   wait(State::polling, where);
@@ -176,9 +196,12 @@ bool barrier_try_wait(uint64_t* barrier, unsigned parity, Where where) {
 void issue_to(uint64_t* barrier, std::vector<Copy> copies, size_t bytes, Where where) {
   const Site site = site_of(where);
   Phase& phase = phase_of(barrier, where);
-  if (checked() && !init_fenced(phase.init_thread, phase.init_clock))
+  if (checked() && !init_fenced(phase.init_thread, phase.init_clock)) {
+    Text name;
+    name_thread(phase.init_thread, block.linear, name);
     fail(Fault::race, site, phase.init_site,
-         "a bulk load reports to an mbarrier that thread %u initialized without a fence after it", phase.init_thread);
+         "a bulk copy reports to an mbarrier that %s initialized without a fence after it", name);
+  }
   const bool at_once = lands_at_once();
   for (Copy& copy : copies) issue(copy, at_once);
   track(phase, {std::move(copies), 0, static_cast<long long>(bytes), site}, at_once);

@@ -67,25 +67,26 @@ struct Byte {
   uint64_t row, at;
 };
 
-using Text = char[96];
-
 void name_byte(const Byte& byte, Text& text) {
+  const uint64_t rank = byte.at / block.window, offset = byte.at % block.window;
   if (byte.region)
     snprintf(text, sizeof text, "byte %llu of row %llu of %s", number(byte.at), number(byte.row), byte.region->name);
+  else if (rank == block.rank)
+    snprintf(text, sizeof text, "shared memory at offset %llu", number(offset));
   else
-    snprintf(text, sizeof text, "shared memory at offset %llu", number(byte.at));
+    snprintf(text, sizeof text, "shared memory of block %llu at offset %llu", number(block.linear * block.cluster + rank),
+             number(offset));
 }
 
 [[noreturn]] void fail_race(const Stamp& other, const char* did, Access kind, Site site, const Byte& byte) {
-  Text what, name, elsewhere = "";
+  Text what, name;
   name_byte(byte, what);
-  if (other.thread >= block.threads)
+  if (other.thread >= block.slots)
     snprintf(name, sizeof name, "an asynchronous copy");
   else
-    snprintf(name, sizeof name, "thread %u", other.thread);
-  if (other.block != block.linear) snprintf(elsewhere, sizeof elsewhere, " of block %u", other.block);
-  fail(Fault::race, site, other.site, "thread %u %s %s that %s%s %s, with no barrier between them", block.running,
-       verb(kind), what, name, elsewhere, did);
+    name_thread(other.thread, other.block, name);
+  fail(Fault::race, site, other.site, "thread %u %s %s that %s %s, with no barrier between them", current.linear,
+       verb(kind), what, name, did);
 }
 
 [[noreturn]] void fail_in_flight(const Cell& cell, Access kind, Site site, const Byte& byte) {
@@ -93,14 +94,14 @@ void name_byte(const Byte& byte, Text& text) {
   name_byte(byte, what);
   const bool written = cell.copy == being_written;
   fail(Fault::in_flight, site, written ? cell.write.site : cell.read.site,
-       "thread %u %s %s while an asynchronous copy %s it", block.running, verb(kind), what,
+       "thread %u %s %s while an asynchronous copy %s it", current.linear, verb(kind), what,
        written ? "writes" : "reads");
 }
 
 [[noreturn]] void fail_uninitialized(Access kind, Site site, const Byte& byte) {
   Text what;
   name_byte(byte, what);
-  fail(Fault::uninitialized, site, 0, "thread %u %s %s, which nothing has written", block.running, verb(kind), what);
+  fail(Fault::uninitialized, site, 0, "thread %u %s %s, which nothing has written", current.linear, verb(kind), what);
 }
 
 // The access belongs to nothing: says what is nearest.
@@ -129,9 +130,12 @@ void name_byte(const Byte& byte, Text& text) {
     snprintf(where, sizeof where, "of the kernel's parameters");
   if (in_library(address, bytes)) snprintf(where, sizeof where, "of a constant");
   for (const Fiber& fiber : block.fibers)
-    if (address - reinterpret_cast<uintptr_t>(fiber.stack) < stack_bytes)
-      snprintf(where, sizeof where, "of the local memory of thread %zu", size_t(&fiber - block.fibers.data()));
-  fail(Fault::out_of_bounds, site, 0, "thread %u %s %zu bytes, %s", block.running, verb(kind), bytes, where);
+    if (address - reinterpret_cast<uintptr_t>(fiber.stack) < stack_bytes) {
+      Text name;
+      name_thread(unsigned(&fiber - block.fibers.data()), block.linear, name);
+      snprintf(where, sizeof where, "of the local memory of %s", name);
+    }
+  fail(Fault::out_of_bounds, site, 0, "thread %u %s %zu bytes, %s", current.linear, verb(kind), bytes, where);
 }
 
 // ---- who came before
@@ -145,7 +149,7 @@ bool by_one_thread(const Stamp& a, const Stamp& b) { return a.thread == b.thread
 // Keeps what a later write must still be compared with: the newest reading of each thread of this block that the
 // running one does not come after, and one of the earlier blocks, which nothing comes after.
 void compact(std::vector<Stamp>& list) {
-  static uint32_t generation, seen[most_threads + agents];
+  static uint32_t generation, seen[most_clocks];
   ++generation;
   bool earlier = false;
   const auto obsolete = [&](const Stamp& stamp) {
@@ -233,10 +237,13 @@ Cell& shared_cell(size_t offset) {
 }
 
 void check_shared(uintptr_t address, size_t bytes, Access kind, Site site) {
-  const size_t offset = address - reinterpret_cast<uintptr_t>(block.shared);
-  if (offset + bytes > block.shared_bytes)
+  const size_t offset = address - reinterpret_cast<uintptr_t>(block.arena);
+  const auto rank = block.cluster == 1 ? 0 : unsigned(offset / block.window);
+  const size_t own = offset - rank * block.window;
+  if (own + bytes > block.shared_bytes)
     fail(Fault::out_of_bounds, site, 0, "thread %u %s %zu bytes at offset %zu of shared memory, which has %zu",
-         block.running, verb(kind), bytes, offset, block.shared_bytes);
+         current.linear, verb(kind), bytes, own, block.shared_bytes);
+  if (rank != block.rank) check_peer(rank, site);
   const auto at = [offset](size_t i) -> Cell& { return shared_cell(offset + i); };
   check_cells(at, bytes, kind, site, {nullptr, 0, offset}, true);
 }
@@ -250,15 +257,17 @@ bool check_region(Watched& one, uintptr_t address, size_t bytes, Access kind, Si
   const uint64_t row = region.rows == 1 ? 0 : offset / region.pitch, at = offset - row * region.pitch;
   if (at + bytes > region.row_bytes)
     fail(Fault::out_of_bounds, site, 0, "thread %u %s %zu bytes at byte %llu of row %llu of %s, which has %llu",
-         block.running, verb(kind), bytes, number(at), number(row), region.name, number(region.row_bytes));
+         current.linear, verb(kind), bytes, number(at), number(row), region.name, number(region.row_bytes));
   if (kind != Access::read && !region.writable)
-    fail(Fault::read_only, site, 0, "thread %u %s %s, which is an input", block.running, verb(kind), region.name);
+    fail(Fault::read_only, site, 0, "thread %u %s %s, which is an input", current.linear, verb(kind), region.name);
   if (!region.writable) return true;
   Cell* cells = &one.cells[row * region.row_bytes + at];
   const auto cell = [cells](size_t i) -> Cell& { return cells[i]; };
   check_cells(cell, bytes, kind, site, {&region, row, at}, !region.initialized);
   return true;
 }
+
+size_t arena_bytes() { return (block.cluster - 1) * block.window + block.shared_bytes; }
 
 bool within(uintptr_t address, size_t bytes, uintptr_t begin, size_t size) {
   return address >= begin && address + bytes <= begin + size;
@@ -274,7 +283,7 @@ bool memory_begin_launch() {
   free_readers.clear();
   blocks_run = 0;
   if (!checked()) return true;
-  shared_cells = make_cells(block.shared_bytes);
+  shared_cells = make_cells(arena_bytes());
   bool held = shared_cells != nullptr;
   for (int i = 0; i < launch->region_count; ++i) {
     const Region& region = launch->regions[i];
@@ -301,6 +310,10 @@ bool is_shared(const void* pointer) {
   return within(reinterpret_cast<uintptr_t>(pointer), 1, reinterpret_cast<uintptr_t>(block.shared), block.shared_bytes);
 }
 
+bool in_arena(const void* pointer) {
+  return within(reinterpret_cast<uintptr_t>(pointer), 1, reinterpret_cast<uintptr_t>(block.arena), arena_bytes());
+}
+
 bool is_parameter(const void* pointer, size_t bytes) {
   const auto params = reinterpret_cast<uintptr_t>(launch->params);
   return within(reinterpret_cast<uintptr_t>(pointer), bytes, params, launch->params_bytes);
@@ -310,8 +323,7 @@ void access(uintptr_t address, size_t bytes, Access kind, Site site) {
   if (within(address, bytes, reinterpret_cast<uintptr_t>(running().stack), stack_bytes)) return;
   if (interrupted) fail(Fault::deadlock, site, 0, "interrupted before its end");
   ++report->accesses;
-  const uintptr_t shared = reinterpret_cast<uintptr_t>(block.shared);
-  if (address >= shared && address < shared + block.shared_bytes) return check_shared(address, bytes, kind, site);
+  if (address - reinterpret_cast<uintptr_t>(block.arena) < arena_bytes()) return check_shared(address, bytes, kind, site);
   for (Watched& one : watched)
     if (check_region(one, address, bytes, kind, site)) return;
   const bool constant = is_parameter(reinterpret_cast<const void*>(address), bytes) ||
@@ -321,7 +333,7 @@ void access(uintptr_t address, size_t bytes, Access kind, Site site) {
 }
 
 void fail_misaligned(uintptr_t address, const char* what, size_t alignment, Site site) {
-  fail(Fault::misaligned, site, 0, "thread %u accesses %s at address %#zx, which is no multiple of %zu", block.running,
+  fail(Fault::misaligned, site, 0, "thread %u accesses %s at address %#zx, which is no multiple of %zu", current.linear,
        what, size_t(address), alignment);
 }
 
@@ -338,7 +350,7 @@ void touch(const void* pointer, size_t bytes, Access kind, size_t alignment, Whe
 // ---- asynchronous copies
 
 void memory_in_flight(const void* shared, size_t bytes, Site site) {
-  const size_t offset = static_cast<const char*>(shared) - block.shared;
+  const size_t offset = static_cast<const char*>(shared) - block.arena;
   for (size_t i = 0; i < bytes; ++i) {
     Cell& cell = shared_cell(offset + i);
     cell.copy = being_written;
@@ -347,7 +359,7 @@ void memory_in_flight(const void* shared, size_t bytes, Site site) {
 }
 
 void memory_landed(const void* shared, size_t bytes, unsigned thread, uint32_t clock, Site site) {
-  const size_t offset = static_cast<const char*>(shared) - block.shared;
+  const size_t offset = static_cast<const char*>(shared) - block.arena;
   for (size_t i = 0; i < bytes; ++i) {
     Cell& cell = shared_cell(offset + i);
     cell.copy = at_rest;
@@ -356,22 +368,24 @@ void memory_landed(const void* shared, size_t bytes, unsigned thread, uint32_t c
 }
 
 void memory_begin_reading(const void* shared, size_t bytes, Site site) {
-  const size_t offset = static_cast<const char*>(shared) - block.shared;
+  const size_t offset = static_cast<const char*>(shared) - block.arena;
   for (size_t i = 0; i < bytes; ++i) {
     Cell& cell = shared_cell(offset + i);
-    if (!fenced(cell.write.thread, cell.write.clock))
-      fail(Fault::race, site, cell.write.site, "a bulk store reads what thread %u wrote without fence.proxy.async",
-           cell.write.thread);
+    if (!fenced(cell.write.thread, cell.write.clock, block.running)) {
+      Text name;
+      name_thread(cell.write.thread, block.linear, name);
+      fail(Fault::race, site, cell.write.site, "a bulk copy reads what %s wrote without fence.proxy.async", name);
+    }
     cell.copy = being_read;
   }
 }
 
-void memory_end_reading(const void* shared, size_t bytes, Site site) {
-  const size_t offset = static_cast<const char*>(shared) - block.shared;
+void memory_end_reading(const void* shared, size_t bytes, unsigned thread, uint32_t clock, Site site) {
+  const size_t offset = static_cast<const char*>(shared) - block.arena;
   for (size_t i = 0; i < bytes; ++i) {
     Cell& cell = shared_cell(offset + i);
     cell.copy = at_rest;
-    remember_reader(cell, {clock_of(block.running), block.linear, site, uint16_t(block.running), 0});
+    remember_reader(cell, {clock, block.linear, site, uint16_t(thread), 0});
   }
 }
 

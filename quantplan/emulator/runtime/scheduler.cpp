@@ -1,4 +1,6 @@
 // Launches: fibers, the order they run in, and what happens when none can go on.
+//
+// Mostly one block is resident at a time. The blocks of a cluster are resident together, and take turns thread by thread.
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -30,7 +32,7 @@ void* main_sp;
 void (*kernel)(const void*);
 bool failed;
 uint64_t random_state;
-std::vector<unsigned> order;  // in which the block's threads take turns
+std::vector<unsigned> order;  // in which the resident threads take turns
 
 // ---- fibers
 
@@ -47,11 +49,24 @@ void run_thread() {
   abort();  // a thread that is done is never resumed
 }
 
-void resume(unsigned thread) {
+void enter_block(unsigned rank) {
+  block.rank = rank;
+  block.shared = block.arena + rank * block.window;
+  current.block = unravel(uint64_t(block.linear) * block.cluster + rank, launch->grid);
+}
+
+// Makes a thread the one that runs, to kernels and to whoever reports a fault.
+Fiber& make_current(unsigned thread) {
   Fiber& fiber = block.fibers[thread];
+  if (rank_of(thread) != block.rank) enter_block(rank_of(thread));
   block.running = thread;
-  current.linear = thread;
+  current.linear = index_in_block(thread);
   current.thread = fiber.index;
+  return fiber;
+}
+
+void resume(unsigned thread) {
+  Fiber& fiber = make_current(thread);
   ++report->switches;
   emulated_switch(&main_sp, fiber.sp);
 }
@@ -71,10 +86,12 @@ bool make_stacks(unsigned threads) {
       return false;
     }
   }
-  block.fibers.assign(threads, {});
+  block.fibers.assign(block.slots, {});
   for (unsigned i = 0; i < threads; ++i) {
-    block.fibers[i].stack = stacks[i];
-    block.fibers[i].index = unravel(i, launch->block);
+    const unsigned own = i % block.threads;
+    Fiber& fiber = block.fibers[i / block.threads * block.stride + own];
+    fiber.stack = stacks[i];
+    fiber.index = unravel(own, launch->block);
   }
   return true;
 }
@@ -98,33 +115,34 @@ void __attribute__((format(printf, 4, 5))) note(Fault fault, Site site, Site oth
 
 // Of the threads that wait, the first in the state that explains most: who waits at a barrier waits for the others.
 unsigned most_telling() {
-  for (const State state : {State::polling, State::at_warp, State::at_barrier})
-    for (unsigned i = 0; i < block.threads; ++i)
+  for (const State state : {State::polling, State::at_warp, State::at_barrier, State::at_cluster})
+    for (unsigned i = 0; i < block.slots; ++i)
       if (block.fibers[i].state == state) return i;
   return 0;
 }
 
 void report_stuck() {
   const unsigned first = most_telling();
-  const Fiber& one = block.fibers[first];
+  const Fiber& one = make_current(first);
   unsigned done = 0, second = none;
-  for (unsigned i = 0; i < block.threads; ++i) {
+  for (unsigned i : order) {
     const Fiber& fiber = block.fibers[i];
     const bool elsewhere = fiber.where.line != one.where.line || strcmp(fiber.where.file, one.where.file);
     if (fiber.state == State::done) ++done;
     else if (second == none && elsewhere) second = i;
   }
-  char what[96], others[128] = "";
+  Text what, name;
+  char others[256] = "";
   if (second != none) {
     describe_wait(second, what);
-    snprintf(others, sizeof others, "; thread %u waits for %s", second, what);
+    name_thread(second, block.linear, name);
+    snprintf(others, sizeof others, "; %s waits for %s", name, what);
   }
   describe_wait(first, what);
-  current.thread = one.index;
   note(one.state == State::at_warp ? Fault::collective : Fault::deadlock, site_of(one.where),
        second == none ? 0 : site_of(block.fibers[second].where),
-       "no thread can go on: %u wait and %u have returned; thread %u waits for %s%s", block.threads - done, done, first,
-       what, others);
+       "no thread can go on: %zu wait and %u have returned; thread %u waits for %s%s", order.size() - done, done,
+       current.linear, what, others);
 }
 
 // ---- blocks
@@ -134,25 +152,28 @@ void arrange() {
   for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random_below(i)]);
 }
 
-void begin_block() {
-  const unsigned n = block.threads;
-  memset(block.shared, 0xDB, block.shared_bytes);
+void begin_cluster() {
+  enter_block(0);
+  memset(block.arena, 0xDB, (block.cluster - 1) * block.window + block.shared_bytes);
   memory_begin_block();
   barriers_begin_block();
   copies_begin_block();
-  order.resize(n);
-  for (unsigned i = 0; i < n; ++i) {
+  clusters_begin();
+  order.clear();
+  for (unsigned i = 0; i < block.slots; ++i) {
     Fiber& fiber = block.fibers[i];
+    if (!fiber.stack) continue;  // the number of no thread
     fiber.sp = first_frame(fiber.stack + stack_bytes - i * 192 % 4096, run_thread);  // not all in the same cache lines
     fiber.state = State::ready;
-    order[i] = launch->order == Order::descending ? n - 1 - i : i;
+    order.push_back(i);
   }
+  if (launch->order == Order::descending) std::reverse(order.begin(), order.end());
 }
 
-void run_block() {
-  begin_block();
+void run_cluster() {
+  begin_cluster();
   int idle = 0;
-  for (unsigned live = block.threads; live > 0;) {
+  for (size_t live = order.size(); live > 0;) {
     if (interrupted) return note(Fault::deadlock, 0, 0, "interrupted before its end");
     arrange();
     const uint64_t before = progress;
@@ -179,7 +200,7 @@ void run_block() {
 uint64_t greatest_common_divisor(uint64_t a, uint64_t b) { return b ? greatest_common_divisor(b, a % b) : a; }
 
 void run_grid() {
-  const uint64_t total = uint64_t(launch->grid[0]) * launch->grid[1] * launch->grid[2];
+  const uint64_t total = uint64_t(launch->grid[0]) * launch->grid[1] * launch->grid[2] / block.cluster;
   uint64_t at = 0, step = 1;
   if (launch->order == Order::descending) {
     at = total - 1;
@@ -191,8 +212,7 @@ void run_grid() {
   }
   for (uint64_t i = 0; i < total && !failed; ++i) {
     block.linear = unsigned(at);
-    current.block = unravel(at, launch->grid);
-    run_block();
+    run_cluster();
     at = (at + step) % total;
   }
 }
@@ -203,13 +223,18 @@ bool start() {
   const auto& [x, y, z] = launch->block;
   current = {{}, {}, {x, y, z}, {launch->grid[0], launch->grid[1], launch->grid[2]}, 0};
   block.threads = x * y * z;
+  block.cluster = launch->cluster;
+  block.stride = block.cluster == 1 ? block.threads : (block.threads + 127) / 128 * 128;
+  block.slots = block.stride * block.cluster;
+  block.clocks = block.slots + agents * block.cluster;
   block.linear = block.running = 0;
   block.shared_bytes = launch->shared_bytes;
-  const size_t room = (launch->shared_bytes / 1024 + 1) * 1024;
-  const std::unique_ptr<char, void (*)(void*)> shared(static_cast<char*>(aligned_alloc(1024, room)), free);
-  block.shared = shared.get();
+  block.window = (launch->shared_bytes / 1024 + 1) * 1024;
+  const std::unique_ptr<char, void (*)(void*)> shared(
+      static_cast<char*>(aligned_alloc(1024, block.window * block.cluster)), free);
+  block.shared = block.arena = shared.get();
   places_begin_launch(reinterpret_cast<const void*>(kernel));
-  if (!block.shared || !make_stacks(block.threads) || !memory_begin_launch()) return false;
+  if (!block.arena || !make_stacks(block.threads * block.cluster) || !memory_begin_launch()) return false;
   guarded(run_grid);
   memory_end_launch();
   if (report->fault != Fault::none) {
@@ -224,6 +249,14 @@ bool start() {
 }  // namespace
 
 // ---- what the other files use
+
+void name_thread(unsigned thread, unsigned linear, Text& text) {
+  const unsigned rank = rank_of(thread);
+  if (linear == block.linear && rank == block.rank)
+    snprintf(text, sizeof text, "thread %u", index_in_block(thread));
+  else
+    snprintf(text, sizeof text, "thread %u of block %u", index_in_block(thread), linear * block.cluster + rank);
+}
 
 void wait(State state, Where where) {
   Fiber& self = running();

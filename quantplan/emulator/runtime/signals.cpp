@@ -42,7 +42,7 @@ void describe_crash(int number, const char* address) {
   } else if (number == SIGILL || number == SIGTRAP) {
     snprintf(text, size, "an illegal instruction, which marks what a compiler takes for impossible");
   } else if (address >= stack - guard_bytes && address < stack) {
-    snprintf(text, size, "thread %u overflows its stack of %zu KiB", block.running, stack_bytes / 1024);
+    snprintf(text, size, "thread %u overflows its stack of %zu KiB", current.linear, stack_bytes / 1024);
   } else {
     snprintf(text, size, "an access to memory that is not there (address %p)", address);
   }

@@ -96,18 +96,28 @@ std::vector<Piece> cut_box(const TensorMap& map, char* shared, Coordinates from)
 
 void tensor_prefetch(const void* map, Where where) { map_at(map, where); }
 
-void tensor_load(void* shared, const void* pointer, unsigned rank, Coordinates from, uint64_t* barrier, Where where) {
+void tensor_load(void* shared, const void* pointer, unsigned rank, Coordinates from, uint64_t* barrier, unsigned mask,
+                 Where where) {
   const TensorMap map = map_of(pointer, rank, where);
   const size_t bytes = box_bytes(map);
+  if (mask == 0 || mask >> block.cluster)
+    fail(Fault::invalid, site_of(where), 0, "a tensor load for blocks %#x of a cluster of %u", mask, block.cluster);
   touch(shared, bytes, Access::write, 128, where);
   check_in_shared(shared, bytes, "a tensor load", where);
-  std::vector<Copy> copies;
-  for (const Piece& piece : cut_box(map, static_cast<char*>(shared), from)) {
+  const std::vector<Piece> pieces = cut_box(map, static_cast<char*>(shared), from);
+  for (const Piece& piece : pieces)
     if (piece.global) touch(piece.global, piece.bytes, Access::read, 1, where);
-    const size_t filled = piece.global ? piece.bytes : 0;
-    copies.push_back({piece.shared, piece.global, piece.bytes, filled, 0, site_of(where), false});
+  for (unsigned to = 0; to < block.cluster; ++to) {
+    if (!(mask >> to & 1)) continue;
+    const ptrdiff_t there = ptrdiff_t(block.window) * (ptrdiff_t(to) - ptrdiff_t(block.rank));
+    if (there) touch(static_cast<char*>(shared) + there, bytes, Access::write, 128, where);
+    std::vector<Copy> copies;
+    for (const Piece& piece : pieces) {
+      const size_t filled = piece.global ? piece.bytes : 0;
+      copies.push_back({piece.shared + there, piece.global, piece.bytes, filled, 0, site_of(where), false});
+    }
+    issue_to(barrier + there / ptrdiff_t(sizeof *barrier), std::move(copies), bytes, where);
   }
-  issue_to(barrier, std::move(copies), bytes, where);
 }
 
 void tensor_store(const void* pointer, unsigned rank, Coordinates to, const void* shared, Where where) {

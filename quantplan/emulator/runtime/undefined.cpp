@@ -30,7 +30,7 @@ struct TypeMismatch {
 Site site_of(const Location& where) { return site_of(Where{where.file, int(where.line)}); }
 
 [[noreturn]] void undefined(const Location& where, const char* what) {
-  fail(Fault::undefined, site_of(where), 0, "thread %u: %s", block.running, what);
+  fail(Fault::undefined, site_of(where), 0, "thread %u: %s", current.linear, what);
 }
 
 }  // namespace
@@ -53,7 +53,7 @@ EMULATED_UNDEFINED(float_cast_overflow, "a float converted to an integer that ca
 EMULATED_UNDEFINED(load_invalid_value, "a bool or an enum with a value that it cannot have")
 
 EMULATED_HOOK void __ubsan_handle_out_of_bounds_abort(const OutOfBounds* data, uintptr_t index) {
-  fail(Fault::out_of_bounds, site_of(data->where), 0, "thread %u: index %lld of an array %s", block.running,
+  fail(Fault::out_of_bounds, site_of(data->where), 0, "thread %u: index %lld of an array %s", current.linear,
        static_cast<long long>(index), data->array->name);
 }
 

@@ -48,6 +48,18 @@ __device__ inline void cp_async_bulk_tensor_load_3d(void* shared, const TensorMa
                : "memory");
 }
 
+// Starts to copy a box of a matrix to the same place in the shared memory of each block of the cluster whose rank is set
+// in `blocks`; it reports a whole box's bytes to the mbarrier at the same place of each.
+template <int arch = 900>
+__device__ inline void cp_async_bulk_tensor_load_2d_multicast(void* shared, const TensorMap* map, int c0, int c1,
+                                                              unsigned long long* mbarrier, unsigned short blocks) {
+  static_assert(__CUDA_ARCH__ >= arch, "cp.async.bulk.tensor needs sm_90 or newer");
+  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
+               "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared_address(shared)),
+               "l"(map), "r"(c0), "r"(c1), "r"(shared_address(mbarrier)), "h"(blocks)
+               : "memory");
+}
+
 // Starts to copy a box from shared memory to a matrix, in a bulk group; who wrote the box must have called
 // fence_proxy_async_shared() since.
 template <int arch = 900>

@@ -48,6 +48,7 @@ struct Launch {
   Accumulation accumulation;
   uint64_t seed;
   int32_t checked;
+  uint32_t cluster;  // neighbouring blocks along x that are resident at once; it divides grid[0]
 };
 
 // What a kernel's 128 opaque bytes of a tensor map hold; dimensions are innermost first. tensor_maps.py writes it.

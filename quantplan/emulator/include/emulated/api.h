@@ -86,10 +86,12 @@ void barrier_init(uint64_t* barrier, unsigned count, Where where);
 void barrier_invalidate(uint64_t* barrier, Where where);
 void barrier_arrive(uint64_t* barrier, unsigned count, Where where);
 void barrier_expect(uint64_t* barrier, unsigned bytes, Where where);
-bool barrier_try_wait(uint64_t* barrier, unsigned parity, Where where);
+bool barrier_try_wait(uint64_t* barrier, unsigned parity, bool cluster, Where where);
 void copy_async_arrive(uint64_t* barrier, bool no_increment, Where where);
 
 void bulk_load(void* shared, const void* global, unsigned bytes, uint64_t* barrier, Where where);
+void bulk_send(unsigned to, const void* shared, unsigned bytes, unsigned barrier, Where where);
+void store_async(unsigned to, const void* value, size_t bytes, unsigned barrier, Where where);
 void bulk_store(void* global, const void* shared, unsigned bytes, Where where);
 void bulk_commit();
 void bulk_wait(int groups_in_flight, bool read_only, Where where);
@@ -98,11 +100,23 @@ struct Coordinates {
   int at[3];
 };
 void tensor_prefetch(const void* map, Where where);
-void tensor_load(void* shared, const void* map, unsigned rank, Coordinates from, uint64_t* barrier, Where where);
+// Each bit of the mask stands for a block of the cluster that gets the box, at the same place.
+void tensor_load(void* shared, const void* map, unsigned rank, Coordinates from, uint64_t* barrier, unsigned mask,
+                 Where where);
 void tensor_store(const void* map, unsigned rank, Coordinates to, const void* shared, Where where);
 
 void fence_async_proxy();
 void fence_barrier_init();
+
+// ---- clusters: neighbouring blocks that are resident together and reach each other's shared memory
+
+unsigned cluster_rank();
+unsigned cluster_size();
+void cluster_arrive(Where where);
+void cluster_wait(Where where);
+// The address that instructions on a cluster's shared memory want: of a block's own, or of the same place in another's.
+unsigned cluster_address(const void* shared, unsigned rank, Where where);
+void* cluster_pointer(unsigned address, size_t bytes, Where where);  // and back
 
 // ---- the rest
 

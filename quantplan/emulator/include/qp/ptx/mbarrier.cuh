@@ -31,11 +31,11 @@ EMULATED_INSTRUCTION void mbarrier_expect_tx(unsigned long long* mbarrier, unsig
 template <int arch = 900>
 EMULATED_INSTRUCTION bool mbarrier_try_wait_parity(unsigned long long* mbarrier, unsigned parity, EMULATED_CALLER) {
   static_assert(__CUDA_ARCH__ >= arch, "mbarrier.try_wait needs sm_90 or newer");
-  return emulated::barrier_try_wait(reinterpret_cast<uint64_t*>(mbarrier), parity, where);
+  return emulated::barrier_try_wait(reinterpret_cast<uint64_t*>(mbarrier), parity, false, where);
 }
 // It sees a phase's end later than the hardware may, as try_wait does; and lets others run, or a loop would not end.
 EMULATED_INSTRUCTION bool mbarrier_test_wait_parity(unsigned long long* mbarrier, unsigned parity, EMULATED_CALLER) {
-  return emulated::barrier_try_wait(reinterpret_cast<uint64_t*>(mbarrier), parity, where);
+  return emulated::barrier_try_wait(reinterpret_cast<uint64_t*>(mbarrier), parity, false, where);
 }
 template <int arch = 900>
 EMULATED_INSTRUCTION void fence_mbarrier_init() {
