@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from quantplan.plan import Plan
     from quantplan.types import PrecisionGuarantee
+    from quantplan.variant import VariantReport
 
 OK, FAILED, USAGE, UNSUPPORTED = 0, 1, 2, 3
 
@@ -182,11 +183,15 @@ def _explain(args: argparse.Namespace) -> tuple[int, str]:
         return code, _json(_data(found))
     answer = f"{found.sku.name} ({found.sku.backend.name})" if found.sku else "unsupported"
     lines = [f"{found.op} on {found.target}: {answer}"]
-    rows = [(v.name, "yes" if v.supported else "no", v.reason) for v in found.variants]
-    lines.append(_table("variants, in order of preference", ("variant", "supported", "reason"), rows))
+    rows = [(v.name, "yes" if v.supported else "no", v.reason or _cost(v)) for v in found.variants]
+    lines.append(_table("variants, best first", ("variant", "supported", "reason"), rows))
     if found.sku:
         lines.append(guarantee_text(found.sku.precision_guarantee))
     return code, "\n".join(lines)
+
+
+def _cost(report: VariantReport) -> str:
+    return "" if report.cost is None else f"expected to take {report.cost * 1e6:.1f} µs"
 
 
 def _verify(args: argparse.Namespace) -> tuple[int, str]:

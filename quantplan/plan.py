@@ -20,14 +20,14 @@ from quantplan.devices.target import Target, TargetKind
 from quantplan.errors import DeviceMismatch, InvalidProblem, MisalignedOperand, Unsupported, WorkspaceTooSmall
 from quantplan.operands import Operand, check_overlap, check_presence
 from quantplan.types import KernelSku, OpCategory, PlanPreference, PrecisionGuarantee, QuantizeKind
-from quantplan.variant import Identity, Variant, VariantReport
+from quantplan.variant import rank
 from quantplan.workspace import ALIGNMENT, Workspace
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from quantplan.tensor import Location, TensorView
-    from quantplan.variant import Prepare, Start
+    from quantplan.variant import Identity, Prepare, Start, Variant, VariantReport
 
 D = TypeVar("D", bound=Any)
 A = TypeVar("A", bound=Any)
@@ -123,7 +123,7 @@ class Plan(ABC, Generic[D, A]):
 
     @classmethod
     def why_not(cls, target: object, desc: D, pref: PlanPreference | None = None) -> tuple[VariantReport, ...]:
-        """Return each variant's answer, in order of preference. Nothing is compiled or loaded.
+        """Return each variant's answer, best first. Nothing is compiled or loaded.
 
         Parameters
         ----------
@@ -134,17 +134,23 @@ class Plan(ABC, Generic[D, A]):
         pref : PlanPreference, optional
             What the caller insists on.
         """
+        return tuple(report for _, report in cls.ranking(target, desc, pref))
+
+    @classmethod
+    def ranking(
+        cls, target: object, desc: D, pref: PlanPreference | None = None
+    ) -> tuple[tuple[Variant, VariantReport], ...]:
+        """Return the variants with their answers, best first; see `why_not` and `variant.rank`."""
         cls.check(desc)
         where, wanted = Target.parse(target), PlanPreference() if pref is None else pref
         if not isinstance(wanted, PlanPreference):
             raise InvalidProblem(op=cls.op.value, field="pref", expected="PlanPreference", got=repr(pref))
         cls.check_preference(desc, wanted)
-        reasons = [(variant, cls._reason(variant, where, desc, wanted)) for variant in cls.variants]
-        return tuple(VariantReport(name=v.name, supported=r is None, reason=r or "") for v, r in reasons)
+        return rank(cls.variants, where, desc, wanted, cls.limit(desc))
 
     @classmethod
     def select(cls, target: object, desc: D, pref: PlanPreference | None = None) -> Self:
-        """Choose the first variant that runs the problem on the target, and load it.
+        """Choose the best variant that runs the problem on the target, and load it.
 
         Parameters
         ----------
@@ -202,17 +208,13 @@ class Plan(ABC, Generic[D, A]):
 
     @classmethod
     def choose(cls, target: object, desc: D, pref: PlanPreference | None = None) -> Variant:
-        """Return the first variant that runs the problem on the target, without loading it; see `select`."""
-        reports = cls.why_not(target, desc, pref)
-        for variant, report in zip(cls.variants, reports, strict=True):
-            if report.supported:
-                return variant
+        """Return the best variant that runs the problem on the target, without loading it; see `select`."""
+        ranking = cls.ranking(target, desc, pref)
+        variant, report = ranking[0]
+        if report.supported:
+            return variant
+        reports = tuple(report for _, report in ranking)
         raise Unsupported(f"no variant runs this on {Target.parse(target)}", op=cls.op.value, variants=reports)
-
-    @classmethod
-    def _reason(cls, variant: Variant, target: Target, desc: D, pref: PlanPreference) -> str | None:
-        """Return the first reason against a variant: the op's limit, its own, then an unmet preference."""
-        return cls.limit(desc) or variant.why_not(desc, target) or variant.unmet(desc, pref)
 
     # ---- use
 

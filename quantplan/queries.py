@@ -60,7 +60,7 @@ class Explanation(Record):
     sku : KernelSku, optional
         The kernel that would run; None when none does.
     variants : tuple[VariantReport, ...]
-        Every variant's answer, in order of preference.
+        Every variant's answer, best first.
     """
 
     target: str
@@ -92,7 +92,9 @@ def plans(target: object = "cpu", op: str | None = None) -> list[PlanSupport]:
 def _rows(kind: type[Plan[Any, Any]], target: Target) -> Iterator[PlanSupport]:
     seen = set()
     for desc in kind.catalogue():
-        for variant, report in zip(kind.variants, kind.why_not(target, desc), strict=True):
+        answers = dict(kind.ranking(target, desc))
+        for variant in kind.variants:
+            report = answers[variant]
             if variant.limit(desc):
                 continue  # no kernel of this variant exists for it
             sku = variant.sku(kind.category, kind.op, kind.identity(desc), desc)
@@ -119,15 +121,10 @@ def explain(desc: Record, target: object = "cpu", pref: PlanPreference | None = 
         No op has such a descriptor, or there is no such target.
     """
     kind, where = plan_type(desc), Target.parse(target)
-    reports = kind.why_not(where, desc, pref)
-    sku = next(
-        (
-            variant.sku(kind.category, kind.op, kind.identity(desc), desc)
-            for variant, report in zip(kind.variants, reports, strict=True)
-            if report.supported
-        ),
-        None,
-    )
+    ranking = kind.ranking(where, desc, pref)
+    variant, best = ranking[0]
+    sku = variant.sku(kind.category, kind.op, kind.identity(desc), desc) if best.supported else None
+    reports = tuple(report for _, report in ranking)
     return Explanation(target=str(where), op=kind.op.value, descriptor=desc, sku=sku, variants=reports)
 
 

@@ -350,6 +350,8 @@ class PlanPreference(Record):
         Only variants that hold every yes-or-no promise that this guarantee holds.
     accumulation : Accumulation, optional
         Only variants that accumulate so; ops without tensor-core floats have no such choice and refuse it.
+    variant : str, optional
+        Only the variant of this name, as `Plan.why_not` lists them: for measuring, and for who knows better.
     """
 
     backend: BackendKind | None = field(BackendKind, None)
@@ -359,6 +361,7 @@ class PlanPreference(Record):
     require_bit_identical: bool = field(to_flag, default=False)
     min_guarantee: PrecisionGuarantee | None = field(record_of(PrecisionGuarantee), None)
     accumulation: Accumulation | None = field(Accumulation, None)
+    variant: str | None = field(to_text, None)
 
     @property
     def required_flags(self) -> frozenset[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from quantplan.record import Record, field, to_flag, to_text
+from quantplan.record import Record, field, to_flag, to_number, to_text
 from quantplan.types import (
     ArchSku,
     BackendKind,
@@ -71,11 +71,15 @@ class VariantReport(Record):
         Whether it runs the problem on the target under the preferences.
     reason : str
         Why not; empty when it does.
+    cost : float, optional
+        Seconds that it is expected to take, where candidates are compared by a cost model. It ranks them, and is no
+        measurement.
     """
 
     name: str = field(to_text)
     supported: bool = field(to_flag)
     reason: str = field(to_text, "")
+    cost: float | None = field(to_number, None)
 
 
 class Variant(ABC):
@@ -98,8 +102,14 @@ class Variant(ABC):
         """Return every kernel that a launch of the problem may need."""
         return ()
 
+    def cost(self, desc: Any, target: Target) -> float | None:  # noqa: ANN401, ARG002 - each op has its own descriptor; variants may look at it
+        """Return the seconds that it is expected to take, to be compared with other variants; None for no opinion."""
+        return None
+
     def unmet(self, desc: Any, pref: PlanPreference) -> str | None:  # noqa: ANN401 - each op has its own descriptor
         """Return the first preference that it does not meet, or None."""
+        if pref.variant not in (None, self.name):
+            return f"{pref.variant} is required"
         if pref.backend not in (None, self.backend):
             return f"backend is {self.backend.value}, and {pref.backend.value} is required"
         size = self.workspace_size(desc)
@@ -145,6 +155,28 @@ class Variant(ABC):
             precision_guarantee=self.guarantee(desc),
             source_digest=self.source_digest(),
         )
+
+
+def rank(
+    variants: tuple[Variant, ...],
+    target: Target,
+    desc: Any,  # noqa: ANN401 - each op has its own descriptor
+    pref: PlanPreference,
+    limit: str | None,
+) -> tuple[tuple[Variant, VariantReport], ...]:
+    """Return variants with their answers, best first.
+
+    Those that run the problem come first, cheapest first where they are compared by cost; the table's order decides
+    everything else. The first reason against a variant counts: the op's limit, its own, then an unmet preference.
+    """
+    answers = []
+    for variant in variants:
+        reason = limit or variant.why_not(desc, target) or variant.unmet(desc, pref)
+        cost = None if reason else variant.cost(desc, target)
+        answers.append(
+            (variant, VariantReport(name=variant.name, supported=not reason, reason=reason or "", cost=cost))
+        )
+    return tuple(sorted(answers, key=lambda answer: (not answer[1].supported, answer[1].cost or 0.0)))
 
 
 @attrs.frozen

@@ -19,7 +19,7 @@ CONTRACT = VOCABULARY | {"reference", "formats"}
 TENSORS = VOCABULARY | {"tensor", "tensor_maps", "dlpack"}
 HOST = TENSORS | {"cache", "cubins", "disassembly", "occupancy", "devices", "kernels", "emulator"}
 PLANS = HOST | {"operands", "workspace", "variant", "programs", "plan", "family"}
-OPS = PLANS | CONTRACT | {"ops"}
+OPS = PLANS | CONTRACT | {"ops", "chips"}
 USERS = OPS | {"scaled", "recipes", "queries", "warmup", "doctor", "verify"}
 MAY_IMPORT = {
     "errors": set(),
@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "cubins": HOST,
     "disassembly": VOCABULARY,
     "occupancy": VOCABULARY,
+    "chips": set(),
     "emulator": HOST,
     "operands": PLANS,
     "workspace": PLANS,

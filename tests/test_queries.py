@@ -94,10 +94,12 @@ def test_explain_says_what_would_run():
     found = qp.explain(LINEAR)
     assert (found.target, found.op, found.descriptor) == ("cpu", "smoothquant_linear", LINEAR)
     assert found.sku == qp.SmoothQuantLinearPlan.select("cpu", LINEAR).sku
-    assert [(v.name, v.supported, v.reason) for v in found.variants] == [("reference", True, "")]
+    best, *others = found.variants
+    assert (best.name, best.supported, best.reason) == ("reference", True, "")
+    assert all(v.reason == "needs sm_80, and the target is cpu" for v in others)
 
 
-@pytest.mark.parametrize("target", ["sm_90a", "sm_121", "emulated:sm_80"])
+@pytest.mark.parametrize("target", ["sm_75", "emulated:sm_75"])
 def test_explain_says_why_nothing_would(target):
     found = qp.explain(LINEAR, target)
     assert found.sku is None
@@ -111,7 +113,7 @@ def test_explain_says_why_nothing_would(target):
 def test_explain_takes_preferences():
     found = qp.explain(LINEAR, "cpu", qp.PlanPreference(backend="bespoke"))
     assert found.sku is None
-    assert found.variants[0].reason == "backend is reference, and bespoke is required"
+    assert "backend is reference, and bespoke is required" in [v.reason for v in found.variants]
 
 
 def test_explain_takes_a_parsed_target_and_a_gpu(two_gpus):

@@ -320,7 +320,7 @@ def test_replace_checks_every_rule_again(changes):
 def test_replace_refuses_unknown_fields_and_names_the_known_ones():
     with pytest.raises(qp.InvalidProblem) as caught:
         REPORT.replace(supported=True, colour="red")
-    expected = "VariantReport: colour: expected one of name, reason, supported, got colour"
+    expected = "VariantReport: colour: expected one of cost, name, reason, supported, got colour"
     assert str(caught.value) == expected
 
 

@@ -9,6 +9,7 @@ import attrs
 from quantplan.elements import ElementKind, to_element
 from quantplan.operands import Operand, Tensor, host, host_or_operand, tensor_field
 from quantplan.ops import _linear as linear
+from quantplan.ops import _linear_kernels as kernels
 from quantplan.plan import Plan
 from quantplan.record import Record, dimension, field, to_flag, to_number
 from quantplan.reference.quantized_linear import quantized_linear
@@ -140,7 +141,7 @@ class QuantizedLinearPlan(Plan[QuantizedLinearDescriptor, QuantizedLinearArgs]):
     descriptor_type = QuantizedLinearDescriptor
     args_type = QuantizedLinearArgs
     rows_operand = "act_q"
-    variants = (ReferenceVariant(_run, linear.promise),)
+    variants = (*kernels.VARIANTS, ReferenceVariant(_run, linear.promise))
 
     @classmethod
     def operands(cls, desc: QuantizedLinearDescriptor) -> tuple[Operand, ...]:

@@ -10,6 +10,7 @@ from quantplan.elements import ElementKind, to_element
 from quantplan.errors import InvalidProblem
 from quantplan.operands import Operand, Tensor, host, host_or_operand, tensor_field
 from quantplan.ops import _linear as linear
+from quantplan.ops import _linear_kernels as kernels
 from quantplan.plan import Plan
 from quantplan.record import Record, dimension, field, to_flag, to_integer, to_number
 from quantplan.reference.smoothquant_linear import smoothquant_linear
@@ -149,7 +150,7 @@ class SmoothQuantLinearPlan(Plan[SmoothQuantLinearDescriptor, SmoothQuantLinearA
     descriptor_type = SmoothQuantLinearDescriptor
     args_type = SmoothQuantLinearArgs
     rows_operand = "act_q"
-    variants = (ReferenceVariant(_run, linear.promise),)
+    variants = (*kernels.VARIANTS, ReferenceVariant(_run, linear.promise))
 
     @classmethod
     def operands(cls, desc: SmoothQuantLinearDescriptor) -> tuple[Operand, ...]:

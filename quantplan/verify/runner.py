@@ -148,9 +148,9 @@ def _load_kernels(target: Target, wanted: Mapping[str, Sequence[Any]]) -> None:
 
 
 def _choices(plan_type: type[Plan[Any, Any]], desc: Any, target: Target) -> list[PlanPreference]:  # noqa: ANN401 - each op has its own
-    """Return the preferences that reach every variant of a problem on a target: one per kind of accumulation."""
-    offered = (variant.accumulation for variant in plan_type.variants if variant.why_not(desc, target) is None)
-    return [PlanPreference(accumulation=accumulation) for accumulation in dict.fromkeys(offered)]
+    """Return the preferences that reach every variant of a problem on a target."""
+    usable = (variant for variant in plan_type.variants if variant.why_not(desc, target) is None)
+    return [PlanPreference(variant=variant.name) for variant in usable]
 
 
 @attrs.define

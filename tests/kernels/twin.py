@@ -18,10 +18,10 @@ class Twin:
         self.lab = lab
         self.rng = np.random.default_rng(11)
 
-    def run(self, target, desc, arrays, **how):
-        """Run on a target; return its outputs' arrays."""
+    def run(self, target, desc, arrays, variant=None, **how):
+        """Run on a target, there by one of its variants if it is named; return the outputs' arrays."""
         kind = plan_type(desc)
-        plan = kind.select(target, desc)
+        plan = kind.select(target, desc, qp.PlanPreference(variant=None if target == "cpu" else variant))
         assert target == "cpu" or plan.sku.backend is qp.BackendKind.BESPOKE
         workspace = None
         if plan.workspace_size:
@@ -32,7 +32,10 @@ class Twin:
         return {operand.name: arrays[operand.name] for operand in kind.operands(desc) if operand.output}
 
     def check(self, desc, inputs=None, *, arch="sm_90a", layout="dense", **how):
-        """Assert equal bits; `inputs` replaces some of the operands, `layout` is how matrices lie in memory."""
+        """Assert equal bits; `inputs` replaces some of the operands, `layout` is how matrices lie in memory.
+
+        Whatever else there is, a variant's name or a schedule, is passed on to `run`.
+        """
         arrays = self.lab.operands(desc) | (inputs or {})
         expected = self.run("cpu", desc, {name: array.copy() for name, array in arrays.items()})
         place = np.copy if layout == "dense" else getattr(self.lab, layout)
@@ -71,14 +74,14 @@ def bits(array):
     return np.ascontiguousarray(array).view(f"u{size}")
 
 
-def preload(descriptors, archs=("sm_90a",), *, checked=True):
+def preload(descriptors, archs=("sm_90a",), *, checked=True, wanted=None):
     """Build the kernels of many problems together, which costs a tenth of building them one by one."""
     for arch in archs:
         target = Target.parse(f"emulated:{arch}")
         specs = {}
         for desc in descriptors:
             for variant in plan_type(desc).variants:
-                if variant.why_not(desc, target) is None:
+                if wanted in (None, variant.name) and variant.why_not(desc, target) is None:
                     specs |= dict.fromkeys(variant.kernels(desc))
         with schedule(checked=checked):
             open_device(target).load(specs)

@@ -380,7 +380,7 @@ def test_no_sku_is_smoothquant_linears():
     assert not own & other
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90a", "sm_121", "emulated:sm_80"])
+@pytest.mark.parametrize("target", ["sm_75", "emulated:sm_75"])
 def test_where_no_variant_runs_each_says_why(target):
     with pytest.raises(qp.Unsupported) as caught:
         qp.QuantizedLinearPlan.select(target, describe())
@@ -428,4 +428,4 @@ IDENTITY = qp.QuantizedLinearPlan.select("cpu", describe()).precision_guarantee
 def test_a_preference_that_cannot_be_met_is_an_error(pref, reason):
     with pytest.raises(qp.Unsupported) as caught:
         qp.QuantizedLinearPlan.select("cpu", describe(epilogue="gelu_tanh"), pref)
-    assert [reason in report.reason for report in caught.value.variants] == [True]
+    assert [reason in r.reason for r in caught.value.variants if r.name == "reference"] == [True]

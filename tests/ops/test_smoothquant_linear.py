@@ -474,7 +474,7 @@ def test_scales_bias_and_shape_select_no_other_kernel():
         assert qp.SmoothQuantLinearPlan.select("cpu", describe(**fields)).sku == sku
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90a", "sm_121", "emulated:sm_80"])
+@pytest.mark.parametrize("target", ["sm_75", "emulated:sm_75"])
 def test_where_no_variant_runs_each_says_why(target):
     with pytest.raises(qp.Unsupported) as caught:
         qp.SmoothQuantLinearPlan.select(target, describe())
@@ -521,4 +521,4 @@ IDENTITY = qp.SmoothQuantLinearPlan.select("cpu", describe()).precision_guarante
 def test_a_preference_that_cannot_be_met_is_an_error(pref, reason):
     with pytest.raises(qp.Unsupported) as caught:
         qp.SmoothQuantLinearPlan.select("cpu", describe(epilogue="silu"), pref)
-    assert [reason in report.reason for report in caught.value.variants] == [True]
+    assert [reason in r.reason for r in caught.value.variants if r.name == "reference"] == [True]

@@ -202,6 +202,12 @@ EMULATED_INSTRUCTION unsigned __byte_perm(unsigned a, unsigned b, unsigned selec
   return result;
 }
 
+EMULATED_INSTRUCTION int __dp4a(int a, int b, int sum) {
+  unsigned result = unsigned(sum);
+  for (int i = 0; i < 4; ++i) result += unsigned(int8_t(a >> 8 * i) * int8_t(b >> 8 * i));
+  return int(result);
+}
+
 // ---- arithmetic with a stated rounding; the library is compiled without contraction
 
 EMULATED_INSTRUCTION float __fadd_rn(float a, float b) { return a + b; }

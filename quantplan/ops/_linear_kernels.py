@@ -1,0 +1,203 @@
+"""The host side of the W8A8 linears' kernels: their tiles, what each is expected to take, and their launches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import attrs
+
+from quantplan.chips import chip
+from quantplan.devices.device import Grid
+from quantplan.elements import ElementKind
+from quantplan.kernels import KernelSpec, ParamStruct
+from quantplan.ops import _linear as linear
+from quantplan.ops._quantize_kernels import ceil_div, element_name, flag, row_pitch, width_of
+from quantplan.programs import KernelVariant, Launch
+from quantplan.reference.bounds import LinearErrorBound
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from quantplan.programs import Call
+    from quantplan.tensor import TensorView
+    from quantplan.types import PrecisionGuarantee
+
+Desc: TypeAlias = Any
+"""A descriptor of either linear."""
+
+LINEAR_PARAMS = ParamStruct(
+    "LinearParams",
+    (
+        ("act_q", "P"), ("weight_q", "P"), ("act_scale", "P"), ("weight_scale", "P"), ("act_zero_point", "P"),
+        ("bias", "P"), ("output_scale", "P"), ("output", "P"),
+        ("m", "q"), ("n", "q"), ("act_stride", "q"), ("weight_stride", "q"), ("output_stride", "q"),
+        ("act_scale_stride", "q"), ("weight_scale_stride", "q"),
+        ("host_act_scale", "d"), ("k", "i"), ("host_act_zero_point", "i"), ("host_output_scale", "f"),
+        ("act_aligned", "i"), ("weight_aligned", "i"), ("output_aligned", "i"),
+    ),
+)  # fmt: skip
+
+ACTIVATION_ULPS = 16.0
+"""What evaluating GELU or SiLU in the arithmetic of the epilogue is off by, in its units: see docs/numerics.md."""
+_LATENCY = 1.5e-6  # seconds from the request to the data, in a busy memory system
+_SHARED_BYTES_PER_CYCLE = 128
+_RESERVED = 1024  # of each block's shared memory, for CUDA
+_WARP = 32
+_CHUNK = 16
+_STEP = 32  # bytes of K in one instruction
+
+
+@attrs.frozen
+class MmaTile:
+    """How int8_gemm.cu cuts a product: the tile of a block, how many warps share it in each direction, and its ring.
+
+    Parameters
+    ----------
+    bm, bn, bk : int
+        Rows and columns of the output, and bytes of K that a stage holds.
+    warps_m, warps_n, warps_k : int
+        Warps along each of them.
+    stages : int
+        Buffers of the ring.
+    """
+
+    bm: int
+    bn: int
+    bk: int
+    warps_m: int
+    warps_n: int
+    warps_k: int
+    stages: int
+
+    @property
+    def name(self) -> str:
+        """Name of the variant."""
+        return f"mma-{self.bm}x{self.bn}"
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return _WARP * self.warps_m * self.warps_n * self.warps_k
+
+    @property
+    def shared_bytes(self) -> int:
+        """Shared memory of a block: the ring, and in its place the sums that the epilogue reads."""
+        ring = self.stages * (self.bm + self.bn) * self.bk
+        sums = 4 * self.warps_k * (self.bm * (self.bn + 8) + self.bn)
+        return max(ring, sums)
+
+    def blocks(self, desc: Desc) -> int:
+        """Return the tiles of a problem's output."""
+        return ceil_div(desc.m, self.bm) * ceil_div(desc.n, self.bn)
+
+    def cost(self, desc: Desc, capability: tuple[int, int]) -> float:
+        """Return the seconds that a problem is expected to take on a typical chip, by its slowest resource.
+
+        Three of them are looked at: the tensor cores of the fullest SM, fed from shared memory; L2, from which every
+        block reads its rows of both operands; and memory, from which each byte comes once, as fast as the bytes that
+        are under way at once allow. Before any of that there is one latency.
+        """
+        gpu = chip(capability)
+        blocks, steps = self.blocks(desc), ceil_div(desc.k, self.bk) * self.bk // _STEP
+        fit = max(1, gpu.shared_bytes // (self.shared_bytes + _RESERVED))
+        together = min(blocks, fit * gpu.sms)
+
+        multiplied = self.bm * self.bn * _STEP / gpu.int8_macs
+        warps = self.warps_m * self.warps_n  # of those along K, each reads what the others do not
+        read = warps * (self.bm // self.warps_m + self.bn // self.warps_n) * _STEP / _SHARED_BYTES_PER_CYCLE
+        math = ceil_div(blocks, gpu.sms) * steps * max(multiplied, read) / gpu.clock
+
+        rows, columns = min(self.bm, desc.m), min(self.bn, desc.n)
+        cached = blocks * (rows + columns) * desc.k / gpu.l2_bandwidth
+        under_way = together * min((self.stages - 1) * self.bk, desc.k) * (rows + columns)
+        needed = (desc.m + desc.n) * desc.k
+        written = desc.m * desc.n * desc.output_element.itemsize
+        memory = needed / min(gpu.bandwidth, max(under_way, 1) / _LATENCY) + written / gpu.bandwidth
+        return float(_LATENCY + max(math, cached, memory))
+
+
+TILES = (
+    MmaTile(16, 32, 256, warps_m=1, warps_n=1, warps_k=4, stages=8),
+    MmaTile(64, 64, 128, warps_m=2, warps_n=2, warps_k=1, stages=5),
+    MmaTile(128, 128, 64, warps_m=2, warps_n=2, warps_k=1, stages=4),
+)
+"""For a token or a few, for tens, and for hundreds."""
+
+
+@attrs.frozen
+class MmaProgram:
+    """int8_gemm.cu: one launch, a block for each tile of the output."""
+
+    tile: MmaTile
+    source: str = "int8_gemm.cu"
+
+    def limit(self, desc: Desc) -> str | None:
+        """Return why there are too many tiles, or None."""
+        blocks = self.tile.blocks(desc)
+        return f"{blocks} tiles, and a grid has less than {2**31} blocks" if blocks >= 2**31 else None
+
+    def workspace_size(self, desc: Desc) -> int:  # noqa: ARG002 - Program's signature
+        """Return 0: sums stay on the chip."""
+        return 0
+
+    def specs(self, desc: Desc) -> tuple[KernelSpec, ...]:
+        """Return the kernel."""
+        tile = self.tile
+        shape = ", ".join(map(str, attrs.astuple(tile)))
+        parts = (
+            *map(element_name, (desc.act_element, desc.output_element)),
+            f"Activation::{desc.epilogue.value}",
+            flag(bool(desc.act_zero_point)),
+            f"GemmShape<{shape}>",
+        )
+        return (
+            KernelSpec(
+                source=self.source,
+                body=f"int8_gemm<{', '.join(parts)}>",
+                threads=tile.threads,
+                params=LINEAR_PARAMS,
+                shared_bytes=tile.shared_bytes,
+            ),
+        )
+
+    def launches(self, call: Call) -> Iterator[Launch]:
+        """Yield the launch."""
+        (spec,) = self.specs(call.selected)
+        grid = Grid(self.tile.blocks(call.desc), self.tile.shared_bytes)
+        yield Launch(spec, grid, linear_values(call), written=("output",))
+
+
+def linear_values(call: Call) -> tuple[Any, ...]:
+    """Return the fields of `LINEAR_PARAMS` for a run."""
+    desc, args = call.desc, call.args
+    wide = linear.scale_element(desc).dtype.type
+    act, weight, output = args.act_q, args.weight_q, args.output
+    per_token = hasattr(args, "act_zero_point")
+    return (
+        *("act_q", "weight_q", "act_scale", "weight_scale", "act_zero_point" if per_token else None),
+        *("bias", "output_scale", "output"),
+        *(desc.m, desc.n, row_pitch(act), row_pitch(weight), row_pitch(output)),
+        *(int(per_token), int(args.weight_scale.shape != (1,) or desc.n == 1)),
+        float(wide(getattr(desc, "act_scale", None) or 0)),
+        *(desc.k, 0 if per_token else desc.act_zero_point),
+        float(ElementKind.F32.dtype.type(desc.output_scale or 0)),
+        *(int(_aligned(view)) for view in (act, weight, output)),
+    )
+
+
+def _aligned(view: TensorView) -> bool:
+    """Return whether every row begins at a multiple of 16 bytes."""
+    return width_of((_CHUNK // view.element.itemsize, 1), view) > 1
+
+
+def promise(desc: Desc) -> PrecisionGuarantee:
+    """Return the kernels' guarantee: the reference's, apart from how GELU and SiLU are evaluated."""
+    own = linear.promise(desc)
+    if desc.epilogue.exact:
+        return own
+    bound = LinearErrorBound(activation_ulps=ACTIVATION_ULPS)
+    return own.replace(error_bound=bound, reduction_id=f"{own.reduction_id}.kernel")
+
+
+VARIANTS = tuple(KernelVariant(tile.name, MmaProgram(tile), promise, price=tile.cost) for tile in TILES)
+"""The kernels of either linear."""

@@ -1,0 +1,267 @@
+"""Every kernel of the W8A8 linears gives the reference's bits, whatever tile, elements, tails and layouts.
+
+The normal run holds a covering sample to it: each value of each factor meets each value of every other. The full run
+takes every SKU, and more seeds. GELU and SiLU, which are not promised bit by bit, are held to their bound.
+"""
+
+import mmap
+
+import numpy as np
+import pytest
+
+import quantplan as qp
+from quantplan.ops import _linear as linear
+from quantplan.ops._linear_kernels import TILES
+from tests.kernels.pairwise import pairwise
+from tests.kernels.test_memory import sparse
+from tests.kernels.twin import ARCHS, preload
+
+VARIANTS = {tile.name: tile for tile in TILES}
+FACTORS = {
+    "variant": tuple(VARIANTS),
+    "op": ("static", "token"),
+    "act": ("s8", "u8"),
+    "output": ("f32", "f64", "f16", "bf16", "s8"),
+    "epilogue": ("identity", "relu"),
+    "zero_point": (False, True),
+    "scope": ("channel:0", "tensor"),
+    "bias": (False, True),
+    "host": (False, True),
+    "rows": ("one", "short", "whole", "one more"),
+    "columns": ("one", "short", "whole", "one more"),
+    "depth": (0, 1, 16, 37, "stage", "ring", "beyond"),
+    "layout": ("dense", "padded", "strided", "misaligned"),
+    "order": ("ascending", "descending", "random"),
+    "completion": ("late", "early", "random"),
+    "arch": ("sm_80", "sm_90a"),
+}
+
+
+def extent(which, tile):
+    return {"one": 1, "short": tile - 3, "whole": tile, "one more": tile + 1}[which]
+
+
+def descriptor(case):
+    tile = VARIANTS[case["variant"]]
+    depths = {"stage": tile.bk, "ring": tile.bk * (tile.stages - 1), "beyond": tile.bk * (tile.stages + 1) + 20}
+    fields = {
+        "m": extent(case["rows"], tile.bm),
+        "n": extent(case["columns"], tile.bn),
+        "k": depths.get(case["depth"], case["depth"]),
+        "act_element": case["act"],
+        "output_element": case["output"],
+        "weight_scope": case["scope"],
+        "bias": case["bias"],
+        "epilogue": case["epilogue"],
+    }
+    if case["output"] == "s8" and case["host"]:
+        fields["output_scale"] = 0.3
+    if case["op"] == "token":
+        return qp.QuantizedLinearDescriptor(**fields, act_zero_point=case["zero_point"])
+    fields["act_scale"] = 1 / 3 if case["host"] else None
+    return qp.SmoothQuantLinearDescriptor(**fields, act_zero_point=7 if case["zero_point"] else 0)
+
+
+SAMPLE = pairwise(FACTORS, seed=5)
+
+
+@pytest.fixture(scope="module")
+def sampled():
+    for arch in FACTORS["arch"]:
+        for variant in VARIANTS:
+            cases = [case for case in SAMPLE if case["arch"] == arch and case["variant"] == variant]
+            preload(map(descriptor, cases), [arch], wanted=variant)
+
+
+def check(twin, case, **how):
+    names = ("variant", "layout", "order", "completion", "arch")
+    desc = descriptor(case)
+    twin.check(desc, **({name: case[name] for name in names} | how))
+
+
+@pytest.mark.usefixtures("sampled")
+@pytest.mark.parametrize("case", SAMPLE, ids=range(len(SAMPLE)))
+def test_sampled_kernels_give_the_references_bits(twin, case):
+    check(twin, case, seed=len(case["layout"]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("kind", [qp.SmoothQuantLinearDescriptor, qp.QuantizedLinearDescriptor])
+def test_every_kernel_gives_the_references_bits(twin, kind, arch):
+    for variant, tile in VARIANTS.items():
+        offsets = (False, True) if kind is qp.QuantizedLinearDescriptor else (0, 7)
+        wanted = [
+            kind(m=tile.bm + 3, n=tile.bn + 5, k=2 * tile.bk + 7, **fields, bias=True, act_zero_point=offset)
+            for fields in linear.catalogue_fields()
+            if fields["epilogue"].exact
+            for offset in offsets
+        ]
+        preload(wanted, [arch], wanted=variant)
+        for desc in wanted:
+            for layout in FACTORS["layout"]:
+                for seed, completion in enumerate(FACTORS["completion"]):
+                    how = {"order": "random", "seed": seed, "completion": completion}
+                    twin.check(desc, variant=variant, arch=arch, layout=layout, **how)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("epilogue", ["gelu_tanh", "gelu_erf", "silu"])
+@pytest.mark.parametrize("output", ["f32", "f64", "f16"])
+def test_smooth_activations_stay_within_both_bounds(twin, variant, epilogue, output):
+    """Kernel and reference each lie within their bound of the exact value, so they lie within the sum of each other."""
+    desc = qp.SmoothQuantLinearDescriptor(
+        m=9, n=300, k=33, act_scale=0.01, output_element=output, epilogue=epilogue, bias=True
+    )
+    arrays = twin.lab.operands(desc)
+    arrays["weight_scale"] *= np.geomspace(1e-3, 10, 300)
+    pref = qp.PlanPreference(variant=variant)
+    bounds = 0
+    results = []
+    for target, wanted in (("cpu", None), ("emulated:sm_90a", pref)):
+        own = {name: array.copy() for name, array in arrays.items()}
+        plan = qp.SmoothQuantLinearPlan.select(target, desc, wanted)
+        args = twin.lab.args(desc, own)
+        plan.run(None, None, args)
+        bounds = bounds + plan.precision_guarantee.error_bound.bound(desc, args)
+        results.append(own["output"].astype(np.float64))
+        assert not plan.precision_guarantee.bit_identical_to_reference
+    assert np.all(np.abs(results[0] - results[1]) <= bounds)
+    assert np.any(results[0] != results[1]) or output != "f32"
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+class TestExtremes:
+    def test_fault_7_operands_of_minus_128(self, twin, variant):
+        desc = qp.SmoothQuantLinearDescriptor(m=3, n=5, k=129, act_scale=1.0)
+        given = {"act_q": np.full((3, 129), -128, np.int8), "weight_q": np.full((5, 129), -128, np.int8)}
+        given["weight_scale"] = np.ones(5, np.float32)
+        got = twin.check(desc, given, variant=variant)
+        assert np.all(got["output"] == 128 * 128 * 129)
+
+    @pytest.mark.parametrize("act, k", [("s8", 131071), ("u8", 65793)])
+    def test_fault_16_the_largest_k(self, twin, variant, act, k):
+        """No sum leaves S32; one more column might, and no plan takes it."""
+        desc = qp.SmoothQuantLinearDescriptor(m=1, n=2, k=k, act_element=act, act_scale=1.0, output_element="f64")
+        extreme = {"s8": -128, "u8": 255}[act]
+        given = {"act_q": np.full((1, k), extreme, qp.ElementKind.of(act).dtype)}
+        given |= {"weight_q": np.full((2, k), -128, np.int8), "weight_scale": np.ones(2)}
+        got = twin.check(desc, given, variant=variant, checked=False)
+        assert got["output"].tolist() == [[extreme * -128 * k] * 2]
+
+    def test_fault_17_f16_overflow_is_infinite(self, twin, variant):
+        desc = qp.SmoothQuantLinearDescriptor(m=1, n=2, k=64, act_scale=1.0, output_element="f16")
+        given = {"act_q": np.full((1, 64), 127, np.int8), "weight_scale": np.ones(2, np.float32)}
+        given["weight_q"] = np.array([[127] * 64, [-127] * 64], np.int8)
+        assert twin.check(desc, given, variant=variant)["output"].tolist() == [[np.inf, -np.inf]]
+
+    @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf, 0.0, 1e-45])
+    def test_fault_19_scales_of_every_kind(self, twin, variant, poison):
+        desc = qp.QuantizedLinearDescriptor(m=3, n=4, k=20, bias=True, epilogue="relu")
+        act_scale = np.array([1.0, poison, 0.5], np.float32)
+        weight_scale = np.array([0.25, 1e-38, poison, -3.0], np.float32)
+        twin.check(desc, {"act_scale": act_scale, "weight_scale": weight_scale}, variant=variant)
+
+    @pytest.mark.parametrize("zero_point", [-(2**31), -129, -128, 0, 127, 255, 2**31 - 1])
+    def test_zero_points_of_any_size_wrap_as_sums_do(self, twin, variant, zero_point):
+        desc = qp.QuantizedLinearDescriptor(m=2, n=40, k=300, act_zero_point=True, output_element="f64")
+        twin.check(desc, {"act_zero_point": np.array([zero_point, 3], np.int32)}, variant=variant)
+
+    def test_fault_21_nothing_to_sum_or_to_write(self, twin, variant):
+        for m, n, k in ((3, 4, 0), (0, 4, 8), (3, 0, 8)):
+            twin.check(qp.SmoothQuantLinearDescriptor(m=m, n=n, k=k, bias=True, act_scale=0.1), variant=variant)
+
+    def test_fault_23_more_rows_than_a_grid_has_in_y(self, twin, variant):
+        desc = qp.SmoothQuantLinearDescriptor(m=66_000, n=1, k=16, output_element="s8", act_scale=0.1, output_scale=1.0)
+        if VARIANTS[variant].bm >= 64:
+            twin.check(desc, variant=variant, checked=False)
+        else:
+            assert VARIANTS[variant].blocks(desc) > 4000
+
+    def test_faults_22_and_24_offsets_beyond_32_bits(self, twin, variant):
+        """Rows lie so far apart that the last one begins beyond 2³² elements of each operand."""
+        pitch = 720_000_000 // 16 * 16
+        desc = qp.SmoothQuantLinearDescriptor(m=7, n=7, k=80, act_scale=0.02, output_element="f16")
+        arrays = twin.lab.operands(desc)
+        far = {
+            "act_q": sparse(7, 80, pitch, np.int8),
+            "weight_q": sparse(7, 80, pitch, np.int8),
+            "output": sparse(7, 7, pitch, np.float16),
+        }
+        for name in ("act_q", "weight_q"):
+            far[name][...] = arrays[name]
+        expected = twin.run("cpu", desc, {name: array.copy() for name, array in arrays.items()})
+        twin.run("emulated:sm_90a", desc, arrays | far, variant=variant, checked=False)
+        np.testing.assert_array_equal(far["output"], expected["output"])
+
+    def test_fault_20_a_rows_bits_depend_on_that_row_alone(self, twin, variant):
+        desc = qp.QuantizedLinearDescriptor(m=130, n=40, k=70, output_element="f16", bias=True)
+        arrays = twin.lab.operands(desc)
+        twin.run("emulated:sm_90a", desc, arrays, variant=variant, checked=False)
+        for row in (0, 17, 129):
+            alone, part = twin.lab.row(desc, arrays, row)
+            expected = part["output"].copy()
+            part["output"][...] = 0
+            got = twin.run("emulated:sm_90a", alone, part, variant=variant)
+            np.testing.assert_array_equal(got["output"], expected)
+
+    def test_operands_that_are_only_read_stay_as_they_are(self, twin, variant):
+        desc = qp.QuantizedLinearDescriptor(m=5, n=7, k=70, act_zero_point=True, bias=True, output_element="s8")
+        arrays = twin.lab.operands(desc)
+        before = {name: array.copy() for name, array in arrays.items()}
+        twin.run("emulated:sm_90a", desc, arrays, variant=variant)
+        for name in arrays.keys() - {"output"}:
+            np.testing.assert_array_equal(arrays[name], before[name])
+
+
+def test_last_tile_of_a_large_product(twin):
+    """Many tiles of many rows and columns: each is written once, and by its own block."""
+    desc = qp.SmoothQuantLinearDescriptor(m=1100, n=300, k=16, act_scale=0.02, output_element="s8", output_scale=0.5)
+    for variant in VARIANTS:
+        twin.check(desc, variant=variant, checked=False)
+
+
+def test_page_of_memory_behind_an_operand_is_not_touched(twin):
+    """Fault 28: the last row ends where the memory does."""
+    page = mmap.PAGESIZE
+    desc = qp.SmoothQuantLinearDescriptor(m=3, n=5, k=37, act_scale=0.02)
+    for variant in VARIANTS:
+        arrays = twin.lab.operands(desc)
+        for name in ("act_q", "weight_q", "output"):
+            memory = np.frombuffer(mmap.mmap(-1, page), arrays[name].dtype)
+            placed = memory[memory.size - arrays[name].size :].reshape(arrays[name].shape)
+            placed[...] = arrays[name]
+            arrays[name] = placed
+        twin.run("emulated:sm_90a", desc, arrays, variant=variant)
+
+
+class TestSelection:
+    def test_few_rows_and_many_rows_have_kernels_of_their_own(self):
+        names = {}
+        for m in (1, 16, 48, 4096):
+            desc = qp.SmoothQuantLinearDescriptor(m=m, n=4096, k=4096, output_element="f16")
+            names[m] = qp.SmoothQuantLinearPlan.select("sm_80", desc).sku.name.split(".")[1]
+        assert names == {1: "mma-16x32", 16: "mma-16x32", 48: "mma-64x64", 4096: "mma-128x128"}
+
+    def test_candidates_are_ranked_by_cost(self):
+        desc = qp.SmoothQuantLinearDescriptor(m=100, n=4096, k=4096)
+        reports = qp.SmoothQuantLinearPlan.why_not("sm_80", desc)
+        costs = [report.cost for report in reports if report.supported]
+        assert len(costs) == len(TILES)
+        assert costs == sorted(costs)
+        assert all(cost > 0 for cost in costs)
+        assert reports[-1].name == "reference"
+        assert reports[-1].cost is None
+
+    def test_a_kernel_can_be_insisted_on(self):
+        desc = qp.SmoothQuantLinearDescriptor(m=1, n=4096, k=4096)
+        for variant in VARIANTS:
+            plan = qp.SmoothQuantLinearPlan.select("sm_80", desc, qp.PlanPreference(variant=variant))
+            assert plan.sku.name.split(".")[1] == variant
+        with pytest.raises(qp.Unsupported, match="mma-7x7 is required"):
+            qp.SmoothQuantLinearPlan.select("sm_80", desc, qp.PlanPreference(variant="mma-7x7"))
+
+    def test_a_grid_that_is_too_large_is_no_candidate(self):
+        desc = qp.SmoothQuantLinearDescriptor(m=2**31 - 1, n=2**30, k=1)
+        with pytest.raises(qp.Unsupported, match="a grid has less than 2147483648 blocks"):
+            qp.SmoothQuantLinearPlan.select("sm_80", desc)
