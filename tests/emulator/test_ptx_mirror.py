@@ -1,6 +1,7 @@
 """The headers of PTX wrappers and their emulations are the same to a kernel, and NVRTC makes of them what they say."""
 
 import importlib.util
+import itertools
 import re
 import subprocess
 from pathlib import Path
@@ -17,8 +18,18 @@ EMULATED = compiler.HERE / "include" / "qp" / "ptx"
 HEADERS = sorted({path.name for folder in (REAL, EMULATED) for path in folder.iterdir()})
 ARCHES = {"sm_80": 800, "sm_86": 860, "sm_89": 890, "sm_90a": 900, "sm_100a": 1000, "sm_120a": 1200}
 FP8 = ("e4m3", "e5m2")
-# What templates are instantiated for.
-ARGUMENTS = {"int bytes": ("4", "8", "16"), "int groups": ("0", "2")}
+SM_90A = "bool there = is_sm_90a"
+# What templates are instantiated for, by those of their parameters that must be given.
+ARGUMENTS = {
+    ("int bytes",): ("4", "8", "16"),
+    ("int groups",): ("0", "2"),
+    ("int registers",): ("40", "232"),
+    ("class T", "int count"): ("int, 4", "float, 32", "unsigned, 4"),
+    ("MatrixElement a_element", "MatrixElement b_element", "int columns"): (
+        *("MatrixElement::s8, MatrixElement::u8, 24", "MatrixElement::f16, MatrixElement::f16, 8"),
+        *("MatrixElement::bf16, MatrixElement::bf16, 40", "MatrixElement::e4m3, MatrixElement::e5m2, 256"),
+    ),
+}
 
 # ---- the functions of a header
 
@@ -36,15 +47,27 @@ class Function(NamedTuple):
 
     def instances(self):
         """Return the name with each choice of template arguments."""
-        own = [parameter for parameter in self.template if not parameter.startswith("int arch")]
+        own = tuple(itertools.takewhile(lambda parameter: "=" not in parameter, self.template))
         if not own:
             return [f"{self.name}<>" if self.template else self.name]
-        (parameter,) = own
-        return [f"{self.name}<{value}>" for value in ARGUMENTS[parameter]]
+        return [f"{self.name}<{values}>" for values in ARGUMENTS[own]]
 
     def address(self, instance):
         """Return an expression that makes the compiler emit the function."""
-        return f"(void*)static_cast<{self.returns} (*)({', '.join(self.parameters)})>(&qp::ptx::{instance})"
+        given = instance.partition("<")[2].rstrip(">").split(", ")
+        values = dict(zip((parameter.split()[1] for parameter in self.template), given, strict=False))
+        values["Sum"] = "int" if "::s8" in instance else "float"
+        parameters = re.sub(r"\w+", lambda word: values.get(word[0], word[0]), ", ".join(self.parameters))
+        return f"(void*)static_cast<{self.returns} (*)({parameters})>(&qp::ptx::{instance})"
+
+    @property
+    def newer(self):
+        """Whether it is a template so that only a call is refused where there is no such instruction."""
+        return any(parameter.startswith(("int arch", "bool there")) for parameter in self.template)
+
+    def exists_on(self, arch):
+        """Tell whether an architecture has the instruction; some are sm_90a's alone."""
+        return arch == "sm_90a" if SM_90A in self.template else self.needs <= ARCHES[arch]
 
 
 DECLARATION = re.compile(
@@ -75,6 +98,7 @@ def _declared(text, needs):
         template, returns, name = match.groups(default="")
         wanted = _split(template)
         arch = next((int(part.split("=")[1]) for part in wanted if part.startswith("int arch")), needs)
+        arch = 900 if SM_90A in wanted else arch
         parameters = _split(_parenthesised(text, match.end()))
         needed = tuple(p for p in parameters if "=" not in p and p != "EMULATED_CALLER")
         yield Function(name, returns.strip(), needed, tuple(wanted), arch)
@@ -94,7 +118,7 @@ def _split(text):
 
 
 ALL = [function for header in HEADERS if (REAL / header).exists() for function in functions(REAL / header)]
-NEWER = [function for function in ALL if any(part.startswith("int arch") for part in function.template)]
+NEWER = [function for function in ALL if function.newer]
 
 
 @pytest.mark.parametrize("header", HEADERS)
@@ -129,7 +153,8 @@ def test_wrappers_are_the_only_assembly():
 
 def unit(statements):
     includes = "".join(f"#include <qp/ptx/{header}>\n" for header in HEADERS) + "using namespace qp::ptx;\n"
-    return f'{includes}__device__ void* volatile sink;\nextern "C" __global__ void k() {{\n{statements}\n}}\n'
+    uses = "using namespace qp::ptx;\n__device__ void* volatile sink;\n"
+    return f'{includes}{uses}extern "C" __global__ void k() {{\n{statements}\n}}\n'
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +165,7 @@ def nvrtc():
 
 @pytest.mark.parametrize("arch", ARCHES)
 def test_every_wrapper_compiles_where_its_instruction_exists(nvrtc, arch):
-    there = [function for function in ALL if function.needs <= ARCHES[arch]]
+    there = [function for function in ALL if function.exists_on(arch)]
     lines = [f"sink = {function.address(instance)};" for function in there for instance in function.instances()]
     assert nvrtc(unit("\n".join(lines)), arch)
 
@@ -149,7 +174,7 @@ def test_a_wrapper_of_a_newer_instruction_says_what_it_needs(nvrtc):
     lines = [f"sink = {function.address(instance)};" for function in NEWER for instance in function.instances()[:1]]
     with pytest.raises(KernelBuildError) as caught:
         nvrtc(unit("\n".join(lines)), "sm_80")
-    sentence = r'failed with "[^"]*needs sm_(\d+) or newer".*?instantiation of "[^"]*?::(\w+)[(<]'
+    sentence = r'failed with "[^"]*needs sm_(\d+)(?:a| or newer)".*?instantiation of "[^"]*?::(\w+)[(<]'
     refused = {name: int(arch) * 10 for arch, name in re.findall(sentence, caught.value.log, re.DOTALL)}
     assert refused == {function.name: function.needs for function in NEWER}
 
@@ -157,8 +182,12 @@ def test_a_wrapper_of_a_newer_instruction_says_what_it_needs(nvrtc):
 @pytest.mark.parametrize("function", NEWER, ids=lambda function: function.name)
 def test_what_is_refused_does_not_exist_there(nvrtc, function):
     """With the refusal lifted, the assembler itself refuses the instruction on the next older architecture."""
-    older = max((arch for arch in ARCHES if ARCHES[arch] < function.needs), key=ARCHES.get)
-    arguments = ", ".join("800" if part.startswith("int arch") else "0" for part in function.template)
+    if SM_90A in function.template:
+        older, lifted = "sm_90", "true"
+    else:
+        older, lifted = max((arch for arch in ARCHES if ARCHES[arch] < function.needs), key=ARCHES.get), "800"
+    own = function.instances()[0].partition("<")[2].rstrip(">")
+    arguments = ", ".join(filter(None, (own, lifted)))
     statement = f"sink = {function.address(f'{function.name}<{arguments}>')};"
     with pytest.raises(KernelBuildError, match=r"sm_\d\d or higher|not supported"):
         nvrtc(unit(statement), older)
@@ -226,6 +255,8 @@ MNEMONICS = {
         "mbarrier_arrive_cluster<>": "SYNCS.ARRIVE.TRANS64.RED.A1T0",
         "mbarrier_try_wait_parity_cluster<>": "SYNCS.PHASECHK.TRANS64.TRYWAIT",
         "cp_async_bulk_tensor_load_2d_multicast<>": "UTMALDG.2D.MULTICAST",
+        "wgmma_fence<>": "WARPGROUP.ARRIVE",
+        "wgmma_wait_group<2>": "WARPGROUP.DEPBAR.LE",
         "prefetch_tensor_map<>": "UTMACCTL.PF",
         "cp_async_bulk_tensor_load_2d<>": "UTMALDG.2D",
         "cp_async_bulk_tensor_load_3d<>": "UTMALDG.3D",

@@ -101,10 +101,12 @@ void describe_wait(unsigned thread, Text& text) {
              barrier.expected);
   } else if (fiber.state == State::at_cluster) {
     snprintf(text, sizeof text, "the cluster's barrier, where %u threads have yet to arrive", cluster_missing());
+  } else if (fiber.state == State::at_warp && fiber.kind == Collective::warp_group) {
+    snprintf(text, sizeof text, "the other threads of its warp group");
   } else if (fiber.state == State::at_warp) {
     snprintf(text, sizeof text, "lanes %#x of its warp", missing_lanes(thread));
   } else {
-    snprintf(text, sizeof text, "a phase of an mbarrier that never completes");
+    snprintf(text, sizeof text, "%s", fiber.awaited ? fiber.awaited : "a phase of an mbarrier that never completes");
   }
 }
 

@@ -78,11 +78,13 @@ void name_byte(const Byte& byte, Text& text) {
              number(offset));
 }
 
+bool is_warp_group(unsigned agent) { return agent >= block.slots + agents * block.cluster; }
+
 [[noreturn]] void fail_race(const Stamp& other, const char* did, Access kind, Site site, const Byte& byte) {
   Text what, name;
   name_byte(byte, what);
   if (other.thread >= block.slots)
-    snprintf(name, sizeof name, "an asynchronous copy");
+    snprintf(name, sizeof name, is_warp_group(other.thread) ? "a wgmma" : "an asynchronous copy");
   else
     name_thread(other.thread, other.block, name);
   fail(Fault::race, site, other.site, "thread %u %s %s that %s %s, with no barrier between them", current.linear,
@@ -320,7 +322,8 @@ bool is_parameter(const void* pointer, size_t bytes) {
 }
 
 void access(uintptr_t address, size_t bytes, Access kind, Site site) {
-  if (within(address, bytes, reinterpret_cast<uintptr_t>(running().stack), stack_bytes)) return;
+  if (within(address, bytes, reinterpret_cast<uintptr_t>(running().stack), stack_bytes))
+    return registers_accessed(address, bytes, kind, site);
   if (interrupted) fail(Fault::deadlock, site, 0, "interrupted before its end");
   ++report->accesses;
   if (address - reinterpret_cast<uintptr_t>(block.arena) < arena_bytes()) return check_shared(address, bytes, kind, site);
@@ -386,6 +389,50 @@ void memory_end_reading(const void* shared, size_t bytes, unsigned thread, uint3
     Cell& cell = shared_cell(offset + i);
     cell.copy = at_rest;
     remember_reader(cell, {clock, block.linear, site, uint16_t(thread), 0});
+  }
+}
+
+// ---- wgmma
+
+namespace {
+
+[[noreturn]] void fail_reading(const Reading& reading, const Stamp& write, unsigned thread, const Byte& byte, bool fence) {
+  Text what, name;
+  name_byte(byte, what);
+  name_thread(write.thread, write.block, name);
+  if (write.thread >= block.slots) snprintf(name, sizeof name, "an asynchronous copy");
+  fail(Fault::race, reading.site, write.site, "a wgmma of thread %u reads %s, which %s wrote, with no %s between them",
+       index_in_block(thread), what, name, fence ? "fence.proxy.async" : "barrier");
+}
+
+// Of a writer, what holds for its newest write holds for the earlier ones.
+void check_written(const Reading& reading, const Stamp& write, const Byte& byte) {
+  static struct {
+    uint64_t reading;
+    uint32_t clock;
+  } sound[most_clocks];
+  auto& newest = sound[write.thread];
+  if (newest.reading == reading.serial && write.clock <= newest.clock) return;
+  for (unsigned t = reading.first_thread; t < reading.first_thread + group_threads; ++t) {
+    if (write.clock > known(t, write.thread)) fail_reading(reading, write, t, byte, false);
+    if (!fenced(write.thread, write.clock, t)) fail_reading(reading, write, t, byte, true);
+  }
+  newest = {reading.serial, write.clock};
+}
+
+}  // namespace
+
+void memory_read_by(const Reading& reading, const void* shared, size_t bytes) {
+  const size_t offset = static_cast<const char*>(shared) - block.arena;
+  const Stamp now{reading.moment, block.linear, reading.site, uint16_t(reading.agent), 0};
+  Stamp checked{};
+  for (size_t i = 0; i < bytes; ++i) {
+    Cell& cell = shared_cell(offset + i);
+    const Byte byte{nullptr, 0, offset + i};
+    if (cell.copy == being_written) fail_in_flight(cell, Access::read, reading.site, byte);
+    if (cell.write.clock == 0) fail_uninitialized(Access::read, reading.site, byte);
+    if (memcmp(&cell.write, &checked, sizeof checked)) check_written(reading, checked = cell.write, byte);
+    remember_reader(cell, now);
   }
 }
 

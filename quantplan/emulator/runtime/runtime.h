@@ -35,6 +35,7 @@ struct Fiber {
   unsigned mask = 0;  // of the collective that it waits in
   void* mine = nullptr;
   Complete complete = nullptr;
+  const char* awaited = nullptr;  // what it polls for, unless that is an mbarrier
 };
 
 // A place in the kernel: an offset into its library, or an index into the places that instructions named; 0: unknown.
@@ -95,7 +96,8 @@ extern volatile bool interrupted;  // Ctrl-C was pressed: the launch shall end
 // for each mbarrier that copies report to: who has waited for one mbarrier knows nothing of another's copies.
 
 constexpr unsigned agents = 16;  // of a block; mbarriers beyond share them, which hides some missing waits and invents none
-constexpr unsigned most_clocks = (most_threads + agents) * most_cluster;
+constexpr unsigned group_threads = 128;  // of a warp group, which has an agent too: it reads for its wgmmas
+constexpr unsigned most_clocks = (most_threads + most_threads / group_threads + agents) * most_cluster;
 extern std::vector<uint32_t> clocks;  // row t: the latest moment of each thread that thread t knows to be over
 inline uint32_t& known(unsigned thread, unsigned other) {
   return clocks[size_t(thread) * block.clocks + other];
@@ -125,6 +127,15 @@ void memory_landed(const void* shared, size_t bytes, unsigned thread, uint32_t c
 // A bulk store reads its source until it is waited for; what it reads, its writers must have fenced.
 void memory_begin_reading(const void* shared, size_t bytes, Site site);
 void memory_end_reading(const void* shared, size_t bytes, unsigned thread, uint32_t clock, Site site);
+// A wgmma reads as an agent, at a moment that who waits for it will come after. All threads of its warp group must come
+// after what it reads.
+struct Reading {
+  uint64_t serial;  // never the same again
+  unsigned first_thread, agent;
+  uint32_t moment;
+  Site site;
+};
+void memory_read_by(const Reading& reading, const void* shared, size_t bytes);
 
 // ---- barriers.cpp, copies.cpp
 
@@ -134,6 +145,13 @@ void copies_begin_block();
 void copies_end_thread();
 // Whether asynchronous copies that another thread issues may rely on what this one wrote then.
 bool fenced(unsigned thread, uint32_t clock, unsigned other);
+
+// ---- warp_groups.cpp, wgmma.cpp
+
+void warp_groups_begin_block();
+void wgmma_begin_block();
+void wgmma_end_thread();
+void registers_accessed(uintptr_t address, size_t bytes, Access kind, Site site);
 
 // ---- clusters.cpp
 

@@ -44,6 +44,7 @@ Index unravel(uint64_t linear, const uint32_t (&extents)[3]) {
 void run_thread() {
   kernel(launch->params);
   copies_end_thread();
+  wgmma_end_thread();
   running().state = State::done;
   emulated_switch(&running().sp, main_sp);
   abort();  // a thread that is done is never resumed
@@ -158,6 +159,8 @@ void begin_cluster() {
   memory_begin_block();
   barriers_begin_block();
   copies_begin_block();
+  warp_groups_begin_block();
+  wgmma_begin_block();
   clusters_begin();
   order.clear();
   for (unsigned i = 0; i < block.slots; ++i) {
@@ -226,7 +229,7 @@ bool start() {
   block.cluster = launch->cluster;
   block.stride = block.cluster == 1 ? block.threads : (block.threads + 127) / 128 * 128;
   block.slots = block.stride * block.cluster;
-  block.clocks = block.slots + agents * block.cluster;
+  block.clocks = block.slots + agents * block.cluster + (block.slots + group_threads - 1) / group_threads;
   block.linear = block.running = 0;
   block.shared_bytes = launch->shared_bytes;
   block.window = (launch->shared_bytes / 1024 + 1) * 1024;

@@ -68,7 +68,7 @@ constexpr unsigned whole_block = 0;  // as a barrier's count of threads
 // Waits at (or only arrives at) one of the 16 named barriers; returns the vote over the predicates.
 int barrier(int id, unsigned count, bool wait, Vote vote, bool predicate, Where where);
 
-enum class Collective : int { sync, shuffle, ballot, match, matrix };
+enum class Collective : int { sync, shuffle, ballot, match, matrix, warp_group };
 
 // Meets the lanes of a mask. `complete` runs once, when all have arrived, with one entry per lane; it orders no memory.
 using Complete = void (*)(void* const* lanes, unsigned mask);

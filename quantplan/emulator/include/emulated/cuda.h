@@ -8,6 +8,10 @@
 
 #include <emulated/api.h>
 
+#if __CUDA_ARCH__ == 900  // an emulated GPU has all that is its own architecture's
+#define __CUDA_ARCH_FEAT_SM90_ALL
+#endif
+
 #define __global__
 #define __device__
 #define __host__
