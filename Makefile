@@ -10,7 +10,7 @@ RESULTS := docs/performance/results
 ONE_THREAD := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full mutants lint format readme performance bench clean
+.PHONY: help demo test test-full mutants lint format readme performance bench gpu-day clean
 
 help:
 	@echo "make demo       a language model answers a question through quantplan's plans (arguments: ARGS='--prompt …')"
@@ -20,8 +20,9 @@ help:
 	@echo "make lint       ruff, mypy, and a check that the tables of README and docs are up to date"
 	@echo "make format     lets ruff format the sources"
 	@echo "make bench      measures the recipes and the reference device on this machine"
-	@echo "make readme     writes the README's tables from the measured files"
-	@echo "make performance  compiles the main kernels, and writes docs/performance.md's table"
+	@echo "make gpu-day    checks and measures everything on this machine's GPU (arguments: ARGS='--budget 480 --resume')"
+	@echo "make readme     writes the tables of README and docs/performance.md from the measured files"
+	@echo "make performance  compiles the main kernels, and writes docs/performance.md's table of what they take"
 	@echo "make clean      removes the environment and everything generated"
 
 # Stamps: newer than pyproject.toml when the environment holds what it asks for.
@@ -61,8 +62,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/python -m quantplan.bench.readme --check
-	$(BIN)/python -m quantplan.bench.resources --check
+	$(BIN)/python -m quantplan.bench.report --check
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix
@@ -73,10 +73,15 @@ bench: $(VENV)/.dev $(VENV)/.weights
 	$(BIN)/python examples/generate.py --evaluate --output $(RESULTS)
 
 readme: $(VENV)/.dev
-	$(BIN)/python -m quantplan.bench.readme
+	$(BIN)/python -m quantplan.bench.report
 
 performance: $(VENV)/.dev
 	$(BIN)/python -m quantplan.bench.resources
+	$(BIN)/python -m quantplan.bench.report
+
+gpu-day: $(VENV)/.dev
+	$(BIN)/python -m quantplan.bench.gpu_day --out $(RESULTS) $(ARGS)
+	$(BIN)/python -m quantplan.bench.report
 
 clean:
 	rm -rf $(VENV) build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache

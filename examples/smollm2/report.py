@@ -87,7 +87,7 @@ def scores_table(scores: Sequence[Score], target: str) -> Table:
 
 
 def write_json(folder: Path, scores: Sequence[Score], setting: dict[str, Any]) -> Path:
-    """Write ``recipes-DATE.json``, from which ``python -m quantplan.bench.readme`` makes the README's table."""
+    """Write ``recipes-DATE.json``, from which ``python -m quantplan.bench.report`` makes the README's table."""
     date = dt.datetime.now(tz=dt.UTC).date().isoformat()
     path = folder / f"recipes-{date}.json"
     document = {"schema": SCHEMA, "date": date, **setting, "rows": [vars(score) for score in scores]}

@@ -199,6 +199,12 @@ def _vllm_fp8(bench: Bench) -> Call:
     return lambda: ops.dynamic_per_token_scaled_fp8_quant(q, x, scale, None)
 
 
+def _vllm_fp8_tensor(bench: Bench) -> Call:
+    ops, x, scale = _vllm(bench), bench.real(bench.m, bench.k), bench.scales(1)
+    q = bench.empty(bench.m, bench.k, "float8_e4m3fn")
+    return lambda: ops.dynamic_scaled_fp8_quant(q, x, scale)
+
+
 def _marlin(bench: Bench) -> Call:
     ops, torch, m, n, k = _vllm(bench), bench.torch, bench.m, bench.n, bench.k
     words = torch.randint(-(2**31), 2**31 - 1, (k // 16, n * 2), device=bench.device, dtype=torch.int32)
@@ -270,6 +276,7 @@ PEERS = {
     "vLLM CUTLASS fp8 rows": Peer("vllm", _cutlass("fp8", by_row=True)),
     "vLLM int8 quantize": Peer("vllm", _per_set(_vllm_int8)),
     "vLLM fp8 quantize": Peer("vllm", _per_set(_vllm_fp8)),
+    "vLLM fp8 quantize, tensor": Peer("vllm", _per_set(_vllm_fp8_tensor)),
     "vLLM Marlin": Peer("vllm", _per_set(_marlin)),
     "DeepGEMM": Peer("sgl-deep-gemm", _per_set(_deep_gemm)),
     "humming W4A16": Peer("humming-kernels", _per_set(_humming)),

@@ -120,7 +120,7 @@ ROWS = (
     _quantize(
         "quantize fp8 tensor",
         _DYNAMIC,
-        ("torch eager fp8 tensor",),
+        ("torch eager fp8 tensor", "vLLM fp8 quantize, tensor"),
         input_element="bf16",
         output_element="fp8_e4m3",
         scope="tensor",

@@ -1,8 +1,6 @@
-"""What the main kernels take of an H100, without one: docs/performance.md's table.
+"""What the main kernels take of an H100, without one: the table of docs/performance.md.
 
-``python -m quantplan.bench.resources`` compiles the kernels, writes what it finds to a file of results, and the page's
-table from that; with ``--check`` it compiles nothing, and fails when the page is not what it would write, or when the
-kernels' sources are others than those that the file tells of.
+``python -m quantplan.bench.resources`` compiles the kernels, and writes what it finds to a file of results.
 """
 
 from __future__ import annotations
@@ -15,17 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import quantplan as qp
-from quantplan.bench import readme
+from quantplan.bench.page import table as markdown
 from quantplan.footprint import PlanResources
 from quantplan.kernels import family_digest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from quantplan.bench.readme import Row
+    from quantplan.bench.tables import Row
 
 _ROOT = Path(__file__).resolve().parents[2]
-_COMMAND = "python -m quantplan.bench.resources"
 TARGET = "sm_90a"
 SIZE = {"m": 4096, "k": 4096}
 _MAIN: tuple[tuple[Any, str, str, str, dict[str, str]], ...] = (
@@ -60,7 +57,7 @@ def measure(processes: int) -> Row:
         "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
         "target": TARGET,
         "nvrtc": f"{major}.{minor}",
-        "sources": _digests(),
+        "sources": digests(),
         "rows": rows,
     }
 
@@ -74,7 +71,7 @@ def table(data: Row) -> str:
     )
     size = " × ".join(map(str, SIZE.values()))
     source = f"Operands of {size}, {data['target']}, NVRTC {data['nvrtc']}, compiled {data['date']}."
-    return f"{readme.markdown(header, lines)}\n\n{source}"
+    return f"{markdown(header, lines)}\n\n{source}"
 
 
 def _lines(row: PlanResources) -> list[tuple[str, ...]]:
@@ -97,36 +94,22 @@ def _lines(row: PlanResources) -> list[tuple[str, ...]]:
     return lines
 
 
-def _digests() -> dict[str, str]:
+def digests() -> dict[str, str]:
+    """Return the digests of the sources that the table tells of: with others, it is stale."""
     sources = ("quantize.cu", "dequantize.cu", "dynamic_range_quantize.cu")
     return {source: family_digest(source) for source in sources}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Compile and write, or check; return the exit code."""
+    """Compile, and write the result file; return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--check", action="store_true", help="compile and write nothing; exit 1 when the page is stale")
     parser.add_argument("--processes", type=int, default=1, help="how many compile at a time")
-    parser.add_argument("--page", type=Path, default=_ROOT / "docs" / "performance.md")
     parser.add_argument("--results", type=Path, default=_ROOT / "docs" / "performance" / "results")
     options = parser.parse_args(argv)
-    if not options.check:
-        data = measure(options.processes)
-        path = options.results / f"resources-{data['date']}.json"
-        path.write_text(json.dumps(data) + "\n", encoding="utf-8")
-    before = options.page.read_text(encoding="utf-8")
-    tables = {"resources": (table, _COMMAND)}
-    try:
-        after = readme.render(before, options.results, tables)
-        newest = json.loads(readme.newest(options.results, "resources", _COMMAND).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError) as error:
-        print(f"{options.page.name}: {error}", file=sys.stderr)
-        return 2
-    if not options.check:
-        options.page.write_text(after, encoding="utf-8")
-    elif after != before or newest["sources"] != _digests():
-        print(f"{options.page.name} is stale: run `make performance`", file=sys.stderr)
-        return 1
+    data = measure(options.processes)
+    path = options.results / f"resources-{data['date']}.json"
+    path.write_text(json.dumps(data) + "\n", encoding="utf-8")
+    print(path)
     return 0
 
 

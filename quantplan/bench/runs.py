@@ -92,7 +92,7 @@ class Run:
     def name(self, device: str) -> None:
         """Give the file its name, once the device has told its own."""
         kind = "gpu" if self.counts else "smoke"
-        stem = f"{kind}-{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-')}-{self.data['date']}"
+        stem = f"{kind}-{slug(device)}-{self.data['date']}"
         number, path = 1, self.path.with_name(f"{stem}.json")
         while path.exists():
             number += 1
@@ -117,6 +117,11 @@ class Run:
         part.write_text(json.dumps(self.data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         part.replace(self.path)
         self._written = self.clock()
+
+
+def slug(device: str) -> str:
+    """Return a device's name as files are called after it."""
+    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
 def counts(data: Data) -> bool:

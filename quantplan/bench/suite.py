@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from quantplan.bench.stages import Day
 
 _ROOT = Path(__file__).resolve().parents[2]
-ON_SILICON = (*(f"tests/gpu/test_{name}.py" for name in ("ptx", "plans", "streams", "operands")), "tests/gpu")
-"""Those first that tell most; none is run twice."""
+ON_SILICON = ("tests/gpu",)
+FIRST = ("ptx", "plans", "streams", "operands")
+"""Of those, the files that tell most."""
 EMULATED = ("tests/gpu", *(f"tests/kernels/test_gpu_{name}.py" for name in ("ptx", "plans", "twin")))
 """The same tests, on a stand-in for CuPy over the emulated device; those that need a GPU are skipped."""
 _QUIET_S, _STARTS = 120.0, 6
@@ -51,7 +52,8 @@ def run(day: Day, deadline: Deadline) -> bool:
 def _start(day: Day, paths: tuple[str, ...], file: Path, deadline: Deadline) -> int | None:
     """Run pytest until it ends, hangs, or time is over; return its exit code, or None where it had to be killed."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "quantplan.bench.outcomes", "-p", "no:cacheprovider"]
-    command += ["-W", "default", "-m", "not slow", *paths]  # another machine's libraries may warn of other things
+    command += ["-W", "default", "-m", "not slow"]  # another machine's libraries may warn of other things
+    command += [str(path.relative_to(_ROOT)) for path in _files(paths)]
     environment = {**os.environ, outcomes.VARIABLE: str(file), "PYTHONPATH": _path()}
     with day.log.open("a", encoding="utf-8") as log:
         process = subprocess.Popen(  # noqa: S603 - our own tests
@@ -70,6 +72,13 @@ def _start(day: Day, paths: tuple[str, ...], file: Path, deadline: Deadline) -> 
         return process.poll()
     finally:
         kill(process)
+
+
+def _files(paths: tuple[str, ...]) -> list[Path]:
+    """Return the test files, those that tell most first."""
+    found = [file for path in paths for file in sorted((_ROOT / path).glob("test_*.py")) or [_ROOT / path]]
+    rank = {f"test_{name}": number for number, name in enumerate(FIRST)}
+    return sorted(found, key=lambda file: rank.get(file.stem, len(rank)))
 
 
 def _path() -> str:

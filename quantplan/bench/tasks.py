@@ -14,18 +14,19 @@ import numpy as np
 from quantplan.bench import graphs, machine, problems
 from quantplan.bench.memory import GpuMemory, HostMemory, Memory, arrays, blocks, send, workspace
 from quantplan.bench.peers import PEERS, AbsentError, Bench
+from quantplan.bench.points import OURS
 from quantplan.bench.timing import interleave
 from quantplan.devices.target import Target, TargetKind
-from quantplan.errors import Unsupported
 from quantplan.ops import PLANS
 from quantplan.plan import plan_type
+from quantplan.types import PlanPreference
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-    from quantplan.plan import BoundPlan, Plan
+    from quantplan.plan import Plan
 
 Answer = dict[str, Any]
 _ROUNDS, _POINT_S = 25, 0.6
@@ -125,58 +126,66 @@ class Tasks:
         return {"plans": plans, "problems": problems_found}
 
     def exercise(self, row: str, shape: str, m: int) -> Answer:
-        """Run one problem, and compare every element with the reference's."""
-        point = _point(row, shape, m)
-        desc, kind = point.descriptor, plan_type(point.descriptor)
-        try:
-            plan = kind.select(self.target, desc)
-        except Unsupported as error:
-            return {"unsupported": str(error)}
-        values = arrays(desc)
-        args = send(self.memory, desc, values)
-        plan.run(self.memory.stream, workspace(plan), args)
+        """Run one problem with every variant, and compare every element with the reference's."""
+        desc = _point(row, shape, m).descriptor
+        kind, values = plan_type(desc), arrays(desc)
+        names = self._variants(desc)
+        if not names:
+            return {"unsupported": self._support(problems.row(row))}
         expected = send(HostMemory(), desc, values)
         kind.select("cpu", desc).run(None, None, expected)
-        wrong = {}
-        for operand in kind.operands(desc):
-            if operand.output:
-                got = self.memory.fetch(getattr(args, operand.name))
-                count = differing(plan, expected, got, HostMemory().fetch(getattr(expected, operand.name)))
-                if count:
-                    wrong[operand.name] = count
-        return {"sku": plan.sku.name, "wrong": wrong}
+        skus, wrong = [], {}
+        for name in names:
+            plan = kind.select(self.target, desc, PlanPreference(variant=name))
+            args = send(self.memory, desc, values)
+            plan.run(self.memory.stream, workspace(plan), args)
+            skus.append(plan.sku.name)
+            for operand in kind.operands(desc):
+                if operand.output:
+                    got = self.memory.fetch(getattr(args, operand.name))
+                    right = HostMemory().fetch(getattr(expected, operand.name))
+                    if count := differing(plan, expected, got, right):
+                        wrong[f"{plan.sku.name} {operand.name}"] = count
+        return {"skus": skus, "wrong": wrong}
+
+    def _variants(self, desc: Any) -> list[str]:  # noqa: ANN401 - any descriptor
+        """Return the variants that run a problem, the one that is selected first."""
+        return [report.name for report in plan_type(desc).why_not(self.target, desc) if report.supported]
 
     # ---- time
 
-    def point(self, row: str, shape: str, m: int) -> Answer:
-        """Time one problem beside its peers."""
+    def point(self, row: str, shape: str, m: int, *, every_variant: bool = False) -> Answer:
+        """Time one problem beside its peers, and beside the variants that were not selected."""
         point = _point(row, shape, m)
         desc = point.descriptor
-        try:
-            plan = plan_type(desc).select(self.target, desc)
-        except Unsupported as error:
-            return {"unsupported": str(error)}
+        names = self._variants(desc)
+        if not names:
+            return {"unsupported": self._support(problems.row(row))}
+        plan = plan_type(desc).select(self.target, desc)
         size = problems.nbytes(desc)
         answer: Answer = {"sku": plan.sku.name, "bytes": size, "operations": problems.operations(desc)}
         if not self.on_gpu:
-            (bound,) = self._bound(plan, desc, 1)
-            bound.run(None)
+            plan.bind(workspace(plan), send(self.memory, desc, blocks(desc))).run(None)
             return {**answer, "absent": {"time": f"no time is told on {self.target}"}}
         count = graphs.sets(size, int(self.gpu.properties()["l2CacheSize"]), self.gpu.free() // 3)
-        calls = [partial(bound.run, self.gpu.stream) for bound in self._bound(plan, desc, count)]
-        timers = {"quantplan": graphs.timer(self.gpu, calls, self.gpu.capture)}
+        operands = [send(self.gpu, desc, blocks(desc)) for _ in range(count)]
+        timers = {OURS: self._timer(plan, operands)}
+        for name in names[1:] if every_variant else ():
+            other = plan_type(desc).select(self.target, desc, PlanPreference(variant=name))
+            timers[f"{OURS} {name}"] = self._timer(other, operands)
         beside, absent = self._peers(point, count)
         samples = interleave(timers | beside, rounds=_ROUNDS, limit_s=_POINT_S)
-        timers, beside, calls = {}, {}, []
+        timers, beside, operands = {}, {}, []
         if self.torch is not None:
             graphs.TorchGraphs(self.torch, self.gpu).release()
         gc.collect()
         return {**answer, "sets": count, "us": {k: v.to_dict() for k, v in samples.items()}, "absent": absent}
 
-    def _bound(self, plan: Plan[Any, Any], desc: Any, count: int) -> list[BoundPlan[Any, Any]]:  # noqa: ANN401 - any descriptor
-        """Bind as many sets of operands; they share the scratch memory, as launches on one stream may."""
-        values, scratch = blocks(desc), workspace(plan)
-        return [plan.bind(scratch, send(self.memory, desc, values)) for _ in range(count)]
+    def _timer(self, plan: Plan[Any, Any], operands: Sequence[Any]) -> Callable[[], float]:
+        """Return the timer of a plan over sets of operands, which share scratch memory as on one stream they may."""
+        scratch = workspace(plan)
+        calls = [partial(plan.bind(scratch, args).run, self.gpu.stream) for args in operands]
+        return graphs.timer(self.gpu, calls, self.gpu.capture)
 
     def _peers(self, point: problems.Point, count: int) -> tuple[dict[str, Callable[[], float]], dict[str, str]]:
         """Return the timers of a point's peers, and why others are absent."""

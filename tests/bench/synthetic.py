@@ -40,7 +40,7 @@ def run(date="2031-02-03", **changes):
         "guarantees": {
             "some": {"plans": [{"sku": sku, "cases": 40, "mismatches": 0} for sku in SKUS], "problems": []},
         },
-        "exercises": {"quantize s8 token | 8192 | 16": {"sku": SKUS[0], "wrong": {}}},
+        "exercises": {"quantize s8 token | 8192 | 16": {"skus": [SKUS[0]], "wrong": {}}},
         "sanitizers": {
             "memcheck": {
                 "exit_code": 0,

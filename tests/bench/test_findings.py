@@ -20,7 +20,11 @@ def test_a_sound_run_has_no_failures():
         ("tests", {"passed": 1, "failed": {"a::b": "assert 1 == 2\nmore"}}, "test a::b: assert 1 == 2"),
         ("guarantees", {"quantize [0]": {"plans": [], "problems": ["s: breaks"]}}, "guarantee: s: breaks"),
         ("guarantees", {"quantize [0]": {"error": "hung"}}, "guarantees: quantize [0]: hung"),
-        ("exercises", {"r | s | 1": {"sku": "s", "wrong": {"q": 3}}}, "exercise r | s | 1: 3 elements of q are wrong"),
+        (
+            "exercises",
+            {"r | s | 1": {"skus": ["s"], "wrong": {"s q": 3}}},
+            "exercise r | s | 1: 3 elements of s q are wrong",
+        ),
         ("points", {"r | s | 1": {"error": "crashed: exit code -6"}}, "points: r | s | 1: crashed: exit code -6"),
         ("roofs", {"copy": {"error": "x"}}, "roofs: copy: x"),
     ],

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from quantplan.bench import readme, reference
+from quantplan.bench import reference, tables
 
 
 def test_interleaving_reports_the_median_of_each_function():
@@ -35,7 +35,7 @@ def test_missing_threadpoolctl_names_the_extra(monkeypatch):
 def test_result_file_feeds_the_readme(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(reference, "SHAPES", ((2, 8, 16), (3, 5, 7)))
     assert reference.main(["--rounds", "2", "--results", str(tmp_path / "new")]) == 0
-    path = readme.newest(tmp_path / "new", "reference")
+    path = next((tmp_path / "new").glob("reference-*.json"))
     assert capsys.readouterr().out.strip() == str(path)
     data = json.loads(path.read_text())
     assert [(row["m"], row["n"], row["k"]) for row in data["gemm"]] == [(2, 8, 16), (3, 5, 7)]
@@ -44,4 +44,4 @@ def test_result_file_feeds_the_readme(tmp_path, monkeypatch, capsys):
     for row in data["gemm"] + data["ops"]:
         assert row["ms"] > 0
         assert len(row["source_digest"]) == 64
-    assert "W8A8 linear, 3 × 5 × 7" in readme.reference_table(data)
+    assert "W8A8 linear, 3 × 5 × 7" in tables.reference(data)

@@ -6,7 +6,7 @@ import pytest
 
 from quantplan.bench import stages
 from quantplan.bench.budget import Deadline
-from quantplan.bench.problems import ROWS, row
+from quantplan.bench.problems import FEW, ROWS, row
 from quantplan.bench.runs import Run
 
 MACHINE = {
@@ -112,6 +112,13 @@ def test_every_answer_is_kept_and_asked_for_once(make):
     assert count == len(day.run.data["points"]) == 14 * len(row("dequantize s8 token").shapes)
     assert stages.benchmarks(day, soon())
     assert len(day.asked) == count, "a run that goes on asks for nothing twice"
+
+
+def test_every_variant_is_timed_where_it_tells_most(make):
+    day = make(lambda task: {"us": {}}, ops=("dequantize",))
+    stages.benchmarks(day, soon())
+    asked = {(task["shape"], task["m"]) for task in day.asked if task.get("every_variant")}
+    assert asked == {(row("dequantize s8 token").shapes[0].label, m) for m in FEW}
 
 
 def test_time_that_is_over_cuts_a_stage(make):

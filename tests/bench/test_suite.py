@@ -102,5 +102,13 @@ def test_without_a_checkout_the_tests_are_absent(day, monkeypatch):
     assert "checkout" in day.run.data["tests"]["absent"]
 
 
+def test_the_files_that_tell_most_are_the_first():
+    names = [file.name for file in suite._files(suite.ON_SILICON)]
+    assert names[:4] == ["test_ptx.py", "test_plans.py", "test_streams.py", "test_operands.py"]
+    assert set(names) == {file.name for file in (ROOT / "tests" / "gpu").glob("test_*.py")}
+    emulated = {file.relative_to(ROOT).as_posix() for file in suite._files(suite.EMULATED)}
+    assert {"tests/gpu/test_ptx.py", "tests/kernels/test_gpu_plans.py"} <= emulated
+
+
 def test_the_tests_that_run_on_silicon_and_emulated_exist():
     assert all((ROOT / path).exists() for path in (*suite.ON_SILICON, *suite.EMULATED))

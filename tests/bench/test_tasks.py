@@ -12,6 +12,7 @@ from tests.bench.fake_torch import Torch
 from tests.kernels.twin import preload
 
 TOKEN = {"row": "quantize s8 token", "shape": "small", "m": 3}
+SKU = "dynamic_range_quantize.within_rows.bf16.s8.f32.token.symmetric"
 EMULATED = "emulated:sm_90a"
 
 
@@ -50,7 +51,18 @@ def test_an_element_that_is_wrong_is_counted(emulated, monkeypatch):
         return array
 
     monkeypatch.setattr(HostMemory, "fetch", wrong)
-    assert emulated.do({"do": "exercise", **TOKEN})["wrong"] == {"q": 1, "scale": 1}
+    assert emulated.do({"do": "exercise", **TOKEN})["wrong"] == {f"{SKU} q": 1, f"{SKU} scale": 1}
+
+
+def test_every_variant_that_runs_a_problem_is_compared(emulated):
+    found = emulated.do({"do": "exercise", "row": "quantized_linear int8", "shape": "small", "m": 3})
+    assert found["wrong"] == {}
+    usable = [r for r in qp.QuantizedLinearPlan.why_not(EMULATED, _desc()) if r.supported]
+    assert len(set(found["skus"])) == len(usable) > 1
+
+
+def _desc():
+    return row("quantized_linear int8").descriptor(3, row("quantized_linear int8").small)
 
 
 def test_guarantees_are_those_of_the_catalogues_problems(emulated):
@@ -94,6 +106,14 @@ def test_a_point_is_the_time_of_one_launch_over_sets_beyond_the_cache(gpu, gpus)
     assert found["us"]["quantplan"]["median"] == pytest.approx(3.0)
     assert found["us"]["quantplan"]["n"] == 3
     assert found["sku"].startswith("dynamic_range_quantize.within_rows.")
+
+
+def test_where_it_is_asked_for_a_point_has_the_times_of_every_variant(gpu):
+    preload([_desc()], checked=False)
+    found = gpu.do({"do": "point", "row": "quantized_linear int8", "shape": "small", "m": 3, "every_variant": True})
+    usable = [r.name for r in qp.QuantizedLinearPlan.why_not("sm_90a", _desc()) if r.supported]
+    assert list(found["us"]) == ["quantplan", *(f"quantplan {name}" for name in usable[1:])]
+    assert len(usable) > 1
 
 
 def test_missing_peers_are_told_and_the_point_is_measured(gpu):
@@ -143,7 +163,4 @@ def test_roofs_of_torch_are_absent_without_it(gpu):
 
 
 def test_a_gpus_results_are_compared_too(gpu):
-    assert gpu.do({"do": "exercise", **TOKEN}) == {
-        "sku": "dynamic_range_quantize.within_rows.bf16.s8.f32.token.symmetric",
-        "wrong": {},
-    }
+    assert gpu.do({"do": "exercise", **TOKEN}) == {"skus": [SKU], "wrong": {}}

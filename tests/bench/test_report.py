@@ -1,0 +1,191 @@
+"""The pages say what the results say, nothing else in them changes, and what is no result is never shown."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from quantplan.bench import plots, report, resources, runs
+from tests.bench import synthetic
+from tests.bench.recorded import RECIPES, REFERENCE
+
+README = """# Title
+<!-- gpu:begin -->
+<!-- gpu:end -->
+between
+<!-- recipes:begin -->
+<!-- recipes:end -->
+<!-- reference:begin -->
+<!-- reference:end -->
+after
+"""
+PERFORMANCE = """# Performance
+<!-- gpu:begin -->
+<!-- gpu:end -->
+between
+<!-- resources:begin -->
+<!-- resources:end -->
+after
+"""
+RESOURCES = {"date": "2031-02-03", "target": "sm_90a", "nvrtc": "13.0", "rows": []}
+
+
+def put(tree, name, data):
+    (tree / "docs" / "performance" / "results" / name).write_text(json.dumps(data), encoding="utf-8")
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Lay out a checkout's pages and results; no GPU has run anything."""
+    (tmp_path / "docs" / "performance" / "results").mkdir(parents=True)
+    (tmp_path / "README.md").write_text(README, encoding="utf-8")
+    (tmp_path / "docs" / "performance.md").write_text(PERFORMANCE, encoding="utf-8")
+    put(tmp_path, "recipes-2031-02-03.json", RECIPES)
+    put(tmp_path, "reference-2031-02-03.json", REFERENCE)
+    put(tmp_path, "resources-2031-02-03.json", {**RESOURCES, "sources": resources.digests()})
+    return tmp_path
+
+
+@pytest.fixture
+def measured(tree):
+    """Add a run that is taken for measured."""
+    data = synthetic.run()
+    del data["synthetic"]
+    put(tree, "gpu-abacus-9000-2031-02-03.json", data)
+    return tree
+
+
+def run(tree, *options):
+    return report.main([*options, "--root", str(tree)])
+
+
+def texts(tree):
+    return [path.read_text(encoding="utf-8") for path in (tree / "README.md", tree / "docs" / "performance.md")]
+
+
+def test_without_a_gpu_the_pages_say_so(tree):
+    assert run(tree) == 0
+    readme, performance = texts(tree)
+    assert "No GPU has run quantplan yet" in readme
+    assert "No speed has been measured on a GPU yet" in performance
+    assert [line for line in readme.splitlines() if line in {"# Title", "between", "after"}] == [
+        "# Title",
+        "between",
+        "after",
+    ]
+    assert "| `fp32` | 20.50 |" in readme
+    assert "NVRTC 13.0, compiled 2031-02-03." in performance
+
+
+def test_with_one_they_show_what_it_measured_and_its_plots(measured):
+    assert run(measured) == 0
+    readme, performance = texts(measured)
+    assert "Measured 2031-02-03 on Abacus 9000" in readme
+    assert "performance/roofline-abacus-9000.svg" in performance
+    assert {path.name for path in (measured / "docs" / "performance").glob("*.svg")} == {
+        "roofline-abacus-9000.svg",
+        "speedups-abacus-9000.svg",
+    }
+
+
+def test_writing_twice_changes_nothing(measured):
+    run(measured)
+    before = {path: path.read_bytes() for path in measured.rglob("*") if path.is_file()}
+    assert run(measured) == 0
+    assert {path: path.read_bytes() for path in measured.rglob("*") if path.is_file()} == before
+
+
+def test_a_check_accepts_what_was_written_and_writes_nothing(measured, capsys):
+    before = texts(measured)
+    assert run(measured, "--check") == 1
+    assert texts(measured) == before
+    assert "README.md is stale: run `make readme`" in capsys.readouterr().err
+    run(measured)
+    assert run(measured, "--check") == 0
+
+
+@pytest.mark.parametrize("file", ["README.md", "docs/performance.md"])
+def test_a_figure_that_was_changed_by_hand_is_noticed(measured, file):
+    run(measured)
+    path = measured / file
+    path.write_text(path.read_text(encoding="utf-8").replace("2.6 µs", "1.6 µs"), encoding="utf-8")
+    assert run(measured, "--check") == 1
+
+
+def test_plots_that_are_missing_old_or_of_no_run_are_noticed(measured, capsys):
+    run(measured)
+    plot = measured / "docs" / "performance" / "roofline-abacus-9000.svg"
+    drawn = plot.read_text(encoding="utf-8")
+    plot.unlink()
+    assert run(measured, "--check") == 1
+    assert "roofline-abacus-9000.svg is missing" in capsys.readouterr().err
+    (day,) = runs.load(measured / "docs" / "performance" / "results")
+    plot.write_text(drawn.replace(plots.digest(day), "0" * 64), encoding="utf-8")
+    assert run(measured, "--check") == 1
+    plot.write_text(drawn, encoding="utf-8")
+    stray = measured / "docs" / "performance" / "roofline-other.svg"
+    stray.write_text(drawn, encoding="utf-8")
+    assert run(measured, "--check") == 1
+    run(measured)
+    assert not stray.exists()
+    assert run(measured, "--check") == 0
+
+
+def test_kernels_that_have_changed_since_are_noticed(tree, capsys):
+    run(tree)
+    put(tree, "resources-2031-02-04.json", {**RESOURCES, "sources": {"quantize.cu": "another"}})
+    assert run(tree, "--check") == 1
+    assert "run `make performance`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("changes", [{}, {"synthetic": False, "smoke": True}])
+def test_what_is_no_result_is_refused_and_nothing_is_written(tree, capsys, changes):
+    put(tree, "gpu-abacus-9000-2031-02-03.json", synthetic.run(**changes))
+    before = texts(tree)
+    for options in ((), ("--check",), ("--html", str(tree / "page.html"))):
+        assert run(tree, *options) == 2
+        assert "is no result" in capsys.readouterr().err
+    assert texts(tree) == before
+    assert not (tree / "page.html").exists()
+
+
+def test_an_unmeasured_table_is_an_error_that_names_the_command(tree, capsys):
+    (tree / "docs" / "performance" / "results" / "recipes-2031-02-03.json").unlink()
+    assert run(tree) == 2
+    assert "python examples/generate.py --evaluate" in capsys.readouterr().err
+    assert texts(tree) == [README, PERFORMANCE]
+
+
+def test_missing_markers_are_an_error(tree, capsys):
+    (tree / "README.md").write_text("# Title\n", encoding="utf-8")
+    assert run(tree) == 2
+    assert "<!-- gpu:begin -->" in capsys.readouterr().err
+
+
+def test_a_page_of_html_holds_its_plots(measured):
+    assert run(measured, "--html", str(measured / "page.html")) == 0
+    text = (measured / "page.html").read_text(encoding="utf-8")
+    assert text.startswith("<!doctype html>")
+    assert text.count("<svg") == 2
+    assert "52.0 µs" in text
+    assert texts(measured) == [README, PERFORMANCE], "nothing else is written"
+
+
+def test_a_page_of_html_can_be_made_of_any_folder(measured, tmp_path):
+    results = measured / "docs" / "performance" / "results"
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    assert report.main(["--html", str(tmp_path / "a.html"), "--results", str(other)]) == 0
+    assert "No speed has been measured" in (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert report.main(["--html", str(tmp_path / "b.html"), "--results", str(results)]) == 0
+    assert "Abacus 9000" in (tmp_path / "b.html").read_text(encoding="utf-8")
+
+
+def test_no_synthetic_run_lies_among_the_projects_results():
+    root = Path(__file__).resolve().parents[2]
+    for path in (root / "docs" / "performance" / "results").glob("*.json"):
+        assert "synthetic" not in path.read_text(encoding="utf-8"), path.name
+
+
+def test_the_projects_own_pages_are_up_to_date():
+    assert report.stale(Path(__file__).resolve().parents[2]) == []
