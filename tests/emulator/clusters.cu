@@ -9,7 +9,7 @@ enum Step {
   nothing, first_barrier, last_barrier, cluster_scope, remote_arrive, wait, proxy_fence, remote_empty,
   init_barrier, busy_source, stray_rank, stray_address, beyond_shared, misaligned_load, second_arrival, lone_wait,
   diverged_arrival, stray_blocks, no_blocks, foreign_mbarrier, odd_copy, unwritten_load, send_leave,
-  cluster_barrier, global_source
+  cluster_barrier, global_source, cluster_release, relaxed, relaxed_end, late_loads
 };
 using Mbarrier = unsigned long long;
 
@@ -40,7 +40,12 @@ __device__ void run_places(const P& p) {
 __device__ void run_reduce(const P& p) {
   const unsigned i = threadIdx.x, rank = cluster_rank(), size = cluster_size();
   slots()[i] = input(p)[blockIdx.x * 64 + i];  // @fills
-  UNLESS(first_barrier) cluster_sync();
+  if (p.without == relaxed) {
+    cluster_arrive_relaxed();
+    cluster_wait();
+  } else UNLESS(first_barrier) {
+    cluster_sync();
+  }
   const unsigned share = 64 / size;
   if (i < share) {
     uint4 sum{};
@@ -54,7 +59,12 @@ __device__ void run_reduce(const P& p) {
     }
     reinterpret_cast<uint4*>(p.out)[blockIdx.x * share + i] = sum;
   }
-  UNLESS(last_barrier) cluster_sync();
+  if (p.without == relaxed_end) {
+    cluster_arrive_relaxed();
+    cluster_wait();
+  } else UNLESS(last_barrier) {
+    cluster_sync();
+  }
 }
 
 // Every block stores to block 0 of its cluster, and tells it so.
@@ -66,7 +76,8 @@ __device__ void run_gather(const P& p) {
   const uint4 mine = input(p)[blockIdx.x * 64 + i];
   store_cluster_16(to, mine);  // @stores
   store_cluster_4(to + 8, mine.z + 1);
-  if (p.without != remote_arrive || rank != 1 || i != 5) mbarrier_arrive_cluster(mapa(mbarrier, 0));  // @tells
+  if (p.without == cluster_release) mbarrier_arrive_cluster_read(mapa(mbarrier, 0));
+  else if (p.without != remote_arrive || rank != 1 || i != 5) mbarrier_arrive_cluster(mapa(mbarrier, 0));
   if (rank == 0) {
     UNLESS(wait) {
       if (p.without == cluster_scope) while (!mbarrier_try_wait_parity(mbarrier, 0)) {}
@@ -122,23 +133,29 @@ __device__ void run_ring(const P& p) {
       mbarrier_init(&empty[s], p.without == remote_empty ? 1 : 2);
       fence_mbarrier_init();
     }
-  UNLESS(init_barrier) cluster_sync();
+  UNLESS(init_barrier) {
+    cluster_arrive_relaxed();
+    cluster_wait();
+  }
   for (int t = 0; t < tiles; ++t) {
     const int s = t % stages, round = t / stages;
     unsigned char* tile = shared_memory() + 2048 * s;
     if (i == 0) {
-      while (!mbarrier_try_wait_parity_cluster(&empty[s], round % 2 ^ 1)) {}  // @waits_empty
+      while (!mbarrier_try_wait_parity(&empty[s], round % 2 ^ 1)) {}  // @waits_empty
       mbarrier_arrive_expect_tx(&full[s], 2048);
-      cp_async_bulk_tensor_load_2d_multicast(tile + 1024 * rank, &p.in_map, 128 * t, 8 * rank, &full[s], 3);  // @multicasts
+      unsigned char* half = tile + 1024 * rank;
+      cp_async_bulk_tensor_load_2d_multicast(half, &p.in_map, 128 * t, 8 * rank, &full[s], 3);  // @multicasts
     } else if (i >= 32) {
       while (!mbarrier_try_wait_parity(&full[s], round % 2)) {}  // @waits_full
-      for (unsigned j = i - 32; j < 128; j += 32)
-        reinterpret_cast<uint4*>(p.out)[(blockIdx.x * tiles + t) * 128 + j] = reinterpret_cast<uint4*>(tile)[j];  // @reads
-      __syncwarp();
-      if (i == 32) {
+      const auto release = [&] {
         if (p.without == remote_empty) mbarrier_arrive(&empty[s]);
-        else for (unsigned r = 0; r < 2; ++r) mbarrier_arrive_cluster(mapa(&empty[s], r));
-      }
+        else for (unsigned r = 0; r < 2; ++r) mbarrier_arrive_cluster_read(mapa(&empty[s], r));
+      };
+      if (p.without == late_loads && i == 32) release();
+      for (unsigned j = i - 32; j < 128; j += 32)
+        reinterpret_cast<uint4*>(p.out)[(blockIdx.x * tiles + t) * 128 + j] = reinterpret_cast<uint4*>(tile)[j];
+      __syncwarp();
+      if (p.without != late_loads && i == 32) release();
     }
   }
   UNLESS(last_barrier) cluster_sync();
@@ -197,7 +214,9 @@ __device__ void run_mistake(const P& p) {
       if (one) cp_async_bulk_cluster(there, slots(), 16, mapa(mbarrier, rank));  // @foreign_mbarrier
       break;
     case odd_copy: if (one) cp_async_bulk_cluster(there, slots(), 24, mapa(mbarrier, other)); break;  // @odd_copy
-    case global_source: if (one) cp_async_bulk_cluster(there, p.in, 16, mapa(mbarrier, other)); break;  // @global_source
+    case global_source:
+      if (one) cp_async_bulk_cluster(there, p.in, 16, mapa(mbarrier, other));  // @global_source
+      break;
     case send_leave:
       if (one) store_async_4(there, 1, mapa(mbarrier, other));  // @send_leave
       break;

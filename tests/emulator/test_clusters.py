@@ -148,6 +148,9 @@ def test_the_barriers_around_accesses_are_needed(bench, step, says, schedule):
         ("gather", "init_barrier", RACE, "stores", None),
         ("gather", "remote_arrive", DEADLOCK, "awaits", "meets"),
         ("gather", "cluster_scope", RACE, "takes", "stores"),
+        ("gather", "cluster_release", RACE, "takes", "stores"),
+        ("reduce", "relaxed", RACE, "loads", "fills"),
+        ("reduce", "relaxed_end", RACE, "loads", None),
         ("send", "proxy_fence", RACE, "sends", "writes"),
         ("send", "busy_source", IN_FLIGHT, "overwrites", "sends"),
         ("ring", "init_barrier", RACE, "multicasts", None),
@@ -162,8 +165,9 @@ def test_each_step_is_needed(bench, scenario, without, kind, at, other):  # noqa
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_a_box_is_not_sent_before_all_blocks_are_done_with_the_last(bench, schedule):
-    found, line = fault(bench, "ring", "remote_empty", **schedule)
+@pytest.mark.parametrize("without", ["remote_empty", "late_loads"])
+def test_a_box_is_not_sent_before_all_blocks_are_done_with_the_last(bench, without, schedule):
+    found, line = fault(bench, "ring", without, **schedule)
     assert found.kind in {RACE, IN_FLIGHT}
     assert line("multicasts") in {found.place, found.other_place}
 

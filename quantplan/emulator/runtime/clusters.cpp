@@ -78,13 +78,17 @@ unsigned cluster_missing() { return gate.missing; }
 
 // ---- the barrier
 
-void cluster_arrive(Where where) {
+// Relaxed, others learn of mbarriers alone, whose initialization has a fence of its own.
+void cluster_arrive(bool release, Where where) {
   Member& self = members[block.running];
   if (self.arrived)
     fail(Fault::barrier, site_of(where), site_of(self.where),
          "thread %u arrives at the cluster's barrier again, without waiting in between", current.linear);
   self = {true, gate.phase, where};
-  clock_release(gate.clock, block.running);
+  if (release)
+    clock_release(gate.clock, block.running);
+  else
+    clock_join(gate.clock, clock_at(block.running, last_init_fence(block.running)));
   --gate.missing;
   open_if_complete();
 }
@@ -97,6 +101,7 @@ void cluster_wait(Where where) {
   if (self.phase == gate.phase) wait(State::at_cluster, where);
   self.arrived = false;
   clock_acquire(block.running, gate.completed);
+  for (unsigned rank = 0; rank < block.cluster && block.cluster > 1; ++rank) visit(block.running, rank).begun = true;
 }
 
 void clusters_end_thread() {

@@ -217,6 +217,11 @@ bool fenced(unsigned thread, uint32_t clock, unsigned other) {
   return thread >= block.slots || covered(fences[thread].proxy, thread, clock, other);  // what copies write needs no fence
 }
 
+uint32_t last_init_fence(unsigned thread) {
+  const std::vector<uint32_t>& moments = fences[thread].init;
+  return moments.empty() ? 0 : moments.back();
+}
+
 bool init_fenced(unsigned thread, uint32_t clock) {
   const Fences& of_thread = fences[thread];
   return covered(of_thread.init, thread, clock, block.running) || covered(of_thread.proxy, thread, clock, block.running);

@@ -63,16 +63,20 @@ void complete_if_done(Phase& phase) {
   phase.completed = phase.releases;
 }
 
-void arrive(Phase& phase, unsigned count, Where where) {
+// At the scope of a block, another block's threads learn of nothing but that the thread's loads are over.
+void release(Phase& phase, bool cluster) {
+  if (block.cluster == 1) return clock_release(phase.releases.all, block.running);
+  Clock loads, everything;
+  clock_release_over(loads, block.running);
+  clock_release(everything, block.running);
+  const bool own = phase.rank == block.rank;
+  clock_join(phase.releases.own, own ? everything : loads);
+  clock_join(phase.releases.all, own || cluster ? everything : loads);
+}
+
+void arrive(Phase& phase, unsigned count, bool cluster, Where where) {
   count_down(phase, count, site_of(where));
-  if (block.cluster > 1 && phase.rank == block.rank) {
-    Clock mine;
-    clock_release(mine, block.running);
-    clock_join(phase.releases.own, mine);
-    clock_join(phase.releases.all, mine);
-  } else {
-    clock_release(phase.releases.all, block.running);
-  }
+  release(phase, cluster);
   complete_if_done(phase);
 }
 
@@ -150,10 +154,10 @@ void barrier_invalidate(uint64_t* barrier, Where where) {
 
 // ---- arrivals
 
-void barrier_arrive(uint64_t* barrier, unsigned count, Where where) {
+void barrier_arrive(uint64_t* barrier, unsigned count, bool cluster, Where where) {
   Phase& phase = phase_of(barrier, where);
   if (count < 1 || count > most) fail(Fault::barrier, site_of(where), 0, "%u arrivals at once", count);
-  arrive(phase, count, where);
+  arrive(phase, count, cluster, where);
 }
 
 void barrier_expect(uint64_t* barrier, unsigned bytes, Where where) {

@@ -74,8 +74,8 @@ void name_byte(const Byte& byte, Text& text) {
   else if (rank == block.rank)
     snprintf(text, sizeof text, "shared memory at offset %llu", number(offset));
   else
-    snprintf(text, sizeof text, "shared memory of block %llu at offset %llu", number(block.linear * block.cluster + rank),
-             number(offset));
+    snprintf(text, sizeof text, "shared memory of block %llu at offset %llu",
+             number(block.linear * block.cluster + rank), number(offset));
 }
 
 bool is_warp_group(unsigned agent) { return agent >= block.slots + agents * block.cluster; }
@@ -146,6 +146,11 @@ bool ordered(const Stamp& stamp) {
   return stamp.clock == 0 || (stamp.block == block.linear && happened_before(stamp.thread, stamp.clock));
 }
 
+// Whether what a stamp's thread has read, or a copy has written, may be overwritten.
+bool over(const Stamp& stamp) {
+  return ordered(stamp) || (stamp.block == block.linear && stamp.clock <= known_over(block.running, stamp.thread));
+}
+
 bool by_one_thread(const Stamp& a, const Stamp& b) { return a.thread == b.thread && a.block == b.block; }
 
 // Keeps what a later write must still be compared with: the newest reading of each thread of this block that the
@@ -199,14 +204,16 @@ void check_cell(Cell& cell, Access kind, Site site, const Byte& byte, bool needs
   if (cell.copy == being_written || (cell.copy == being_read && kind != Access::read))
     fail_in_flight(cell, kind, site, byte);
   const bool both_atomic = kind == Access::atomic && cell.write.atomic;
-  if (!both_atomic && !ordered(cell.write)) fail_race(cell.write, "has written", kind, site, byte);
+  const bool copied = kind == Access::write && cell.write.thread >= block.slots;
+  if (!both_atomic && !(copied ? over(cell.write) : ordered(cell.write)))
+    fail_race(cell.write, "has written", kind, site, byte);
   if (needs_value && kind != Access::write && cell.write.clock == 0) fail_uninitialized(kind, site, byte);
   const Stamp now{clock_of(block.running), block.linear, site, uint16_t(block.running), kind == Access::atomic};
   if (kind == Access::read) return remember_reader(cell, now);
-  if (!ordered(cell.read)) fail_race(cell.read, "has read", kind, site, byte);
+  if (!over(cell.read)) fail_race(cell.read, "has read", kind, site, byte);
   if (cell.more)
     for (const Stamp& stamp : readers[cell.more])
-      if (!ordered(stamp)) fail_race(stamp, "has read", kind, site, byte);
+      if (!over(stamp)) fail_race(stamp, "has read", kind, site, byte);
   forget_readers(cell);
   cell.write = now;
 }
@@ -326,7 +333,8 @@ void access(uintptr_t address, size_t bytes, Access kind, Site site) {
     return registers_accessed(address, bytes, kind, site);
   if (interrupted) fail(Fault::deadlock, site, 0, "interrupted before its end");
   ++report->accesses;
-  if (address - reinterpret_cast<uintptr_t>(block.arena) < arena_bytes()) return check_shared(address, bytes, kind, site);
+  const uintptr_t offset = address - reinterpret_cast<uintptr_t>(block.arena);
+  if (offset < arena_bytes()) return check_shared(address, bytes, kind, site);
   for (Watched& one : watched)
     if (check_region(one, address, bytes, kind, site)) return;
   const bool constant = is_parameter(reinterpret_cast<const void*>(address), bytes) ||

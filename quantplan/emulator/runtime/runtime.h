@@ -1,6 +1,6 @@
 // The emulated device's state, shared by the runtime's files. One launch runs at a time in one library.
 //
-//   launch ─▶ for each cluster of blocks, mostly of one: one fiber per thread ─▶ scheduler resumes fibers until all are done
+//   launch ─▶ for each block, or cluster: one fiber per thread ─▶ scheduler resumes fibers until all are done
 //                                 │
 //                    instruction ─┤ barrier, warp, copies: may wait, i.e. switch back to the scheduler
 //                    access ──────┘ memory: checked against regions and shadow; a fault ends the launch
@@ -47,14 +47,15 @@ Site site_of_pc(uintptr_t pc);
 void describe_place(Place& place, Site site);
 bool in_library(uintptr_t address, size_t bytes);  // code and constants of the kernel
 
-// What is resident: one block, or those of a cluster, whose threads and shared memories then have numbers and addresses in
-// common. A block's numbers begin at a multiple of a warp group's 128, so some of them stand for no thread.
+// What is resident: one block, or those of a cluster, whose threads and shared memories then have numbers and addresses
+// in common. A block's numbers begin at a multiple of a warp group's 128, so some of them stand for no thread.
 struct Block {
   unsigned threads = 0;  // of one block
   unsigned cluster = 1;  // blocks
   unsigned stride = 0;   // from one block's first thread to the next one's
   unsigned slots = 0;    // numbers of threads
   unsigned clocks = 0;   // of threads and agents
+  unsigned row = 0;      // of `clocks`: in a cluster, two numbers for each of them
   unsigned linear = 0;   // index of the cluster in its grid
   unsigned running = none;
   unsigned rank = 0;       // of the running thread's block in its cluster
@@ -75,7 +76,7 @@ inline unsigned rank_of(unsigned thread) { return block.cluster == 1 ? 0 : threa
 inline unsigned index_in_block(unsigned thread) { return thread - rank_of(thread) * block.stride; }
 
 using Text = char[96];
-void name_thread(unsigned thread, unsigned linear, Text& text);  // "thread 3", or "thread 3 of block 5" for another block
+void name_thread(unsigned thread, unsigned linear, Text& text);  // "thread 3", or "thread 3 of block 5"
 
 // Ends the launch: fills the report and never returns.
 [[noreturn]] void fail(Fault fault, Site site, Site other, const char* format, ...)
@@ -95,12 +96,17 @@ extern volatile bool interrupted;  // Ctrl-C was pressed: the launch shall end
 // ---- clocks.cpp: who is ordered after whom. Threads from `block.slots` on are agents of asynchronous copies, one
 // for each mbarrier that copies report to: who has waited for one mbarrier knows nothing of another's copies.
 
-constexpr unsigned agents = 16;  // of a block; mbarriers beyond share them, which hides some missing waits and invents none
+constexpr unsigned agents = 16;  // of a block; mbarriers beyond share them: it hides some missing waits and invents none
 constexpr unsigned group_threads = 128;  // of a warp group, which has an agent too: it reads for its wgmmas
 constexpr unsigned most_clocks = (most_threads + most_threads / group_threads + agents) * most_cluster;
 extern std::vector<uint32_t> clocks;  // row t: the latest moment of each thread that thread t knows to be over
 inline uint32_t& known(unsigned thread, unsigned other) {
-  return clocks[size_t(thread) * block.clocks + other];
+  return clocks[size_t(thread) * block.row + other];
+}
+// In a cluster, also the latest moment up to which its loads, or its copies, are known to be over: what they have read
+// or written may be overwritten, and not be read.
+inline uint32_t& known_over(unsigned thread, unsigned other) {
+  return clocks[size_t(thread) * block.row + (block.row - block.clocks) + other];
 }
 inline uint32_t clock_of(unsigned thread) { return known(thread, thread); }
 inline bool happened_before(unsigned thread, uint32_t clock) { return clock <= known(block.running, thread); }
@@ -108,6 +114,7 @@ void clocks_reset();
 using Clock = std::vector<uint32_t>;
 void clock_release(Clock& into, unsigned thread);        // into ← max(into, thread's), and the thread moves on
 void clock_acquire(unsigned thread, const Clock& from);
+void clock_release_over(Clock& into, unsigned thread);  // only what is over, see known_over
 void clock_join(Clock& into, const Clock& from);
 Clock clock_at(unsigned thread, uint32_t clock);  // that moment, and nothing that it comes after
 uint32_t clock_tick_agent(unsigned agent, Clock& into);  // a moment of an agent's, known to who acquires `into`
@@ -145,6 +152,7 @@ void copies_begin_block();
 void copies_end_thread();
 // Whether asynchronous copies that another thread issues may rely on what this one wrote then.
 bool fenced(unsigned thread, uint32_t clock, unsigned other);
+uint32_t last_init_fence(unsigned thread);  // its moment, 0: none
 
 // ---- warp_groups.cpp, wgmma.cpp
 

@@ -1,6 +1,7 @@
 // Launches: fibers, the order they run in, and what happens when none can go on.
 //
-// Mostly one block is resident at a time. The blocks of a cluster are resident together, and take turns thread by thread.
+// Mostly one block is resident at a time. The blocks of a cluster are resident together, and take turns thread by
+// thread.
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -230,6 +231,7 @@ bool start() {
   block.stride = block.cluster == 1 ? block.threads : (block.threads + 127) / 128 * 128;
   block.slots = block.stride * block.cluster;
   block.clocks = block.slots + agents * block.cluster + (block.slots + group_threads - 1) / group_threads;
+  block.row = block.cluster == 1 ? block.clocks : 2 * block.clocks;
   block.linear = block.running = 0;
   block.shared_bytes = launch->shared_bytes;
   block.window = (launch->shared_bytes / 1024 + 1) * 1024;

@@ -1,5 +1,5 @@
-// Clusters: neighbouring blocks that run at the same time, and reach each other's shared memory. Such memory has addresses
-// of 32 bits, which mapa gives; a block's own are as shared_address() says.
+// Clusters: neighbouring blocks that run at the same time, and reach each other's shared memory. Such memory has
+// addresses of 32 bits, which mapa gives; a block's own are as shared_address() says.
 //
 // Nobody may touch a block's shared memory before that block has begun, or after it has returned: a cluster's barrier
 // stands between its beginning and the first access, and between the last access and its end.
@@ -27,11 +27,20 @@ __device__ inline unsigned cluster_size() {
   return blocks;
 }
 
-// Arrives at the barrier of all threads of the cluster, in whole warps; what the thread did before is seen by who waits.
+// Arrives at the barrier of all threads of the cluster, in whole warps; what the thread did before is seen by who
+// waits.
 template <int arch = 900>
 __device__ inline void cluster_arrive() {
   static_assert(__CUDA_ARCH__ >= arch, "a cluster needs sm_90 or newer");
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+
+// Arrives without that: others learn of mbarriers that fence_mbarrier_init() covers, and that the block has begun. For
+// a kernel's beginning, as the GPU does not wait for the thread's stores here.
+template <int arch = 900>
+__device__ inline void cluster_arrive_relaxed() {
+  static_assert(__CUDA_ARCH__ >= arch, "a cluster needs sm_90 or newer");
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
 
 // Waits, after having arrived, until all threads of the cluster that have not returned have arrived too.
@@ -106,8 +115,8 @@ __device__ inline void store_async_16(unsigned address, uint4 v, unsigned mbarri
                : "memory");
 }
 
-// Starts to copy a multiple of 16 aligned bytes of the block's own shared memory, which are reported to an mbarrier of the
-// block that they go to; who wrote them must have called fence_proxy_async_shared() since.
+// Starts to copy a multiple of 16 aligned bytes of the block's own shared memory, which are reported to an mbarrier of
+// the block that they go to; who wrote them must have called fence_proxy_async_shared() since.
 template <int arch = 900>
 __device__ inline void cp_async_bulk_cluster(unsigned address, const void* shared, unsigned bytes, unsigned mbarrier) {
   static_assert(__CUDA_ARCH__ >= arch, "cp.async.bulk needs sm_90 or newer");
@@ -117,14 +126,25 @@ __device__ inline void cp_async_bulk_cluster(unsigned address, const void* share
                : "memory");
 }
 
-// Arrives at an mbarrier of any block; what the thread did before is seen by who waits at the cluster's scope.
+// Arrives at an mbarrier of any block; what the thread did before is seen by who waits at the cluster's scope. The GPU
+// first waits for the thread's stores, as at any release to the cluster.
 template <int arch = 900>
 __device__ inline void mbarrier_arrive_cluster(unsigned mbarrier) {
   static_assert(__CUDA_ARCH__ >= arch, "a cluster needs sm_90 or newer");
   asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(mbarrier) : "memory");
 }
 
-// As mbarrier_try_wait_parity(), and sees what threads of other blocks did before they arrived.
+// Arrives at an mbarrier of any block to say that the thread's loads are over: who waits, at any scope, may overwrite
+// what it has read, and sees nothing that it wrote. The GPU stops for no fence here, so this is for a pipeline's empty
+// stages.
+template <int arch = 900>
+__device__ inline void mbarrier_arrive_cluster_read(unsigned mbarrier) {
+  static_assert(__CUDA_ARCH__ >= arch, "a cluster needs sm_90 or newer");
+  asm volatile("mbarrier.arrive.release.cta.shared::cluster.b64 _, [%0];" ::"r"(mbarrier) : "memory");
+}
+
+// As mbarrier_try_wait_parity(), and sees what threads of other blocks did before they arrived: the GPU empties L1 for
+// it.
 template <int arch = 900>
 __device__ inline bool mbarrier_try_wait_parity_cluster(unsigned long long* mbarrier, unsigned parity) {
   static_assert(__CUDA_ARCH__ >= arch, "mbarrier.try_wait needs sm_90 or newer");

@@ -1,13 +1,14 @@
-// Tensor maps: one thread copies a box of a tensor between global and shared memory, in the background. The host encodes
-// a map for a tensor's address, shape and strides, a box and a swizzle, and passes it among a kernel's parameters.
+// Tensor maps: one thread copies a box of a tensor between global and shared memory, in the background. The host
+// encodes a map for a tensor's address, shape and strides, a box and a swizzle, and passes it among a kernel's
+// parameters.
 //
 // In shared memory a box lies densely, its innermost dimension first, from an address that is a multiple of 128 on. A
 // swizzle moves its pieces of 16 bytes about, so that a column of them lies in different banks: as bits of the address,
 //   128 B   bits 4 to 6 ^= bits 7 to 9     rows of 128 bytes; the pattern repeats every 1024
 //    64 B   bits 4 to 5 ^= bits 7 to 8     rows of  64 bytes; every 512
 //    32 B   bit  4      ^= bit  7          rows of  32 bytes; every 256
-// Coordinates are in elements, the innermost first, and may be negative. What lies out of the tensor's bounds is read as
-// zero, and is not written; an mbarrier is told of a whole box's bytes all the same.
+// Coordinates are in elements, the innermost first, and may be negative. What lies out of the tensor's bounds is read
+// as zero, and is not written; an mbarrier is told of a whole box's bytes all the same.
 #pragma once
 
 #include <qp/ptx/address.cuh>
@@ -48,8 +49,8 @@ __device__ inline void cp_async_bulk_tensor_load_3d(void* shared, const TensorMa
                : "memory");
 }
 
-// Starts to copy a box of a matrix to the same place in the shared memory of each block of the cluster whose rank is set
-// in `blocks`; it reports a whole box's bytes to the mbarrier at the same place of each.
+// Starts to copy a box of a matrix to the same place in the shared memory of each block of the cluster whose rank is
+// set in `blocks`; it reports a whole box's bytes to the mbarrier at the same place of each.
 template <int arch = 900>
 __device__ inline void cp_async_bulk_tensor_load_2d_multicast(void* shared, const TensorMap* map, int c0, int c1,
                                                               unsigned long long* mbarrier, unsigned short blocks) {

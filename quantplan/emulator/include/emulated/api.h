@@ -84,7 +84,8 @@ void copy_async_wait(int groups_in_flight, Where where);
 
 void barrier_init(uint64_t* barrier, unsigned count, Where where);
 void barrier_invalidate(uint64_t* barrier, Where where);
-void barrier_arrive(uint64_t* barrier, unsigned count, Where where);
+// `cluster`: at the cluster's scope, where what is written reaches other blocks.
+void barrier_arrive(uint64_t* barrier, unsigned count, bool cluster, Where where);
 void barrier_expect(uint64_t* barrier, unsigned bytes, Where where);
 bool barrier_try_wait(uint64_t* barrier, unsigned parity, bool cluster, Where where);
 void copy_async_arrive(uint64_t* barrier, bool no_increment, Where where);
@@ -112,7 +113,7 @@ void fence_barrier_init();
 
 unsigned cluster_rank();
 unsigned cluster_size();
-void cluster_arrive(Where where);
+void cluster_arrive(bool release, Where where);
 void cluster_wait(Where where);
 // The address that instructions on a cluster's shared memory want: of a block's own, or of the same place in another's.
 unsigned cluster_address(const void* shared, unsigned rank, Where where);

@@ -18,7 +18,12 @@ EMULATED_INSTRUCTION unsigned cluster_size() {
 template <int arch = 900>
 EMULATED_INSTRUCTION void cluster_arrive(EMULATED_CALLER) {
   static_assert(__CUDA_ARCH__ >= arch, "a cluster needs sm_90 or newer");
-  emulated::cluster_arrive(where);
+  emulated::cluster_arrive(true, where);
+}
+template <int arch = 900>
+EMULATED_INSTRUCTION void cluster_arrive_relaxed(EMULATED_CALLER) {
+  static_assert(__CUDA_ARCH__ >= arch, "a cluster needs sm_90 or newer");
+  emulated::cluster_arrive(false, where);
 }
 template <int arch = 900>
 EMULATED_INSTRUCTION void cluster_wait(EMULATED_CALLER) {
@@ -69,7 +74,12 @@ EMULATED_INSTRUCTION void cp_async_bulk_cluster(unsigned address, const void* sh
 template <int arch = 900>
 EMULATED_INSTRUCTION void mbarrier_arrive_cluster(unsigned mbarrier, EMULATED_CALLER) {
   static_assert(__CUDA_ARCH__ >= arch, "a cluster needs sm_90 or newer");
-  emulated::barrier_arrive(static_cast<uint64_t*>(emulated::cluster_pointer(mbarrier, 8, where)), 1, where);
+  emulated::barrier_arrive(static_cast<uint64_t*>(emulated::cluster_pointer(mbarrier, 8, where)), 1, true, where);
+}
+template <int arch = 900>
+EMULATED_INSTRUCTION void mbarrier_arrive_cluster_read(unsigned mbarrier, EMULATED_CALLER) {
+  static_assert(__CUDA_ARCH__ >= arch, "a cluster needs sm_90 or newer");
+  emulated::barrier_arrive(static_cast<uint64_t*>(emulated::cluster_pointer(mbarrier, 8, where)), 1, false, where);
 }
 template <int arch = 900>
 EMULATED_INSTRUCTION bool mbarrier_try_wait_parity_cluster(unsigned long long* mbarrier, unsigned parity,

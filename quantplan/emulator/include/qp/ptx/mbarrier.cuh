@@ -10,18 +10,18 @@ EMULATED_INSTRUCTION void mbarrier_inval(unsigned long long* mbarrier, EMULATED_
   emulated::barrier_invalidate(reinterpret_cast<uint64_t*>(mbarrier), where);
 }
 EMULATED_INSTRUCTION void mbarrier_arrive(unsigned long long* mbarrier, EMULATED_CALLER) {
-  emulated::barrier_arrive(reinterpret_cast<uint64_t*>(mbarrier), 1, where);
+  emulated::barrier_arrive(reinterpret_cast<uint64_t*>(mbarrier), 1, false, where);
 }
 template <int arch = 900>
 EMULATED_INSTRUCTION void mbarrier_arrive_count(unsigned long long* mbarrier, unsigned count, EMULATED_CALLER) {
   static_assert(__CUDA_ARCH__ >= arch, "mbarrier.arrive with a count needs sm_90 or newer");
-  emulated::barrier_arrive(reinterpret_cast<uint64_t*>(mbarrier), count, where);
+  emulated::barrier_arrive(reinterpret_cast<uint64_t*>(mbarrier), count, false, where);
 }
 template <int arch = 900>
 EMULATED_INSTRUCTION void mbarrier_arrive_expect_tx(unsigned long long* mbarrier, unsigned bytes, EMULATED_CALLER) {
   static_assert(__CUDA_ARCH__ >= arch, "mbarrier.arrive.expect_tx needs sm_90 or newer");
   emulated::barrier_expect(reinterpret_cast<uint64_t*>(mbarrier), bytes, where);
-  emulated::barrier_arrive(reinterpret_cast<uint64_t*>(mbarrier), 1, where);
+  emulated::barrier_arrive(reinterpret_cast<uint64_t*>(mbarrier), 1, false, where);
 }
 template <int arch = 900>
 EMULATED_INSTRUCTION void mbarrier_expect_tx(unsigned long long* mbarrier, unsigned bytes, EMULATED_CALLER) {
