@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from quantplan.emulator.schedule import Accumulation
-from tests.emulator import scenarios, test_mma
+from tests.emulator import scenarios, test_mma, test_wgmma, wgmma_tiles
 from tests.emulator.scenarios import POISON, random_bytes
 from tests.gpu.bench import Both, bits
 from tests.kernels.test_conversions import fp8_decisions, neighbours
@@ -225,3 +225,88 @@ def test_nan_and_infinity(both, needs, pair):
     np.testing.assert_array_equal(np.isnan(silicon), np.isnan(emulated))
     special = ~np.isfinite(emulated)
     np.testing.assert_array_equal(bits(silicon)[special], bits(emulated)[special])
+
+
+# ---- multiplications of warp groups
+
+
+@pytest.fixture
+def hopper(target):
+    """Skip where there is no wgmma: only sm_90a has it."""
+    if target.capability != (9, 0):
+        pytest.skip(f"needs sm_90a, and the GPU is {target.arch}")
+
+
+def multiply_tiles(both, pair, a, b, sums, *, accumulation=Accumulation.EXACT, **how):
+    """Return both products as matrices."""
+    made = wgmma_tiles.Multiplication(a, b, sums, **how)
+    text = wgmma_tiles.text(pair, [len(b)])
+    results = both.run(text, made.arrays, **made.launch, accumulation=accumulation)
+    return [made.result(result["out"]) for result in results]
+
+
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("registers", [False, True], ids=["shared", "registers"])
+@pytest.mark.parametrize("swizzle", wgmma_tiles.SWIZZLES)
+@pytest.mark.parametrize("pair", test_mma.INTEGERS, ids="x".join)
+def test_integer_tiles(both, pair, swizzle, registers):
+    rng = np.random.default_rng(1)
+    for n in (8, 24, 112, 256):
+        a, b, sums = test_wgmma.integers(rng, pair, n, swizzle or 32)
+        silicon, emulated = multiply_tiles(both, pair, a, b, sums, swizzle=swizzle, registers=registers)
+        np.testing.assert_array_equal(silicon, emulated, str(n))
+
+
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("base_offset", range(8))
+def test_tiles_that_begin_within_a_swizzle(both, base_offset):
+    pair = ("s8", "s8")
+    a, b, sums = test_wgmma.integers(np.random.default_rng(2), pair, 64, 128)
+    silicon, emulated = multiply_tiles(both, pair, a, b, sums, base_offset=base_offset)
+    np.testing.assert_array_equal(silicon, emulated)
+
+
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("registers", [False, True], ids=["shared", "registers"])
+@pytest.mark.parametrize("pair", test_mma.FLOATS, ids="x".join)
+def test_float_tiles_of_small_integers(both, pair, registers):
+    rng = np.random.default_rng(3)
+    kinds = [test_mma.ELEMENTS[element] for element in pair]
+    depth = 128 // np.dtype(kinds[0]).itemsize
+    for n in (8, 40, 256):
+        a, b = (rng.integers(-3, 4, (rows, depth)).astype(kind) for rows, kind in zip((64, n), kinds, strict=True))
+        sums = rng.integers(-99, 100, (64, n)).astype(np.float32)
+        silicon, emulated = multiply_tiles(both, pair, a, b, sums, registers=registers)
+        np.testing.assert_array_equal(silicon, emulated, str(n))
+
+
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("kind", ["normal", "codes", "cancelling"])
+@pytest.mark.parametrize("pair", test_mma.FLOATS, ids="x".join)
+def test_which_model_of_accumulation_matches_tiles(both, record_property, pair, kind):
+    """The report says how many sums each model predicts to the bit; none may be off by more than the coarser model."""
+    a, b, sums = test_wgmma.draw(kind, pair)
+    shares = {}
+    for accumulation in Accumulation:
+        silicon, emulated = multiply_tiles(both, pair, a, b, sums, swizzle=32, accumulation=accumulation)
+        shares[accumulation.value] = float((bits(silicon) == bits(emulated)).mean())
+    for model, share in shares.items():
+        record_property(f"wgmma {'x'.join(pair)} {kind} {model}", f"{100 * share:.2f} % equal")
+    terms = test_mma.products(a[np.newaxis], b.T[np.newaxis], sums[np.newaxis])[0]
+    with np.errstate(all="ignore"):
+        exact, size = terms.sum(axis=-1), np.abs(terms).sum(axis=-1)
+    _, fraction, significant = test_wgmma.CUTS[pair[0]]
+    bound = size * (terms.shape[-1] * 2.0**-fraction + 2.0 ** (1 - significant)) + 2.0**-126
+    finite = np.isfinite(silicon) & (np.abs(exact) < 2.0**127)
+    assert (np.abs(silicon - exact)[finite] <= bound[finite]).all(), shares
+
+
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("name", ["once", "chain", "ring", "registers", "two_groups"])
+def test_pipelines_of_warp_groups(both, name):
+    numbers = scenarios.Scenarios(None, test_wgmma.TEXT).numbers
+    size = 2 * test_wgmma.SUMS
+    arrays = {"in": random_bytes(9 * test_wgmma.TILE), "out": np.full(size, POISON, np.uint8)}
+    launch = {"block": (test_wgmma.THREADS.get(name, 128),), "shared": 6 * test_wgmma.TILE}
+    scalars = (numbers[name], numbers["nothing"])
+    both.check(test_wgmma.TEXT, arrays, outputs=("out",), scalars=scalars, **launch)
