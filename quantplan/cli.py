@@ -1,4 +1,4 @@
-"""The command line: doctor, plans, explain, verify. Every command prints tables, or JSON with ``--json``.
+"""The command line: doctor, plans, explain, verify, bench. Every command prints tables, or JSON with ``--json``.
 
 Exit codes: 0 all is well; 1 a check failed (verify: a guarantee was broken); 2 the request makes no sense or an
 optional package is missing; 3 the op is sound but unsupported on the target.
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import attrs
 
 import quantplan
+from quantplan.bench import options as bench_options
 from quantplan.doctor import doctor
 from quantplan.errors import QuantPlanError
 from quantplan.ops import PLANS
@@ -116,6 +117,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--target", required=True, help="an architecture such as sm_90a, or cuda:0")
     sub.add_argument("--plans", type=Path, metavar="FILE", help="JSON list of descriptors (by default every SKU)")
     sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the cubins")
+    sub = command("bench", _bench, "Check and measure everything on a GPU within minutes, most valuable first.")
+    bench_options.add(sub)
+    sub.add_argument("--out", type=Path, default=Path("quantplan-bench"), metavar="DIR", help="folder of the result")
+    sub.add_argument("--html", type=Path, metavar="FILE", help="write a page of what was found")
     sub = command("explain", _explain, "Which variant would run an op on a target, and why each other one would not.")
     ops = sub.add_subparsers(required=True, metavar="OP")
     for name, kind in PLANS.items():
@@ -232,6 +237,20 @@ def _warmup(args: argparse.Namespace) -> tuple[int, str]:
         made = warmup(args.target, args.out, descriptors, lambda done, of: bar.update(task, completed=done, total=of))
     size = sum(path.stat().st_size for path in made)
     return OK, f"{len(made)} cubins for {args.target}, {size / 1e6:.1f} MB, in {args.out}"
+
+
+def _bench(args: argparse.Namespace) -> tuple[int, str]:
+    from quantplan.bench import findings, gpu_day, report  # noqa: PLC0415 - process pools are needed by nothing else
+
+    run = gpu_day.run_day(
+        args.out, say=lambda line: print(line, file=sys.stderr, flush=True), **bench_options.given(args)
+    )
+    if args.html is not None and run.data["machine"]:
+        args.html.write_text(report.html([run.data]), encoding="utf-8")
+    code = FAILED if findings.failures(run.data) else OK
+    if args.json:
+        return code, json.dumps(run.data, indent=2)
+    return code, "\n".join(findings.last_lines(run))
 
 
 # ---- flags of an op

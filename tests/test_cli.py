@@ -13,7 +13,10 @@ import pytest
 
 import quantplan as qp
 from quantplan import cli, verify
+from quantplan.bench import gpu_day
+from quantplan.bench.runs import Run
 from quantplan.ops import PLANS
+from tests.bench import synthetic
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE = ["--m", "16", "--n", "4096", "--k", "4096"]
@@ -500,3 +503,69 @@ def test_warmup_writes_cubins_and_says_where(quantplan, tmp_path):
     assert (code, err) == (0, "")
     data = json.loads(out)
     assert sorted(data["cubins"]) == sorted(map(str, (tmp_path / "cubins").glob("*.cubin")))
+
+
+# ---- bench
+
+
+@pytest.fixture
+def day(monkeypatch):
+    """Replace the GPU day by one that finds what the test wants."""
+    asked = []
+
+    def install(**changes):
+        def run_day(out, *, say, **options):
+            asked.append((out, options))
+            say("a line of progress")
+            return Run(out / "gpu-some.json", synthetic.run(**changes))
+
+        monkeypatch.setattr(gpu_day, "run_day", run_day)
+        return asked
+
+    return install
+
+
+def test_bench_runs_a_gpu_day_and_ends_with_what_failed(quantplan, day, tmp_path):
+    asked = day()
+    code, out, err = quantplan("bench", "--out", tmp_path, "--budget", 60, "--only", "tests", "host")
+    assert code == 0
+    assert err == "a line of progress\n"
+    assert out.splitlines()[-1] == f"no failures; result: {tmp_path / 'gpu-some.json'}"
+    ((out, options),) = asked
+    assert (out, options["budget"], options["only"], options["target"]) == (tmp_path, 60.0, ["tests", "host"], "cuda:0")
+
+
+def test_bench_fails_where_anything_did(quantplan, day, tmp_path):
+    day(roofs={"copy": {"error": "hung"}})
+    code, out, _ = quantplan("bench", "--out", tmp_path)
+    assert code == 1
+    assert "FAILED roofs: copy: hung" in out
+
+
+def test_bench_writes_a_page(quantplan, day, tmp_path):
+    day()
+    page = tmp_path / "page.html"
+    code, _, _ = quantplan("bench", "--out", tmp_path, "--html", page)
+    assert code == 0
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_bench_writes_no_page_of_a_machine_that_did_not_answer(quantplan, day, tmp_path):
+    day(machine={}, stages={"machine": {"status": "failed", "reason": "no driver"}})
+    code, out, _ = quantplan("bench", "--out", tmp_path, "--html", tmp_path / "page.html")
+    assert code == 1
+    assert "FAILED machine: no driver" in out
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_bench_prints_its_result_as_json(quantplan, day, tmp_path):
+    day()
+    _, out, _ = quantplan("bench", "--out", tmp_path, "--json")
+    assert json.loads(out)["synthetic"] is True
+
+
+def test_bench_refuses_a_stage_that_there_is_not(quantplan, tmp_path):
+    code, out, err = quantplan("bench", "--out", tmp_path, "--only", "sleep")
+    assert (code, out) == (2, "")
+    assert one_line(err)
+    assert "only: expected one of machine" in err

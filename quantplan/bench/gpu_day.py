@@ -12,11 +12,15 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from quantplan.bench import findings, runs
+from quantplan.bench import findings, options, runs
 from quantplan.bench.budget import Budget
+from quantplan.bench.problems import ROWS
 from quantplan.bench.stages import STAGES, Day
+from quantplan.devices.target import Target, TargetKind
+from quantplan.errors import InvalidProblem
+from quantplan.ops import PLANS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,14 +28,12 @@ if TYPE_CHECKING:
     from quantplan.bench.runs import Run
     from quantplan.bench.stages import Stage
 
-BUDGET_S = 480.0
-
 
 def run_day(
     out: Path,
     *,
     target: str = "cuda:0",
-    budget: float = BUDGET_S,
+    budget: float = options.BUDGET_S,
     only: Sequence[str] = (),
     ops: Sequence[str] = (),
     resume: bool = False,
@@ -59,8 +61,17 @@ def run_day(
         Prints a line.
     clock : callable
         Tells the time in seconds.
+
+    Raises
+    ------
+    InvalidProblem
+        There is no such stage, op or target.
     """
-    emulated = not target.startswith("cuda")
+    _check("only", only, [stage.name for stage in STAGES])
+    _check("ops", ops, [*PLANS, *(row.name for row in ROWS)])
+    emulated = not target.startswith("cuda")  # whether there is such a GPU, the machine tells
+    if emulated and Target.parse(target).kind is not TargetKind.EMULATED:
+        raise InvalidProblem(op="bench", field="target", expected="cuda:0 or emulated:sm_90a", got=target)
     smoke = smoke or emulated
     earlier = runs.latest(out, target, smoke=smoke) if resume else None
     run = runs.Run(earlier, runs.read(earlier)) if earlier else runs.Run.begin(out, target, smoke=smoke)
@@ -73,6 +84,12 @@ def run_day(
             break  # nothing works
     run.save()
     return run
+
+
+def _check(field: str, names: Sequence[str], known: Sequence[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise InvalidProblem(op="bench", field=field, expected=f"one of {', '.join(known)}", got=repr(name))
 
 
 def _run_stage(day: Day, stage: Stage, budget: Budget, *, later: float) -> None:
@@ -101,29 +118,16 @@ def _run_stage(day: Day, stage: Stage, budget: Budget, *, later: float) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a day; return 1 where anything failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    add_options(parser)
+    options.add(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the result file")
-    options = parser.parse_args(argv)
-    run = run_day(options.out, say=lambda line: print(line, flush=True), **arguments(options))
+    chosen = parser.parse_args(argv)
+    try:
+        run = run_day(chosen.out, say=lambda line: print(line, flush=True), **options.given(chosen))
+    except InvalidProblem as error:
+        parser.error(str(error))
     for line in findings.last_lines(run):
         print(line)
     return 1 if findings.failures(run.data) else 0
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add what `arguments` reads."""
-    names = [stage.name for stage in STAGES]
-    parser.add_argument("--target", default="cuda:0", help="cuda:0, or emulated:sm_90a, where nothing is timed")
-    parser.add_argument("--budget", type=float, default=BUDGET_S, metavar="SECONDS", help="default 480")
-    parser.add_argument("--only", nargs="+", choices=names, default=[], metavar="STAGE", help=f"of {', '.join(names)}")
-    parser.add_argument("--ops", nargs="+", default=[], metavar="OP", help="only these ops")
-    parser.add_argument("--resume", action="store_true", help="go on with the newest result of the same kernels")
-    parser.add_argument("--smoke", action="store_true", help="small problems only, which make no result")
-
-
-def arguments(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the arguments of `run_day` that a command line was given."""
-    return {name: getattr(options, name) for name in ("target", "budget", "only", "ops", "resume", "smoke")}
 
 
 if __name__ == "__main__":

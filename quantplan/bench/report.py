@@ -100,8 +100,10 @@ def write(root: Path) -> None:
 
 
 def html(days: Sequence[Data]) -> str:
-    """Return a page of some runs that needs nothing but itself."""
-    return page.html("quantplan on this GPU", silicon.sections(days))
+    """Return a page of some runs that needs nothing but itself; a smoke is told as what it is."""
+    results = [data for data in days if runs.counts(data)]
+    smokes = [silicon.smoke(data) for data in days if not runs.counts(data)]
+    return page.html("quantplan on this GPU", [*smokes, *silicon.sections(results)])
 
 
 def _pages(root: Path) -> tuple[Path, Path]:

@@ -117,6 +117,13 @@ def sections(results: Sequence[Data]) -> list[Section]:
     ]
 
 
+def smoke(data: Data) -> Section:
+    """Return what is to be said of a run whose figures are none."""
+    return Section(
+        f"{data['machine']['device']['name']}: no measurement, only whether everything runs", tuple(_run(data))
+    )
+
+
 def _validated(results: Sequence[Data]) -> Section:
     rows = tuple((f"`{v.kernel}`", f"`{v.source}`", v.status, v.detail) for v in validations(results))
     says = (

@@ -12,6 +12,7 @@ import pytest
 
 from quantplan.bench import gpu_day, runs
 from quantplan.bench.stages import STAGES, Stage
+from quantplan.errors import InvalidProblem
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -149,6 +150,21 @@ def test_without_being_asked_to_go_on_a_day_begins_anew(day):
 def test_an_emulated_day_is_never_a_result(day):
     assert day(target="emulated:sm_90a").path.name.startswith("smoke-")
     assert not day(target="emulated:sm_90a").counts
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"only": ["sleep"]}, "only: expected one of machine, compile, tests"),
+        ({"ops": ["sleep"]}, "ops: expected one of quantize"),
+        ({"target": "cpu"}, "target: expected cuda:0 or emulated:sm_90a, got cpu"),
+        ({"target": "sm_90a"}, "target: expected cuda:0 or emulated"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_runs(tmp_path, options, message):
+    with pytest.raises(InvalidProblem, match=message):
+        gpu_day.run_day(tmp_path, **options)
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---- as a command

@@ -181,6 +181,16 @@ def test_a_page_of_html_can_be_made_of_any_folder(measured, tmp_path):
     assert "Abacus 9000" in (tmp_path / "b.html").read_text(encoding="utf-8")
 
 
+def test_a_smoke_is_shown_as_no_measurement():
+    data = synthetic.run(target="emulated:sm_90a", smoke=True)
+    text = report.html([data])
+    assert "no measurement" in text
+    assert "No speed has been measured on a GPU yet" in text
+    assert "52.0 µs" not in text
+    assert "<td>yes</td>" in text, "its stages came to their end"
+    assert text.count(">never<") == len(runs.kernels())
+
+
 def test_no_synthetic_run_lies_among_the_projects_results():
     root = Path(__file__).resolve().parents[2]
     for path in (root / "docs" / "performance" / "results").glob("*.json"):
