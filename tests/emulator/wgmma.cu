@@ -11,8 +11,8 @@ enum Scenario { once, chain, ring, registers, two_groups, mistake };
 enum Step {
   nothing, proxy_fence, late_fence, fill_barrier, pin, fence, commit, wait, group_wait, take, refill_wait, own_wait,
   early_sum, early_write, second_fence, second_pin, shape, a_wait, a_fence, empty_arrive, full_wait, one_full_wait,
-  absent_warp, absent_lane, branches, two_instructions, other_descriptor, other_start, other_accumulate, beyond, unwritten, busy_tile,
-  shared_sums, leave, leave_open, part_group, async_tile, dec_more, inc_less, inc_never
+  absent_warp, absent_lane, branches, two_instructions, other_descriptor, other_start, other_accumulate, beyond,
+  unwritten, busy_tile, shared_sums, leave, leave_open, part_group, async_tile, dec_more, inc_less, inc_never
 };
 using Mbarrier = unsigned long long;
 constexpr auto s8 = MatrixElement::s8;

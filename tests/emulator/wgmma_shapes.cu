@@ -26,8 +26,9 @@ __device__ void run(const P& p) {
     for (int r = 0; r < 4; ++r) a[k][r] = p.a[(t * p.steps + k) * 4 + r];
   const unsigned base = shared_address(shared_memory()), stride = unsigned(p.stride), leading = unsigned(p.leading);
   const auto swizzle = static_cast<Swizzle>(p.swizzle);
-  const auto describe = [&](unsigned at) { return describe_matrix(at, swizzle, stride, leading, unsigned(p.base_offset)); };
-  const MatrixDescriptor of_a = describe(base + (p.base_offset << 7)), of_b = describe(base + unsigned(p.b_at));
+  const auto behind = unsigned(p.base_offset);
+  const auto describe = [&](unsigned at) { return describe_matrix(at, swizzle, stride, leading, behind); };
+  const MatrixDescriptor of_a = describe(base + (behind << 7)), of_b = describe(base + unsigned(p.b_at));
   wgmma_fence_operand(sums);
   for (int k = 0; k < 4; ++k) wgmma_fence_operand(a[k]);
   wgmma_fence();

@@ -404,13 +404,16 @@ void memory_end_reading(const void* shared, size_t bytes, unsigned thread, uint3
 
 namespace {
 
-[[noreturn]] void fail_reading(const Reading& reading, const Stamp& write, unsigned thread, const Byte& byte, bool fence) {
+[[noreturn]] void fail_reading(const Reading& reading, const Stamp& write, unsigned thread, const Byte& byte,
+                               const char* missing) {
   Text what, name;
   name_byte(byte, what);
-  name_thread(write.thread, write.block, name);
-  if (write.thread >= block.slots) snprintf(name, sizeof name, "an asynchronous copy");
+  if (write.thread >= block.slots)
+    snprintf(name, sizeof name, "an asynchronous copy");
+  else
+    name_thread(write.thread, write.block, name);
   fail(Fault::race, reading.site, write.site, "a wgmma of thread %u reads %s, which %s wrote, with no %s between them",
-       index_in_block(thread), what, name, fence ? "fence.proxy.async" : "barrier");
+       index_in_block(thread), what, name, missing);
 }
 
 // Of a writer, what holds for its newest write holds for the earlier ones.
@@ -422,8 +425,8 @@ void check_written(const Reading& reading, const Stamp& write, const Byte& byte)
   auto& newest = sound[write.thread];
   if (newest.reading == reading.serial && write.clock <= newest.clock) return;
   for (unsigned t = reading.first_thread; t < reading.first_thread + group_threads; ++t) {
-    if (write.clock > known(t, write.thread)) fail_reading(reading, write, t, byte, false);
-    if (!fenced(write.thread, write.clock, t)) fail_reading(reading, write, t, byte, true);
+    if (write.clock > known(t, write.thread)) fail_reading(reading, write, t, byte, "barrier");
+    if (!fenced(write.thread, write.clock, t)) fail_reading(reading, write, t, byte, "fence.proxy.async");
   }
   newest = {reading.serial, write.clock};
 }

@@ -10,7 +10,7 @@ namespace emulated {
 
 namespace {
 
-constexpr unsigned register_file = 64 * 1024, most_registers = 256, unit = 8;  // of a block, of a thread; and their step
+constexpr unsigned register_file = 64 * 1024, most_registers = 256, unit = 8;  // of a block; of a thread, in steps
 
 struct Meeting {
   unsigned arrived = 0, first = 0;  // how many threads, and the first of them
@@ -25,8 +25,8 @@ std::vector<Meeting> meetings;  // of each group
 std::vector<Share> shares;
 
 bool at_the_same(const Fiber& a, const Fiber& b) {
-  const bool place = a.where.line == b.where.line && (a.where.file == b.where.file || !strcmp(a.where.file, b.where.file));
-  return place && a.complete == b.complete;
+  const bool file = a.where.file == b.where.file || !strcmp(a.where.file, b.where.file);
+  return file && a.where.line == b.where.line && a.complete == b.complete;
 }
 
 // The registers of the running thread's block.

@@ -1,7 +1,7 @@
 // wgmma: matrix multiplications of warp groups, which a group issues and waits for.
 //
-//   issue ─────────▶ the group's agent reads both matrices, at a moment that who waits will come after; sums are taken out
-//     │              of the threads' arrays, which hold garbage from here on
+//   issue ─────────▶ the group's agent reads both matrices, at a moment that who waits will come after; sums are taken
+//     │              out of the threads' arrays, which hold garbage from here on
 //   completion ────▶ at once or when waited for, in the order of issue: products are added to the sums
 //     │
 //   wait ──────────▶ who waited comes after the reading
@@ -55,8 +55,10 @@ Array* find(unsigned thread, const void* begin) {
 // Of an array that must be fenced, in checked builds; others are taken as they are.
 Array& ready(unsigned thread, const void* begin, size_t bytes, const char* what, Site site) {
   Array* array = find(thread, begin);
-  if (static_cast<const char*>(begin) - block.fibers[thread].stack >= ptrdiff_t(stack_bytes) || begin < block.fibers[thread].stack)
-    fail(Fault::invalid, site, 0, "thread %u has %s in memory that is no array of its own", index_in_block(thread), what);
+  const char* stack = block.fibers[thread].stack;
+  if (begin < stack || begin >= stack + stack_bytes)
+    fail(Fault::invalid, site, 0, "thread %u has %s in memory that is no array of its own", index_in_block(thread),
+         what);
   if (checked() && (!array || array->hold == Hold::touched))
     fail(Fault::race, site, 0, "thread %u has touched %s, and no wgmma_fence_operand and wgmma_fence came since",
          index_in_block(thread), what);
@@ -69,7 +71,7 @@ Array& ready(unsigned thread, const void* begin, size_t bytes, const char* what,
   return *array;
 }
 
-// ---- what a group has issued
+// ---- what a group has issued; qp/ptx/wgmma.cuh draws which thread holds what
 
 struct Sums {
   uint32_t* at[group_threads];
@@ -77,6 +79,11 @@ struct Sums {
   Site site;
   unsigned in_flight = 0, held = 0;  // wgmmas; and threads that they were not handed over to
   std::vector<uint32_t> values;      // row by row
+
+  uint32_t& value(unsigned t, int i) {
+    const int row = int(16 * (t / 32) + t % 32 / 4) + 8 * (i / 2 % 2), column = 8 * (i / 4) + 2 * int(t % 4) + i % 2;
+    return values[size_t(row * columns + column)];
+  }
 };
 
 struct Operation {
@@ -101,11 +108,6 @@ std::vector<WarpGroup> groups;
 WarpGroup& mine() { return groups[running_group()]; }
 unsigned agent() { return block.slots + agents * block.cluster + running_group(); }
 
-// ---- layouts; qp/ptx/wgmma.cuh draws them
-
-int row_of(unsigned t, int i) { return int(16 * (t / 32) + t % 32 / 4 + 8 * (i / 2 % 2)); }
-int column_of(unsigned t, int i) { return int(8 * (i / 4) + 2 * (t % 4) + i % 2); }
-
 // Where 16 bytes of a row lie, as a descriptor says it.
 size_t offset_of(uint64_t descriptor, unsigned row, unsigned piece) {
   constexpr unsigned row_distance[] = {16, 128, 64, 32}, moved[] = {0, 7, 3, 1};
@@ -119,7 +121,8 @@ size_t offset_of(uint64_t descriptor, unsigned row, unsigned piece) {
 template <class Use>
 void for_each_piece(uint64_t descriptor, int rows, Use use) {
   for (int r = 0; r < rows; ++r)
-    for (int piece = 0; piece < 2; ++piece) use(r, piece, block.shared + offset_of(descriptor, unsigned(r), unsigned(piece)));
+    for (int piece = 0; piece < 2; ++piece)
+      use(r, piece, block.shared + offset_of(descriptor, unsigned(r), unsigned(piece)));
 }
 
 // ---- issue
@@ -130,8 +133,8 @@ void check_memory(const Wgmma& call, uint32_t moment, Site site) {
   const auto check = [&](uint64_t descriptor, int rows, char which) {
     for_each_piece(descriptor, rows, [&](int row, int, const char* at) {
       if (!is_shared(at) || !is_shared(at + 15))
-        fail(Fault::out_of_bounds, site, 0, "row %d of %c is at offset %zu of shared memory, which has %zu bytes", row, which,
-             size_t(at - block.shared), block.shared_bytes);
+        fail(Fault::out_of_bounds, site, 0, "row %d of %c is at offset %zu of shared memory, which has %zu bytes", row,
+             which, size_t(at - block.shared), block.shared_bytes);
       if (checked()) memory_read_by(reading, at, 16);
     });
   };
@@ -173,7 +176,7 @@ void take(Sums& sums, Site site) {
     if (array.hold == Hold::sums) continue;
     array.hold = Hold::sums;
     ++sums.held;
-    for (int i = 0; i < sums.columns / 2; ++i) sums.values[row_of(t, i) * sums.columns + column_of(t, i)] = sums.at[t][i];
+    for (int i = 0; i < sums.columns / 2; ++i) sums.value(t, i) = sums.at[t][i];
     memset(sums.at[t], garbage, bytes);
   }
   sums.site = site;
@@ -187,7 +190,8 @@ void complete(Operation& operation) {
   const Wgmma& call = operation.call;
   Sums& sums = *operation.sums;
   const auto load = [](uint64_t descriptor, int rows, Row* to) {
-    for_each_piece(descriptor, rows, [to](int row, int piece, const char* at) { memcpy(to[row] + 16 * piece, at, 16); });
+    for_each_piece(descriptor, rows,
+                   [to](int row, int piece, const char* at) { memcpy(to[row] + 16 * piece, at, 16); });
   };
   load(call.b_descriptor, call.columns, b);
   if (!call.a_registers) {
@@ -260,10 +264,10 @@ void wait_for_groups(void* const* threads, unsigned) {
 void hand_over(Array& array, const void* registers) {
   WarpGroup& group = mine();
   const unsigned t = block.running % group_threads;
-  const auto sums = std::find_if(group.sums.begin(), group.sums.end(), [&](const Sums& s) { return s.at[t] == registers; });
+  const auto sums = std::find_if(group.sums.begin(), group.sums.end(),
+                                 [t, registers](const Sums& each) { return each.at[t] == registers; });
   if (sums->in_flight) return;
-  for (int i = 0; i < sums->columns / 2; ++i)
-    sums->at[t][i] = sums->values[row_of(t, i) * sums->columns + column_of(t, i)];
+  for (int i = 0; i < sums->columns / 2; ++i) sums->at[t][i] = sums->value(t, i);
   array.hold = Hold::pinned;
   if (--sums->held == 0) group.sums.erase(sums);
 }
@@ -286,10 +290,12 @@ void registers_accessed(uintptr_t address, size_t bytes, Access kind, Site site)
   for (Array& array : arrays[block.running]) {
     if (address >= array.begin + array.bytes || address + bytes <= array.begin) continue;
     if (array.hold == Hold::sums)
-      fail(Fault::in_flight, site, array.site, "thread %u %s sums of a wgmma that are not handed over: %s", current.linear,
-           kind == Access::read ? "reads" : "writes", "wgmma_wait_group, then wgmma_fence_operand, must come before");
+      fail(Fault::in_flight, site, array.site,
+           "thread %u %s sums of a wgmma, before wgmma_wait_group and wgmma_fence_operand have handed them over",
+           current.linear, kind == Access::read ? "reads" : "writes");
     if (array.hold == Hold::read && kind != Access::read)
-      fail(Fault::in_flight, site, array.site, "thread %u writes registers that a wgmma in flight reads", current.linear);
+      fail(Fault::in_flight, site, array.site, "thread %u writes registers that a wgmma in flight reads",
+           current.linear);
     if (array.hold != Hold::read) array.hold = Hold::touched;
   }
 }
