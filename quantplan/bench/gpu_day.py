@@ -8,6 +8,7 @@ last lines say what failed.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 import traceback
@@ -78,12 +79,19 @@ def run_day(
     limited = Budget(budget, clock)
     day = Day(run, target, out / "gpu-day.log", smoke, say, tuple(ops))
     wanted = [stage for stage in STAGES if stage.name in only or not only or stage.name == "machine"]
-    for number, stage in enumerate(wanted):
-        _run_stage(day, stage, limited, later=sum(s.share for s in wanted[number + 1 :]))
-        if stage.name == "machine" and not run.data["machine"]:
-            break  # nothing works
-    run.save()
-    return run
+    try:
+        for number, stage in enumerate(wanted):
+            _run_stage(day, stage, limited, later=sum(s.share for s in wanted[number + 1 :]))
+            if not day.run.data["machine"]:
+                break  # nothing works without it
+    finally:
+        day.run.save()
+    return day.run
+
+
+def _stop(number: int, frame: object) -> None:  # noqa: ARG001 - a handler's arguments
+    """Leave as from an error: what was started is ended, and what was found is written."""
+    sys.exit(128 + number)
 
 
 def _check(field: str, names: Sequence[str], known: Sequence[str]) -> None:
@@ -93,8 +101,8 @@ def _check(field: str, names: Sequence[str], known: Sequence[str]) -> None:
 
 
 def _run_stage(day: Day, stage: Stage, budget: Budget, *, later: float) -> None:
-    done = day.run.data["stages"]
-    if done.get(stage.name, {}).get("status") == "done":
+    earlier = day.run.data["stages"].get(stage.name, {})
+    if earlier.get("status") == "done" and stage.name != "machine":  # which may be another one by now
         day.say(f"[{budget.spent:6.1f} s] {stage.name}: done before")
         return
     deadline, begun = budget.stage(stage.share, later), budget.spent
@@ -108,9 +116,8 @@ def _run_stage(day: Day, stage: Stage, budget: Budget, *, later: float) -> None:
         traceback.print_exc()
         status, reason = "failed", f"{type(error).__name__}: {error}"
     spent = budget.spent - begun
-    done[stage.name] = {"status": status, "allotted_s": round(allotted, 1), "spent_s": round(spent, 1)}
-    if reason:
-        done[stage.name]["reason"] = reason
+    told = {"status": status, "allotted_s": round(allotted, 1), "spent_s": round(spent, 1)}
+    day.run.data["stages"][stage.name] = {**told, "reason": reason} if reason else told
     day.run.save()
     day.say(f"[{budget.spent:6.1f} s] {stage.name}: {status}: {findings.summary(day.run.data, stage.name)}")
 
@@ -121,6 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.add(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the result file")
     chosen = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, _stop)
     try:
         run = run_day(chosen.out, say=lambda line: print(line, flush=True), **options.given(chosen))
     except InvalidProblem as error:

@@ -26,8 +26,8 @@ CALLS = 200
 _ROUNDS, _LIMIT_S = 15, 6.0
 _EMPTY = """#include <qp/ptx/launch.cuh>
 struct Params { void* nothing; };
-__device__ void empty(const Params&) {}
-QP_KERNEL(empty, 32, Params, empty)
+__device__ void nothing(const Params&) {}
+QP_KERNEL(empty, 32, Params, nothing)
 """
 _DESC = qp.DynamicRangeQuantizeDescriptor(m=16, k=4096, input_element=qp.BF16)
 
@@ -85,8 +85,8 @@ def _empty(memory: GpuMemory) -> tuple[Callable[[], object], Callable[[], object
     ready = (ctypes.c_void_p(function.ptr), *grid, ctypes.c_void_p(stream.ptr), ctypes.byref(pointer), None)
 
     def driver() -> None:
-        if launch(*ready):
-            raise RuntimeError("cuLaunchKernel failed")
+        if status := launch(*ready):
+            raise RuntimeError(f"cuLaunchKernel: CUDA_ERROR {status}")
 
     return raw, driver  # the first keeps the value alive that the second points to
 

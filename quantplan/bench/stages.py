@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from quantplan.bench import problems, suite
+from quantplan.bench.runs import Run
 from quantplan.bench.worker import Worker, kill, share_out
 from quantplan.cubins import PATH_VARIABLE
 from quantplan.ops import PLANS
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from quantplan.bench.budget import Deadline
-    from quantplan.bench.runs import Run
     from quantplan.bench.worker import Answer, Task
 
 ROOFS = ("copy", "copy, torch", "bf16", "f16", "int8", "fp8")
@@ -87,6 +87,16 @@ class Day:
         """Whether a row is asked for."""
         return not self.ops or any(op in (row.name, row.op) for op in self.ops)
 
+    def settle(self, machine: Answer) -> None:
+        """Take note of the machine, and name the file after it; an earlier run of another GPU is not gone on with."""
+        name, known = machine["device"]["name"], self.run.data["machine"]
+        if known and known["device"]["name"] != name:
+            self.say(f"  {self.run.path.name} is of another device: a new result begins")
+            self.run, known = Run.begin(self.run.path.parent, self.target, smoke=self.smoke), {}
+        self.run.data["machine"] = machine
+        if not known:
+            self.run.name(name)
+
     def do(self, workers: Sequence[Worker], tasks: Iterator[Task], deadline: Deadline, part: str) -> bool:
         """Have tasks done whose answers a part of the run does not hold yet, by key; tell whether all were."""
         found = self.run.data[part]
@@ -111,13 +121,11 @@ class Day:
 def machine(day: Day, deadline: Deadline) -> bool:
     """Ask what the machine is, and measure its roofs."""
     worker = day.worker()
-    if not day.run.data["machine"]:
-        answer = worker.ask({"do": "machine"}, max(_TASK_S, deadline.left))  # without it there is no result
-        if "error" in answer:
-            worker.kill()
-            raise RuntimeError(answer["error"])
-        day.run.data["machine"] = answer
-        day.run.name(answer["device"]["name"])
+    answer = worker.ask({"do": "machine"}, max(_TASK_S, deadline.left))  # without it there is no result
+    if "error" in answer:
+        worker.kill()
+        raise RuntimeError(answer["error"])
+    day.settle(answer)
     told = day.run.data["machine"]
     day.say(f"  {', '.join(f'{name} {value}' for name, value in told['device'].items())}")
     day.say(f"  peers: {', '.join(f'{name} {version}' for name, version in told['peers'].items())}")
@@ -224,6 +232,8 @@ def _sanitize(day: Day, tool: str, name: str, deadline: Deadline, *, later: int)
             break
         task = _exercise(row, row.small, 19)
         answers[row.name] = worker.ask(task, min(_SANITIZED_S, part.left))
+        if "error" in answers[row.name]:
+            break  # a tool that cannot run here fails for each op alike
     code = worker.close()
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     lines = [line.removeprefix("=========").strip() for line in text.splitlines()]

@@ -144,7 +144,8 @@ def kill(process: subprocess.Popen[str]) -> None:
     else:
         process.kill()
     _close_input(process)
-    process.wait()
+    with contextlib.suppress(subprocess.TimeoutExpired):  # one whose GPU hangs may take for ever
+        process.wait(timeout=_END_S)
 
 
 def _close_input(process: subprocess.Popen[str]) -> None:

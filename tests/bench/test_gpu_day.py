@@ -36,8 +36,7 @@ def day(tmp_path, monkeypatch, clock):
     said = []
 
     def machine(day, deadline):
-        day.run.data["machine"] = {"device": {"name": "Abacus 9000"}, "rows": {}}
-        day.run.name("Abacus 9000")
+        day.settle({"device": {"name": run.device}, "rows": {}})
         return True
 
     def run(*stages, **options):
@@ -45,7 +44,7 @@ def day(tmp_path, monkeypatch, clock):
         monkeypatch.setattr(gpu_day, "STAGES", table)
         return gpu_day.run_day(tmp_path, say=said.append, clock=clock, **options)
 
-    run.said = said
+    run.said, run.device = said, "Abacus 9000"
     return run
 
 
@@ -140,6 +139,16 @@ def test_a_day_goes_on_where_it_was_stopped(day):
     assert len(list(found.path.parent.glob("gpu-*.json"))) == 1
 
 
+def test_a_run_of_another_gpu_is_not_gone_on_with(day):
+    first = day(stage("host", 0.4, lambda *_: True))
+    day.device = "Abacus 9001"
+    second = day(stage("host", 0.4, lambda *_: True), resume=True)
+    assert second.path != first.path
+    assert "abacus-9001" in second.path.name
+    assert runs.read(first.path)["machine"]["device"]["name"] == "Abacus 9000"
+    assert second.data["stages"]["host"]["status"] == "done"
+
+
 def test_without_being_asked_to_go_on_a_day_begins_anew(day):
     first = day(stage("host", 0.4, lambda *_: True))
     second = day(stage("host", 0.4, lambda *_: True))
@@ -207,6 +216,22 @@ def test_a_day_that_is_killed_keeps_its_points_and_goes_on(tmp_path):
     assert data["stages"]["benchmarks"]["status"] == "done"
     assert len(data["points"]) == 2
     assert {key: data["points"][key] for key in before} == before
+
+
+def test_a_day_that_is_asked_to_end_ends_what_it_has_started(tmp_path):
+    process = command(tmp_path, "--only", "tests")
+    end = time.monotonic() + 120
+    while time.monotonic() < end and not list(tmp_path.glob(".smoke-*-tests.jsonl")):
+        time.sleep(0.05)
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    (path,) = tmp_path.glob("smoke-*.json")
+    assert "tests" not in json.loads(path.read_text(encoding="utf-8"))["stages"]
+    (outcomes,) = tmp_path.glob(".smoke-*-tests.jsonl")
+    size = outcomes.stat().st_size
+    time.sleep(1.0)
+    assert outcomes.stat().st_size == size, "the tests still run"
 
 
 @pytest.mark.slow

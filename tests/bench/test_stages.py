@@ -188,6 +188,20 @@ def test_what_a_tool_found_is_kept(sanitized):
     assert found["first_lines"] == ["COMPUTE-SANITIZER", "Invalid __global__ write of size 4 bytes"]
 
 
+def test_a_tool_that_cannot_run_is_not_tried_with_every_op(sanitized, monkeypatch):
+    made = []
+
+    def worker(self, *prefix):
+        made.append(Worker(lambda task: {"error": "crashed: exit code 1"}, prefix, None))
+        return made[-1]
+
+    monkeypatch.setattr(Day, "worker", worker)
+    sanitized.ops = ()
+    assert stages.sanitizers(sanitized, soon())
+    assert [len(worker.asked) for worker in made] == [1, 1, 1, 1]
+    assert len(sanitized.run.data["sanitizers"]["memcheck"]["wrong"]) == 1
+
+
 def test_a_tool_whose_time_is_over_is_cut(sanitized):
     assert not stages.sanitizers(sanitized, over())
     assert sanitized.run.data["sanitizers"]["memcheck"]["complete"] is False
