@@ -120,8 +120,7 @@ __device__ void int8_gemm(const LinearParams& p) {
         if (warp_m == 0) {
 #pragma unroll
           for (int j = 0; j < broad; ++j)
-            weight_sums[j] = __dp4a(static_cast<int>(now.weight[j][1]), 0x01010101,
-                                    __dp4a(static_cast<int>(now.weight[j][0]), 0x01010101, weight_sums[j]));
+            weight_sums[j] = add_bytes(now.weight[j][1], add_bytes(now.weight[j][0], weight_sums[j]));
         }
       }
     }
@@ -130,17 +129,15 @@ __device__ void int8_gemm(const LinearParams& p) {
   // The ring is done with, and takes the sums.
   ptx::cp_async_wait_group<0>();
   __syncthreads();
-  const LinearEpilogue<Out, A, ZeroPoint, BM, BN, Shape::WarpsK, Shape::threads> epilogue(shared);
-  const int group = lane / 4, pair = lane % 4;
+  const SumsInShared<BM, BN, Shape::WarpsK> tile(shared);
+  int (*const all_weight_sums)[BN] = reinterpret_cast<int (*)[BN]>(shared + tile.bytes);
 #pragma unroll
   for (int i = 0; i < tall; ++i)
 #pragma unroll
     for (int j = 0; j < broad; ++j)
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        int* const to = &epilogue.sums[warp_k][top + 16 * i + 8 * half + group][from_left + 8 * j + 2 * pair];
-        *reinterpret_cast<Vec<int, 2>*>(to) = {sums[i][j][2 * half], sums[i][j][2 * half + 1]};
-      }
+      for (int half = 0; half < 2; ++half)
+        tile.put(warp_k, top + 16 * i + 8 * half, from_left + 8 * j, lane, sums[i][j][2 * half], sums[i][j][2 * half + 1]);
   if constexpr (ZeroPoint) {
     if (warp_m == 0) {
 #pragma unroll
@@ -148,12 +145,19 @@ __device__ void int8_gemm(const LinearParams& p) {
         int sum = weight_sums[j];  // of the lane's bytes; the other bytes of the row are in the lanes beside it
         sum += __shfl_xor_sync(0xffffffffu, sum, 1);
         sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-        if (pair == 0) epilogue.weight_sums[warp_k][from_left + 8 * j + group] = sum;
+        if (lane % 4 == 0) all_weight_sums[warp_k][from_left + 8 * j + lane / 4] = sum;
       }
     }
   }
   __syncthreads();
-  epilogue.finish(p, row, column);
+  finish_tile<Out, A, ZeroPoint, BN, Shape::threads>(
+      p, row, static_cast<int>(min(p.m - row, int64(BM))), column, threadIdx.x,
+      [&](int i, int j) { return tile.template total<sums_at_once<Out>>(i, j); },
+      [&](int j) {
+        int sum = 0;
+        for (int part = 0; part < Shape::WarpsK; ++part) sum += all_weight_sums[part][j];
+        return sum;
+      });
 }
 
 }  // namespace qp

@@ -27,6 +27,8 @@ class Chip:
         Shared memory of an SM.
     int8_macs : int
         8-bit multiply-adds of mma.sync in a cycle of an SM.
+    wgmma_macs : int
+        The same of wgmma, where there is one.
     """
 
     sms: int
@@ -35,6 +37,7 @@ class Chip:
     l2_bandwidth: float
     shared_bytes: int
     int8_macs: int
+    wgmma_macs: int = 0
 
 
 _KB = 1024
@@ -53,7 +56,7 @@ _CHIPS = {
     ),
     (9, 0): Chip(
         sms=132, clock=1700 * _MEGA, bandwidth=3.35 * _TERA, l2_bandwidth=5.5 * _TERA, shared_bytes=228 * _KB,
-        int8_macs=2560,
+        int8_macs=2560, wgmma_macs=4096,
     ),
     (10, 0): Chip(
         sms=148, clock=1850 * _MEGA, bandwidth=8 * _TERA, l2_bandwidth=10 * _TERA, shared_bytes=228 * _KB,

@@ -183,9 +183,9 @@ def _kernel(launch: Launch, code: Code, capability: tuple[int, int]) -> KernelRe
 
 def _moved(launch: Launch, sizes: Mapping[str, int]) -> int:
     """Return the bytes that a launch moves: an operand that the op does not have is null, and moves nothing."""
-    pointers = set(launch.values[: launch.spec.params.pointers])
-    scratch = launch.scratch_bytes if WORKSPACE in pointers else 0
-    return scratch + sum(size for name, size in sizes.items() if name in pointers)
+    addressed = launch.addressed
+    scratch = launch.scratch_bytes if WORKSPACE in addressed else 0
+    return scratch + sum(size for name, size in sizes.items() if name in addressed)
 
 
 def _nbytes(operand: Operand) -> int:

@@ -70,6 +70,13 @@ class Launch:
             expected = f"a multiple of {self.spec.cluster} blocks, the cluster of {self.spec.name}"
             raise InvalidProblem(op="launch", field="grid", expected=expected, got=self.grid.blocks)
 
+    @property
+    def addressed(self) -> set[str | None]:
+        """Names of what its parameters point to."""
+        mapped, pointers = self.spec.params.tensor_maps, self.spec.params.pointers
+        maps = (one.operand for one in self.values[:mapped] if one is not None)
+        return {*maps, *self.values[mapped : mapped + pointers]}
+
 
 @attrs.frozen
 class Call:
@@ -259,8 +266,7 @@ class _Stage:
         return self.kernel.prepare(self.launch.grid, params, lambda: self._touched(views, workspace))
 
     def _touched(self, views: Sequence[TensorView | None], workspace: Workspace | None) -> list[Touched]:
-        names = {one.tensor_map.operand for one in self.tensor_maps if one is not None}
-        names.update(self.launch.values[len(self.tensor_maps) :][: len(self.places)])
+        names = self.launch.addressed
         touched = [
             Touched(name, view, name in self.launch.written)
             for name, view in zip(self.operands, views, strict=True)

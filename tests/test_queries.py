@@ -39,7 +39,7 @@ def test_plans_lists_every_sku_of_every_op_and_the_reference_runs_on_cpu():
     assert {row.sku.op.value for row in rows} == set(PLANS)
     for row in rows:
         assert row.supported == (row.sku.backend is qp.BackendKind.REFERENCE)
-        assert row.reason == ("" if row.supported else "needs sm_80, and the target is cpu")
+        assert row.reason == ("" if row.supported else f"needs {row.sku.arch.value}, and the target is cpu")
     assert len({row.sku.name for row in rows}) == len(rows)
 
 
@@ -48,7 +48,8 @@ def test_plans_lists_the_same_skus_for_every_target_with_reasons(target):
     rows = qp.plans(target)
     assert [row.sku for row in rows] == [row.sku for row in qp.plans("cpu")]
     for row in rows:
-        assert row.supported == (row.sku.backend is qp.BackendKind.BESPOKE)
+        runs = row.sku.backend is qp.BackendKind.BESPOKE and ("sm_90a" in target or row.sku.arch is qp.ArchSku.SM80)
+        assert row.supported == runs
         assert row.supported or target in row.reason
 
 
@@ -96,7 +97,7 @@ def test_explain_says_what_would_run():
     assert found.sku == qp.SmoothQuantLinearPlan.select("cpu", LINEAR).sku
     best, *others = found.variants
     assert (best.name, best.supported, best.reason) == ("reference", True, "")
-    assert all(v.reason == "needs sm_80, and the target is cpu" for v in others)
+    assert {v.reason for v in others} == {f"needs {arch}, and the target is cpu" for arch in ("sm_80", "sm_90a")}
 
 
 @pytest.mark.parametrize("target", ["sm_75", "emulated:sm_75"])

@@ -22,10 +22,21 @@ _MOST_BLOCKS = 2**31
 
 @attrs.frozen
 class Grid:
-    """Extent of a launch: blocks of the kernel's own number of threads, and the shared memory of each."""
+    """Extent of a launch: blocks of the kernel's own number of threads, and the shared memory of each.
+
+    Parameters
+    ----------
+    blocks : int
+        Blocks, or for a kernel whose blocks go from tile to tile, the tiles.
+    shared_bytes : int
+        Dynamic shared memory of a block.
+    resident : int
+        For such a kernel how many blocks an SM holds; no more are launched than the device holds at once. 0 for others.
+    """
 
     blocks: int
     shared_bytes: int = 0
+    resident: int = 0
 
     def __attrs_post_init__(self) -> None:
         """Refuse more blocks than CUDA counts."""
@@ -33,6 +44,10 @@ class Grid:
             raise Unsupported(
                 f"{self.blocks} blocks, and a grid has less than {_MOST_BLOCKS}", op="launch", field="grid"
             )
+
+    def launched(self, sms: int, cluster: int) -> int:
+        """Return how many blocks a device of so many SMs launches, in whole clusters."""
+        return min(self.blocks, max(1, self.resident * sms // cluster) * cluster) if self.resident else self.blocks
 
 
 @attrs.frozen

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 _UNIT = 32
 """Kernels of one translation unit: most of a small unit's time goes into what its kernels share."""
 
+_SMS = 3
+"""Few, so that a block has more than one tile to go through where there are some."""
+
 _libraries: dict[tuple[KernelSpec, int, bool], Library] = {}
 """Kernels that this process has built or found in the cache: by kernel, architecture, and whether they are checked."""
 
@@ -59,7 +62,7 @@ class EmulatedKernel:
             wanted = schedule.current()
             _load(self.spec, self.arch, checked=wanted.checked).launch(
                 self.spec.name,
-                grid=(grid.blocks,),
+                grid=(grid.launched(_SMS, self.spec.cluster),),
                 block=(self.spec.threads,),
                 shared_bytes=grid.shared_bytes,
                 params=params,

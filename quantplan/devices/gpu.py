@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +57,8 @@ class CudaKernel:
         """Return the launch, for a checked stream: nothing is allocated, compiled or waited for."""
         # a size-1 array travels by value; the operands' owners are kept alive by the plan that is bound to them
         value = np.frombuffer(bytearray(params), np.dtype([("params", f"V{len(params)}")]))
-        blocks, threads, arguments = (grid.blocks,), (self.spec.threads,), (value,)
+        blocks = (grid.launched(self.device.sms, self.spec.cluster),)
+        threads, arguments = (self.spec.threads,), (value,)
         function, shared, index, runtime = self.function, grid.shared_bytes, self.device.index, self.device.runtime
         name = self.spec.name
 
@@ -114,6 +115,11 @@ class CudaDevice:
     def runtime(self) -> Any:  # noqa: ANN401 - CuPy's
         """CuPy's runtime calls."""
         return self.cupy.cuda.runtime
+
+    @cached_property
+    def sms(self) -> int:
+        """Streaming multiprocessors."""
+        return int(self.runtime.getDeviceProperties(self.index)["multiProcessorCount"])
 
     def load(self, specs: Iterable[KernelSpec]) -> tuple[CudaKernel, ...]:
         """Compile kernels unless they are compiled already, and load them: lazy loading would break graph capture.

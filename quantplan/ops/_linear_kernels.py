@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
 
-from quantplan.chips import chip
+from quantplan.chips import Chip, chip
 from quantplan.devices.device import Grid
 from quantplan.elements import ElementKind
 from quantplan.kernels import KernelSpec, ParamStruct
@@ -44,7 +44,66 @@ _SHARED_BYTES_PER_CYCLE = 128
 _RESERVED = 1024  # of each block's shared memory, for CUDA
 _WARP = 32
 _CHUNK = 16
-_STEP = 32  # bytes of K in one instruction
+
+
+@attrs.frozen
+class Ring:
+    """What a block keeps under way: rows of both operands, so many bytes of K of each.
+
+    Parameters
+    ----------
+    bm, bn : int
+        Rows and columns of its tile of the output.
+    depth : int
+        Bytes of K in all stages.
+    shared_bytes : int
+        Its shared memory.
+    split : int
+        Blocks that share the K of one tile.
+    shared_by : int
+        Blocks that read their columns of the weight together.
+    """
+
+    bm: int
+    bn: int
+    depth: int
+    shared_bytes: int
+    split: int = 1
+    shared_by: int = 1
+
+
+def expected_seconds(desc: Desc, gpu: Chip, ring: Ring, depth: int, cycles: float) -> float:
+    """Return the seconds that a product is expected to take, by its slowest resource.
+
+    Three of them are looked at: the tensor cores of the fullest SM; L2, from which every block reads its rows of both
+    operands; and memory, from which each byte comes once, as fast as the bytes that are under way at once allow. Before
+    any of that there is one latency.
+
+    Parameters
+    ----------
+    desc : descriptor
+        The product.
+    gpu : Chip
+        What it runs on.
+    ring : Ring
+        How blocks work.
+    depth : int
+        K, as the kernel rounds it up.
+    cycles : float
+        What a tile takes of an SM for each column of K.
+    """
+    blocks = ceil_div(desc.m, ring.bm) * ceil_div(desc.n, ring.bn) * ring.split
+    fit = max(1, gpu.shared_bytes // (ring.shared_bytes + _RESERVED))
+    together = min(blocks, fit * gpu.sms)
+    math = ceil_div(blocks, gpu.sms) * depth / ring.split * cycles / gpu.clock
+    side = min(ring.bm, desc.m) + min(ring.bn, desc.n)
+    read = min(ring.bm, desc.m) + min(ring.bn, desc.n) / ring.shared_by
+    cached = blocks // ring.split * read * desc.k / gpu.l2_bandwidth
+    under_way = max(1, together * side * min(ring.depth, ceil_div(desc.k, ring.split)))
+    needed = (desc.m + desc.n) * desc.k
+    written = desc.m * desc.n * desc.output_element.itemsize
+    memory = needed / min(gpu.bandwidth, under_way / _LATENCY) + written / gpu.bandwidth
+    return float(_LATENCY + max(math, cached, memory))
 
 
 @attrs.frozen
@@ -91,29 +150,13 @@ class MmaTile:
         return ceil_div(desc.m, self.bm) * ceil_div(desc.n, self.bn)
 
     def cost(self, desc: Desc, capability: tuple[int, int]) -> float:
-        """Return the seconds that a problem is expected to take on a typical chip, by its slowest resource.
-
-        Three of them are looked at: the tensor cores of the fullest SM, fed from shared memory; L2, from which every
-        block reads its rows of both operands; and memory, from which each byte comes once, as fast as the bytes that
-        are under way at once allow. Before any of that there is one latency.
-        """
+        """Return the seconds that a problem is expected to take on a typical chip; see `expected_seconds`."""
         gpu = chip(capability)
-        blocks, steps = self.blocks(desc), ceil_div(desc.k, self.bk) * self.bk // _STEP
-        fit = max(1, gpu.shared_bytes // (self.shared_bytes + _RESERVED))
-        together = min(blocks, fit * gpu.sms)
-
-        multiplied = self.bm * self.bn * _STEP / gpu.int8_macs
+        multiplied = self.bm * self.bn / gpu.int8_macs
         warps = self.warps_m * self.warps_n  # of those along K, each reads what the others do not
-        read = warps * (self.bm // self.warps_m + self.bn // self.warps_n) * _STEP / _SHARED_BYTES_PER_CYCLE
-        math = ceil_div(blocks, gpu.sms) * steps * max(multiplied, read) / gpu.clock
-
-        rows, columns = min(self.bm, desc.m), min(self.bn, desc.n)
-        cached = blocks * (rows + columns) * desc.k / gpu.l2_bandwidth
-        under_way = together * min((self.stages - 1) * self.bk, desc.k) * (rows + columns)
-        needed = (desc.m + desc.n) * desc.k
-        written = desc.m * desc.n * desc.output_element.itemsize
-        memory = needed / min(gpu.bandwidth, max(under_way, 1) / _LATENCY) + written / gpu.bandwidth
-        return float(_LATENCY + max(math, cached, memory))
+        read = warps * (self.bm // self.warps_m + self.bn // self.warps_n) / _SHARED_BYTES_PER_CYCLE
+        ring = Ring(self.bm, self.bn, (self.stages - 1) * self.bk, self.shared_bytes)
+        return expected_seconds(desc, gpu, ring, ceil_div(desc.k, self.bk) * self.bk, max(multiplied, read))
 
 
 TILES = (

@@ -9,6 +9,7 @@ import attrs
 from quantplan.elements import ElementKind, to_element
 from quantplan.operands import Operand, Tensor, host, host_or_operand, tensor_field
 from quantplan.ops import _linear as linear
+from quantplan.ops import _linear_hopper as hopper
 from quantplan.ops import _linear_kernels as kernels
 from quantplan.plan import Plan
 from quantplan.record import Record, dimension, field, to_flag, to_number
@@ -141,7 +142,7 @@ class QuantizedLinearPlan(Plan[QuantizedLinearDescriptor, QuantizedLinearArgs]):
     descriptor_type = QuantizedLinearDescriptor
     args_type = QuantizedLinearArgs
     rows_operand = "act_q"
-    variants = (*kernels.VARIANTS, ReferenceVariant(_run, linear.promise))
+    variants = (*hopper.VARIANTS, *kernels.VARIANTS, ReferenceVariant(_run, linear.promise))
 
     @classmethod
     def operands(cls, desc: QuantizedLinearDescriptor) -> tuple[Operand, ...]:
@@ -166,4 +167,4 @@ class QuantizedLinearPlan(Plan[QuantizedLinearDescriptor, QuantizedLinearArgs]):
     def catalogue(cls) -> Iterator[QuantizedLinearDescriptor]:
         """Yield a small descriptor for every SKU."""
         for fields in linear.catalogue_fields():
-            yield QuantizedLinearDescriptor(m=3, n=5, k=37, **fields)
+            yield QuantizedLinearDescriptor(m=3, n=5, k=48, **fields)

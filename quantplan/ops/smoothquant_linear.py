@@ -10,6 +10,7 @@ from quantplan.elements import ElementKind, to_element
 from quantplan.errors import InvalidProblem
 from quantplan.operands import Operand, Tensor, host, host_or_operand, tensor_field
 from quantplan.ops import _linear as linear
+from quantplan.ops import _linear_hopper as hopper
 from quantplan.ops import _linear_kernels as kernels
 from quantplan.plan import Plan
 from quantplan.record import Record, dimension, field, to_flag, to_integer, to_number
@@ -150,7 +151,7 @@ class SmoothQuantLinearPlan(Plan[SmoothQuantLinearDescriptor, SmoothQuantLinearA
     descriptor_type = SmoothQuantLinearDescriptor
     args_type = SmoothQuantLinearArgs
     rows_operand = "act_q"
-    variants = (*kernels.VARIANTS, ReferenceVariant(_run, linear.promise))
+    variants = (*hopper.VARIANTS, *kernels.VARIANTS, ReferenceVariant(_run, linear.promise))
 
     @classmethod
     def operands(cls, desc: SmoothQuantLinearDescriptor) -> tuple[Operand, ...]:
@@ -175,4 +176,4 @@ class SmoothQuantLinearPlan(Plan[SmoothQuantLinearDescriptor, SmoothQuantLinearA
     def catalogue(cls) -> Iterator[SmoothQuantLinearDescriptor]:
         """Yield a small descriptor for every SKU."""
         for fields in linear.catalogue_fields():
-            yield SmoothQuantLinearDescriptor(m=3, n=5, k=37, **fields)
+            yield SmoothQuantLinearDescriptor(m=3, n=5, k=48, **fields)

@@ -11,12 +11,19 @@ import pytest
 
 import quantplan as qp
 from quantplan.ops import _linear as linear
-from quantplan.ops._linear_kernels import TILES
+from quantplan.ops import _linear_hopper as hopper
+from quantplan.ops import _linear_kernels as portable
 from tests.kernels.pairwise import pairwise
 from tests.kernels.test_memory import sparse
 from tests.kernels.twin import ARCHS, preload
 
-VARIANTS = {tile.name: tile for tile in TILES}
+PORTABLE = {tile.name: tile for tile in portable.TILES}
+SWAPPED = {tile.name: tile for tile in hopper.TILES if isinstance(tile, hopper.SwappedTile)}
+WGMMA = {tile.name: tile for tile in hopper.TILES}
+VARIANTS = PORTABLE | WGMMA
+TYPICAL = ("mma-16x32", "mma-128x128", "wgmma-8x64", "wgmma-128x256")
+"""They stand for the others in the normal run: one warp of rows or many, one tile a block or many, with clusters."""
+EACH = [v if v in TYPICAL else pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS]
 FACTORS = {
     "variant": tuple(VARIANTS),
     "op": ("static", "token"),
@@ -29,7 +36,7 @@ FACTORS = {
     "host": (False, True),
     "rows": ("one", "short", "whole", "one more"),
     "columns": ("one", "short", "whole", "one more"),
-    "depth": (0, 1, 16, 37, "stage", "ring", "beyond"),
+    "depth": (0, 1, 16, 37, "stage", "ring", "beyond", "split"),
     "layout": ("dense", "padded", "strided", "misaligned"),
     "order": ("ascending", "descending", "random"),
     "completion": ("late", "early", "random"),
@@ -41,12 +48,27 @@ def extent(which, tile):
     return {"one": 1, "short": tile - 3, "whole": tile, "one more": tile + 1}[which]
 
 
+def sound(case):
+    """Whether the variant is there for the architecture, the rows and the columns of K."""
+    if case["variant"] in PORTABLE:
+        return True
+    rows = case["rows"] != "one more" or case["variant"] not in SWAPPED
+    return case["arch"] == "sm_90a" and rows and case["depth"] not in (0, 1, 37)
+
+
+def extents(variant):
+    """Return rows and columns of a variant's tile, the bytes of K in a stage, and the stages."""
+    tile = VARIANTS[variant]
+    rows = tile.tokens if variant in SWAPPED else tile.bm
+    return rows, tile.bn, tile.bk if variant in PORTABLE else 128, tile.stages
+
+
 def descriptor(case):
-    tile = VARIANTS[case["variant"]]
-    depths = {"stage": tile.bk, "ring": tile.bk * (tile.stages - 1), "beyond": tile.bk * (tile.stages + 1) + 20}
+    bm, bn, bk, stages = extents(case["variant"])
+    depths = {"stage": bk, "ring": bk * (stages - 1), "beyond": bk * (stages + 1) + 32, "split": 2 * bk * stages - 48}
     fields = {
-        "m": extent(case["rows"], tile.bm),
-        "n": extent(case["columns"], tile.bn),
+        "m": extent(case["rows"], bm),
+        "n": extent(case["columns"], bn),
         "k": depths.get(case["depth"], case["depth"]),
         "act_element": case["act"],
         "output_element": case["output"],
@@ -62,7 +84,7 @@ def descriptor(case):
     return qp.SmoothQuantLinearDescriptor(**fields, act_zero_point=7 if case["zero_point"] else 0)
 
 
-SAMPLE = pairwise(FACTORS, seed=5)
+SAMPLE = pairwise(FACTORS, sound, seed=5)
 
 
 @pytest.fixture(scope="module")
@@ -89,10 +111,11 @@ def test_sampled_kernels_give_the_references_bits(twin, case):
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("kind", [qp.SmoothQuantLinearDescriptor, qp.QuantizedLinearDescriptor])
 def test_every_kernel_gives_the_references_bits(twin, kind, arch):
-    for variant, tile in VARIANTS.items():
+    for variant in VARIANTS if arch == "sm_90a" else PORTABLE:
+        bm, bn, bk, _ = extents(variant)
         offsets = (False, True) if kind is qp.QuantizedLinearDescriptor else (0, 7)
         wanted = [
-            kind(m=tile.bm + 3, n=tile.bn + 5, k=2 * tile.bk + 7, **fields, bias=True, act_zero_point=offset)
+            kind(m=bm - 3, n=bn + 5, k=3 * bk + 16, **fields, bias=True, act_zero_point=offset)
             for fields in linear.catalogue_fields()
             if fields["epilogue"].exact
             for offset in offsets
@@ -105,13 +128,13 @@ def test_every_kernel_gives_the_references_bits(twin, kind, arch):
                     twin.check(desc, variant=variant, arch=arch, layout=layout, **how)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", EACH)
 @pytest.mark.parametrize("epilogue", ["gelu_tanh", "gelu_erf", "silu"])
 @pytest.mark.parametrize("output", ["f32", "f64", "f16"])
 def test_smooth_activations_stay_within_both_bounds(twin, variant, epilogue, output):
     """Kernel and reference each lie within their bound of the exact value, so they lie within the sum of each other."""
     desc = qp.SmoothQuantLinearDescriptor(
-        m=9, n=300, k=33, act_scale=0.01, output_element=output, epilogue=epilogue, bias=True
+        m=8, n=300, k=32, act_scale=0.01, output_element=output, epilogue=epilogue, bias=True
     )
     arrays = twin.lab.operands(desc)
     arrays["weight_scale"] *= np.geomspace(1e-3, 10, 300)
@@ -130,18 +153,19 @@ def test_smooth_activations_stay_within_both_bounds(twin, variant, epilogue, out
     assert np.any(results[0] != results[1]) or output != "f32"
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", EACH)
 class TestExtremes:
     def test_fault_7_operands_of_minus_128(self, twin, variant):
-        desc = qp.SmoothQuantLinearDescriptor(m=3, n=5, k=129, act_scale=1.0)
-        given = {"act_q": np.full((3, 129), -128, np.int8), "weight_q": np.full((5, 129), -128, np.int8)}
+        desc = qp.SmoothQuantLinearDescriptor(m=3, n=5, k=144, act_scale=1.0)
+        given = {"act_q": np.full((3, 144), -128, np.int8), "weight_q": np.full((5, 144), -128, np.int8)}
         given["weight_scale"] = np.ones(5, np.float32)
         got = twin.check(desc, given, variant=variant)
-        assert np.all(got["output"] == 128 * 128 * 129)
+        assert np.all(got["output"] == 128 * 128 * 144)
 
     @pytest.mark.parametrize("act, k", [("s8", 131071), ("u8", 65793)])
     def test_fault_16_the_largest_k(self, twin, variant, act, k):
         """No sum leaves S32; one more column might, and no plan takes it."""
+        k -= k % 16 if variant in WGMMA else 0
         desc = qp.SmoothQuantLinearDescriptor(m=1, n=2, k=k, act_element=act, act_scale=1.0, output_element="f64")
         extreme = {"s8": -128, "u8": 255}[act]
         given = {"act_q": np.full((1, k), extreme, qp.ElementKind.of(act).dtype)}
@@ -157,26 +181,21 @@ class TestExtremes:
 
     @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf, 0.0, 1e-45])
     def test_fault_19_scales_of_every_kind(self, twin, variant, poison):
-        desc = qp.QuantizedLinearDescriptor(m=3, n=4, k=20, bias=True, epilogue="relu")
+        desc = qp.QuantizedLinearDescriptor(m=3, n=4, k=32, bias=True, epilogue="relu")
         act_scale = np.array([1.0, poison, 0.5], np.float32)
         weight_scale = np.array([0.25, 1e-38, poison, -3.0], np.float32)
         twin.check(desc, {"act_scale": act_scale, "weight_scale": weight_scale}, variant=variant)
 
     @pytest.mark.parametrize("zero_point", [-(2**31), -129, -128, 0, 127, 255, 2**31 - 1])
     def test_zero_points_of_any_size_wrap_as_sums_do(self, twin, variant, zero_point):
-        desc = qp.QuantizedLinearDescriptor(m=2, n=40, k=300, act_zero_point=True, output_element="f64")
+        desc = qp.QuantizedLinearDescriptor(m=2, n=40, k=304, act_zero_point=True, output_element="f64")
         twin.check(desc, {"act_zero_point": np.array([zero_point, 3], np.int32)}, variant=variant)
 
     def test_fault_21_nothing_to_sum_or_to_write(self, twin, variant):
-        for m, n, k in ((3, 4, 0), (0, 4, 8), (3, 0, 8)):
+        for m, n, k in ((3, 4, 0), (0, 4, 16), (3, 0, 16)):
+            if k == 0 and variant in WGMMA:
+                continue
             twin.check(qp.SmoothQuantLinearDescriptor(m=m, n=n, k=k, bias=True, act_scale=0.1), variant=variant)
-
-    def test_fault_23_more_rows_than_a_grid_has_in_y(self, twin, variant):
-        desc = qp.SmoothQuantLinearDescriptor(m=66_000, n=1, k=16, output_element="s8", act_scale=0.1, output_scale=1.0)
-        if VARIANTS[variant].bm >= 64:
-            twin.check(desc, variant=variant, checked=False)
-        else:
-            assert VARIANTS[variant].blocks(desc) > 4000
 
     def test_faults_22_and_24_offsets_beyond_32_bits(self, twin, variant):
         """Rows lie so far apart that the last one begins beyond 2³² elements of each operand."""
@@ -195,10 +214,11 @@ class TestExtremes:
         np.testing.assert_array_equal(far["output"], expected["output"])
 
     def test_fault_20_a_rows_bits_depend_on_that_row_alone(self, twin, variant):
-        desc = qp.QuantizedLinearDescriptor(m=130, n=40, k=70, output_element="f16", bias=True)
+        m = extents(variant)[0] + (0 if variant in SWAPPED else 2)
+        desc = qp.QuantizedLinearDescriptor(m=m, n=40, k=80, output_element="f16", bias=True)
         arrays = twin.lab.operands(desc)
         twin.run("emulated:sm_90a", desc, arrays, variant=variant, checked=False)
-        for row in (0, 17, 129):
+        for row in (0, m // 2, m - 1):
             alone, part = twin.lab.row(desc, arrays, row)
             expected = part["output"].copy()
             part["output"][...] = 0
@@ -206,7 +226,7 @@ class TestExtremes:
             np.testing.assert_array_equal(got["output"], expected)
 
     def test_operands_that_are_only_read_stay_as_they_are(self, twin, variant):
-        desc = qp.QuantizedLinearDescriptor(m=5, n=7, k=70, act_zero_point=True, bias=True, output_element="s8")
+        desc = qp.QuantizedLinearDescriptor(m=5, n=7, k=80, act_zero_point=True, bias=True, output_element="s8")
         arrays = twin.lab.operands(desc)
         before = {name: array.copy() for name, array in arrays.items()}
         twin.run("emulated:sm_90a", desc, arrays, variant=variant)
@@ -217,15 +237,21 @@ class TestExtremes:
 def test_last_tile_of_a_large_product(twin):
     """Many tiles of many rows and columns: each is written once, and by its own block."""
     desc = qp.SmoothQuantLinearDescriptor(m=1100, n=300, k=16, act_scale=0.02, output_element="s8", output_scale=0.5)
-    for variant in VARIANTS:
+    for variant in VARIANTS.keys() - SWAPPED.keys():
+        twin.check(desc, variant=variant, checked=False)
+
+
+def test_fault_23_more_rows_than_a_grid_has_in_y(twin):
+    desc = qp.SmoothQuantLinearDescriptor(m=66_000, n=1, k=16, output_element="s8", act_scale=0.1, output_scale=1.0)
+    for variant in ("mma-64x64", "wgmma-128x128"):
         twin.check(desc, variant=variant, checked=False)
 
 
 def test_page_of_memory_behind_an_operand_is_not_touched(twin):
     """Fault 28: the last row ends where the memory does."""
     page = mmap.PAGESIZE
-    desc = qp.SmoothQuantLinearDescriptor(m=3, n=5, k=37, act_scale=0.02)
     for variant in VARIANTS:
+        desc = qp.SmoothQuantLinearDescriptor(m=3, n=5, k=48 if variant in WGMMA else 37, act_scale=0.02)
         arrays = twin.lab.operands(desc)
         for name in ("act_q", "weight_q", "output"):
             memory = np.frombuffer(mmap.mmap(-1, page), arrays[name].dtype)
@@ -247,7 +273,7 @@ class TestSelection:
         desc = qp.SmoothQuantLinearDescriptor(m=100, n=4096, k=4096)
         reports = qp.SmoothQuantLinearPlan.why_not("sm_80", desc)
         costs = [report.cost for report in reports if report.supported]
-        assert len(costs) == len(TILES)
+        assert len(costs) == len(PORTABLE)
         assert costs == sorted(costs)
         assert all(cost > 0 for cost in costs)
         assert reports[-1].name == "reference"
@@ -255,11 +281,39 @@ class TestSelection:
 
     def test_a_kernel_can_be_insisted_on(self):
         desc = qp.SmoothQuantLinearDescriptor(m=1, n=4096, k=4096)
-        for variant in VARIANTS:
+        for variant in PORTABLE:
             plan = qp.SmoothQuantLinearPlan.select("sm_80", desc, qp.PlanPreference(variant=variant))
             assert plan.sku.name.split(".")[1] == variant
         with pytest.raises(qp.Unsupported, match="mma-7x7 is required"):
             qp.SmoothQuantLinearPlan.select("sm_80", desc, qp.PlanPreference(variant="mma-7x7"))
+
+    def test_hopper_has_kernels_of_its_own(self):
+        names = {}
+        for m in (1, 16, 48, 128, 4096):
+            desc = qp.SmoothQuantLinearDescriptor(m=m, n=4096, k=4096, output_element="f16")
+            names[m] = qp.SmoothQuantLinearPlan.select("sm_90a", desc).sku.name.split(".")[1]
+        assert names == {
+            1: "wgmma-8x64",
+            16: "wgmma-16x64",
+            48: "wgmma-64x64",
+            128: "wgmma-128x128",
+            4096: "wgmma-128x256",
+        }
+
+    @pytest.mark.parametrize("k", [0, 8, 1000])
+    def test_tensor_maps_want_rows_of_16_bytes(self, k):
+        desc = qp.SmoothQuantLinearDescriptor(m=1, n=64, k=k)
+        reasons = {r.name: r.reason for r in qp.SmoothQuantLinearPlan.why_not("sm_90a", desc)}
+        assert all(f"K={k}, and tensor maps need" in reasons[name] for name in WGMMA)
+        assert all(not reasons[name] for name in PORTABLE)
+
+    def test_a_cluster_depends_on_n_and_k_alone(self):
+        for tile in SWAPPED.values():
+            for n, k in ((64, 128), (64, 8192), (4096, 4096), (14336, 4096), (1, 16)):
+                plans = [qp.SmoothQuantLinearDescriptor(m=m, n=n, k=k) for m in (1, 5, 8)]
+                assert len({tile.cluster(desc) for desc in plans}) == 1
+        assert SWAPPED["wgmma-8x64"].cluster(qp.SmoothQuantLinearDescriptor(m=1, n=1024, k=4096)) == 8
+        assert SWAPPED["wgmma-8x64"].cluster(qp.SmoothQuantLinearDescriptor(m=1, n=14336, k=4096)) == 1
 
     def test_a_grid_that_is_too_large_is_no_candidate(self):
         desc = qp.SmoothQuantLinearDescriptor(m=2**31 - 1, n=2**30, k=1)

@@ -69,76 +69,91 @@ struct LinearParams {
   int act_aligned, weight_aligned, output_aligned;  // whether every row is aligned to 16 bytes
 };
 
-// Finishes a tile of sums that lies in shared memory: Split partial sums of [Rows][Columns] in rows of `pitch`, and the
-// weight's row sums, which zero points are multiplied with. A thread takes 16 bytes of output, always in the same columns.
-template <class Out, Activation A, bool ZeroPoint, int Rows, int Columns, int Split, int Threads>
-struct LinearEpilogue {
-  static constexpr int pitch = Columns + 8;  // a warp's pairs of sums go to different banks
-  static constexpr int bytes = Split * (Rows * pitch + Columns) * 4;
+// Outputs that a thread makes at once, 16 bytes of them, and the sums that it asks for at once.
+template <class Out> constexpr int outputs_at_once = 16 / sizeof(Out);
+template <class Out> constexpr int sums_at_once = outputs_at_once<Out> < 4 ? outputs_at_once<Out> : 4;
 
-  int (*const sums)[Rows][pitch];
-  int (*const weight_sums)[Columns];
+// Makes outputs of sums: `rows` rows of a tile of Columns columns, which begins at (row, column). Threads lie over it row
+// by row, and each stays in its columns. `sums(i, j)` returns the sums of row i of the tile from column j on, modulo 2³²;
+// `weight_sum(j)` returns Σ_k weight_q of column j, and is asked only where there are zero points.
+template <class Out, Activation A, bool ZeroPoint, int Columns, int Threads, class Sums, class WeightSum>
+__device__ inline void finish_tile(const LinearParams& p, int64 row, int rows, int64 column, int thread,
+                                   const Sums& sums, const WeightSum& weight_sum) {
+  using W = wide<Out>;
+  constexpr int V = outputs_at_once<Out>, across = Columns / V, piece = sums_at_once<Out>;
+  static_assert(Columns % V == 0 && Threads % across == 0, "a thread stays in its columns");
+  const int first = thread % across * V, count = left(static_cast<int>(min(p.n - column, int64(Columns))) - first, V);
+  if (count == 0) return;
 
-  __device__ explicit LinearEpilogue(void* shared)
-      : sums(static_cast<int (*)[Rows][pitch]>(shared)),
-        weight_sums(reinterpret_cast<int (*)[Columns]>(static_cast<int*>(shared) + Split * Rows * pitch)) {}
-
-  __device__ void finish(const LinearParams& p, int64 row, int64 column) const {
-    using W = wide<Out>;
-    constexpr int V = 16 / sizeof(Out), across = Columns / V, piece = V < 4 ? V : 4;
-    static_assert(Threads % across == 0, "a thread stays in its columns");
-    const int first = threadIdx.x % across * V, count = left(static_cast<int>(min(p.n - column, int64(Columns))) - first, V);
-    if (count == 0) return;
-
-    W weight_scale[V], bias[V];
-    int weight_sum[V];
+  W weight_scale[V], bias[V];
+  unsigned weight[V];
 #pragma unroll
-    for (int i = 0; i < V; ++i) {
-      const int64 at = column + first + (i < count ? i : 0);
-      weight_scale[i] = static_cast<const W*>(p.weight_scale)[at * p.weight_scale_stride];
-      bias[i] = p.bias ? static_cast<const W*>(p.bias)[at] : W(0);
-      weight_sum[i] = 0;
-      if constexpr (ZeroPoint) {
-        for (int part = 0; part < Split; ++part) weight_sum[i] += weight_sums[part][first + i];
+  for (int j = 0; j < V; ++j) {
+    const int64 at = column + first + (j < count ? j : 0);
+    weight_scale[j] = static_cast<const W*>(p.weight_scale)[at * p.weight_scale_stride];
+    bias[j] = p.bias ? static_cast<const W*>(p.bias)[at] : W(0);
+    weight[j] = ZeroPoint ? static_cast<unsigned>(weight_sum(first + j)) : 0;
+  }
+  f32 output_scale = p.host_output_scale;
+  if (same<Out, s8> && p.output_scale) output_scale = *p.output_scale;
+
+  for (int i = thread / across; i < rows; i += Threads / across) {
+    W act_scale = W(p.host_act_scale);
+    if (p.act_scale) act_scale = static_cast<const W*>(p.act_scale)[(row + i) * p.act_scale_stride];
+    unsigned zero_point = 0;
+    if constexpr (ZeroPoint)
+      zero_point = static_cast<unsigned>(p.act_zero_point ? p.act_zero_point[row + i] : p.host_act_zero_point);
+    Vec<Out, V> result;
+#pragma unroll
+    for (int j = 0; j < V; j += piece) {
+      const Vec<unsigned, piece> some = sums(i, first + j);
+#pragma unroll
+      for (int n = 0; n < piece; ++n) {
+        const int sum = static_cast<int>(some.item[n] - zero_point * weight[j + n]);
+        W y = multiply(static_cast<W>(sum), multiply(act_scale, weight_scale[j + n]));
+        if (p.bias) y = add(y, bias[j + n]);
+        result.item[j + n] = to_output<Out>(activate<A>(y), output_scale);
       }
     }
-    f32 output_scale = p.host_output_scale;
-    if (same<Out, s8> && p.output_scale) output_scale = *p.output_scale;
-
-    const int rows = static_cast<int>(min(p.m - row, int64(Rows)));
-    for (int i = threadIdx.x / across; i < rows; i += Threads / across) {
-      W act_scale = W(p.host_act_scale);
-      if (p.act_scale) act_scale = static_cast<const W*>(p.act_scale)[(row + i) * p.act_scale_stride];
-      unsigned zero_point = 0;
-      if constexpr (ZeroPoint)
-        zero_point = static_cast<unsigned>(p.act_zero_point ? p.act_zero_point[row + i] : p.host_act_zero_point);
-      unsigned sum[V] = {};  // modulo 2³²
+    Out* const output = static_cast<Out*>(p.output) + (row + i) * p.output_stride + column + first;
+    if (p.output_aligned) {
+      store<Out, V>(output, result, count);
+    } else {
 #pragma unroll
-      for (int part = 0; part < Split; ++part)
-#pragma unroll
-        for (int j = 0; j < V; j += piece) {
-          const Vec<unsigned, piece> some = *reinterpret_cast<const Vec<unsigned, piece>*>(&sums[part][i][first + j]);
-#pragma unroll
-          for (int n = 0; n < piece; ++n) sum[j + n] += some.item[n];
-        }
-      Vec<Out, V> result;
-#pragma unroll
-      for (int j = 0; j < V; ++j) {
-        if constexpr (ZeroPoint) sum[j] -= zero_point * static_cast<unsigned>(weight_sum[j]);
-        W y = multiply(static_cast<W>(static_cast<int>(sum[j])), multiply(act_scale, weight_scale[j]));
-        if (p.bias) y = add(y, bias[j]);
-        result.item[j] = to_output<Out>(activate<A>(y), output_scale);
-      }
-      Out* const output = static_cast<Out*>(p.output) + (row + i) * p.output_stride + column + first;
-      if (p.output_aligned) {
-        store<Out, V>(output, result, count);
-      } else {
-#pragma unroll
-        for (int j = 0; j < V; ++j)
-          if (j < count) output[j] = result.item[j];
-      }
+      for (int j = 0; j < V; ++j)
+        if (j < count) output[j] = result.item[j];
     }
   }
+}
+
+// Sums in shared memory: Parts partial ones of each of Rows x Columns. Rows lie so that a warp's pairs of sums, as mma.sync
+// and wgmma leave them in registers, go to different banks.
+template <int Rows, int Columns, int Parts = 1>
+struct SumsInShared {
+  static constexpr int pitch = Columns + 8, bytes = Parts * Rows * pitch * 4;
+
+  int (*const part)[Rows][pitch];
+
+  __device__ explicit SumsInShared(void* shared) : part(static_cast<int (*)[Rows][pitch]>(shared)) {}
+
+  // Where a lane has its two neighbouring sums: those of row lane/4 and column 2(lane%4), counted from (row, column).
+  __device__ void put(int n, int row, int column, int lane, int first, int second) const {
+    *reinterpret_cast<Vec<int, 2>*>(&part[n][row + lane / 4][column + lane % 4 * 2]) = {first, second};
+  }
+  template <int count>
+  __device__ Vec<unsigned, count> total(int row, int column) const {
+    Vec<unsigned, count> sum = {};
+#pragma unroll
+    for (int n = 0; n < Parts; ++n) {
+      const Vec<unsigned, count> some = *reinterpret_cast<const Vec<unsigned, count>*>(&part[n][row][column]);
+#pragma unroll
+      for (int j = 0; j < count; ++j) sum.item[j] += some.item[j];
+    }
+    return sum;
+  }
 };
+
+// The sum of four s8, and of what was summed before.
+__device__ inline int add_bytes(unsigned four, int sum) { return __dp4a(static_cast<int>(four), 0x01010101, sum); }
 
 }  // namespace qp

@@ -1,0 +1,314 @@
+// W8A8 linears with wgmma, for sm_90a. The formula and the operands are those of int8_gemm.cu, which runs in place of
+// these kernels where tensor maps cannot describe how the operands lie.
+//
+// One warp copies tiles of both operands, 128 bytes of K deep, through a ring; four or eight warps multiply them:
+//
+//   many rows: int8_wgmma                                few rows: int8_wgmma_swapped
+//
+//                 weight_q, BN rows                                      act_q, Tokens rows
+//                ┌──────────────────┐                                   ┌────┐
+//         act_q  │                  │                        weight_q   │    │
+//        ┌────┐  ├──────────────────┤                        ┌────┐     ├────┤
+//        │ 64 │  │ warp group 1     │  a block goes from     │ 64 │     │    │  the blocks of a cluster share K, and
+//        │ 64 │  │ warp group 2     │  tile to tile          └────┘     └────┘  add their sums up in the order of rank
+//        └────┘  └──────────────────┘
+//
+// With few rows the weight is what is read, and its rows become those of the instruction, which has 64, so that there need
+// be no more activations than there are. Parts of K are a function of N and K alone.
+#pragma once
+
+#include <int8_gemm.cu>
+#include <qp/pipeline.cuh>
+#include <qp/ptx/address.cuh>
+#include <qp/ptx/barrier.cuh>
+#include <qp/ptx/cluster.cuh>
+#include <qp/ptx/registers.cuh>
+#include <qp/ptx/tensor_map.cuh>
+#include <qp/ptx/wgmma.cuh>
+
+namespace qp {
+
+struct MappedLinearParams {
+  ptx::TensorMap act_map, weight_map;  // boxes of a tile's rows and 128 bytes of K, swizzled by 128 bytes
+  LinearParams linear;
+};
+
+constexpr int wgmma_bk = 128;  // bytes of K in a tile: a line of the swizzle
+constexpr int wgmma_steps = 4;  // instructions along them
+constexpr int wgmma_stride = 1024;  // from 8 rows of a tile to the next
+
+template <class Act>
+constexpr ptx::MatrixElement matrix_element = same<Act, u8> ? ptx::MatrixElement::u8 : ptx::MatrixElement::s8;
+
+__device__ inline ptx::MatrixDescriptor describe_tile(const void* tile) {
+  return ptx::describe_matrix(ptx::shared_address(tile), ptx::Swizzle::b128, wgmma_stride);
+}
+
+// Adds up `chunks` chunks of a tile's row from `first` on. The swizzle moves them about within the row, which does not
+// change their sum; neighbouring threads, which have neighbouring rows, begin with different ones, in different banks.
+__device__ inline int add_row(const unsigned char* tile, int row, int first, int chunks, int sum) {
+  for (int i = 0; i < chunks; ++i) {
+    const int chunk = first + (row + i) % chunks;
+    const uint4 bytes = *reinterpret_cast<const uint4*>(tile + row * wgmma_bk + chunk * 16);
+    sum = add_bytes(bytes.x, add_bytes(bytes.y, add_bytes(bytes.z, add_bytes(bytes.w, sum))));
+  }
+  return sum;
+}
+
+// A barrier of all threads that have not returned: of the block, or of the cluster.
+template <int Cluster>
+__device__ inline void meet() {
+  if constexpr (Cluster == 1) {
+    __syncthreads();
+  } else {
+    ptx::cluster_arrive();
+    ptx::cluster_wait();
+  }
+}
+
+// ---- many rows
+
+// The blocks of a cluster work on tiles one below the other at the same time: each loads its part of the weight's tile,
+// for all of them, and its own activations.
+template <int Columns, int Blocks, int Depth>
+struct WgmmaShape {
+  static constexpr int BM = 128, BN = Columns, Cluster = Blocks, Stages = Depth;
+  static constexpr int consumers = 256, threads = 128 + consumers;
+  static constexpr int act_bytes = BM * wgmma_bk, stage_bytes = act_bytes + BN * wgmma_bk;
+  static constexpr int strip = 32;  // columns that a warp finishes at once
+};
+
+template <class Act, class Out, Activation A, bool ZeroPoint, class Shape>
+__device__ void int8_wgmma(const MappedLinearParams& p) {
+  constexpr int BM = Shape::BM, BN = Shape::BN, Cluster = Shape::Cluster, Stages = Shape::Stages, strip = Shape::strip;
+  using Staging = SumsInShared<16, strip>;
+  const LinearParams& linear = p.linear;
+  unsigned char* const shared = ptx::shared_memory();
+  unsigned char* const staging = shared + Stages * Shape::stage_bytes;
+  int* const weight_sums = reinterpret_cast<int*>(staging + Shape::consumers / 32 * Staging::bytes);  // one a consumer
+  const Ring<Stages, Cluster> ring(weight_sums + Shape::consumers);
+
+  const int depth = (linear.k + wgmma_bk - 1) / wgmma_bk;
+  constexpr int together = BM * Cluster;  // rows of a cluster
+  const unsigned tiles_m = static_cast<unsigned>((linear.m + together - 1) / together);
+  const unsigned tiles_n = static_cast<unsigned>((linear.n + BN - 1) / BN);
+  const unsigned rank = blockIdx.x % Cluster, first = blockIdx.x / Cluster, clusters = gridDim.x / Cluster;
+  if (threadIdx.x == 0) ring.init(Shape::consumers / 32);
+  meet<Cluster>();
+
+  RingPlace<Stages> at;
+  if (threadIdx.x < 128) {
+    ptx::setmaxnreg_dec<40>();
+    if (threadIdx.x == 0) {
+      ptx::prefetch_tensor_map(&p.act_map);
+      ptx::prefetch_tensor_map(&p.weight_map);
+      for (unsigned tile = first; tile < tiles_m * tiles_n; tile += clusters) {
+        const Place2d place = raster(tile, tiles_m, tiles_n);
+        const int act_row = (place.m * Cluster + rank) * BM, weight_row = place.n * BN + rank * (BN / Cluster);
+        for (int part = 0; part < depth; ++part, at.advance()) {
+          unsigned char* const stage = shared + at.stage * Shape::stage_bytes;
+          unsigned long long* const full = &ring.full[at.stage];
+          ring.wait_empty(at);
+          ring.announce(at, Shape::stage_bytes);
+          ptx::cp_async_bulk_tensor_load_2d(stage, &p.act_map, part * wgmma_bk, act_row, full);
+          unsigned char* const weight = stage + Shape::act_bytes + rank * (BN / Cluster * wgmma_bk);
+          if constexpr (Cluster == 1)
+            ptx::cp_async_bulk_tensor_load_2d(weight, &p.weight_map, part * wgmma_bk, weight_row, full);
+          else
+            ptx::cp_async_bulk_tensor_load_2d_multicast(weight, &p.weight_map, part * wgmma_bk, weight_row, full,
+                                                        (1 << Cluster) - 1);
+        }
+      }
+    }
+    __syncwarp();
+  } else {
+    ptx::setmaxnreg_inc<232>();
+    const int thread = threadIdx.x - 128, group = thread / 128, warp = thread / 32, lane = thread % 32;
+    const Staging own(staging + warp * Staging::bytes);
+    for (unsigned tile = first; tile < tiles_m * tiles_n; tile += clusters) {
+      const Place2d place = raster(tile, tiles_m, tiles_n);
+      int sums[BN / 2] = {};
+      int weight_sum = 0;
+      RingPlace<Stages> before = at;
+      for (int part = 0; part < depth; ++part, at.advance()) {
+        const unsigned char* const stage = shared + at.stage * Shape::stage_bytes;
+        const ptx::MatrixDescriptor act = describe_tile(stage + group * (64 * wgmma_bk));
+        const ptx::MatrixDescriptor weight = describe_tile(stage + Shape::act_bytes);
+        ring.wait_full(at);
+        ptx::wgmma_fence_operand(sums);
+        ptx::wgmma_fence();
+#pragma unroll
+        for (int step = 0; step < wgmma_steps; ++step)
+          ptx::wgmma<matrix_element<Act>, ptx::MatrixElement::s8, BN>(sums, act.advanced(32 * step),
+                                                                      weight.advanced(32 * step), true);
+        ptx::wgmma_commit_group();
+        if constexpr (ZeroPoint) {
+          constexpr int chunks = 8 * BN / Shape::consumers;
+          weight_sum = add_row(stage + Shape::act_bytes, thread % BN, thread / BN * chunks, chunks, weight_sum);
+          __syncwarp();
+        }
+        if (part > 0) {  // this part's instructions are under way; those of the one before must be over
+          ptx::wgmma_wait_group<1>();
+          ring.release(before, lane);
+          before.advance();
+        }
+      }
+      ptx::wgmma_wait_group<0>();
+      ptx::wgmma_fence_operand(sums);
+      ring.release(before, lane);
+
+      if constexpr (ZeroPoint) {
+        ptx::bar_sync(1, Shape::consumers);  // all are done with the sums of the tile before
+        weight_sums[thread] = weight_sum;
+        ptx::bar_sync(1, Shape::consumers);
+      }
+      const int64 row = (int64(place.m) * Cluster + rank) * BM + warp * 16, column = int64(place.n) * BN;
+      const int rows = left(static_cast<int>(min(linear.m - row, int64(16))), 16);
+#pragma unroll
+      for (int from = 0; from < BN; from += strip) {
+        __syncwarp();
+#pragma unroll
+        for (int j = 0; j < strip / 8; ++j)
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            const int i = from / 2 + 4 * j + 2 * half;
+            own.put(0, 8 * half, 8 * j, lane, sums[i], sums[i + 1]);
+          }
+        __syncwarp();
+        finish_tile<Out, A, ZeroPoint, strip, 32>(
+            linear, row, rows, column + from, lane,
+            [&](int i, int j) { return own.template total<sums_at_once<Out>>(i, j); },
+            [&](int j) {
+              int sum = 0;
+#pragma unroll
+              for (int part = 0; part < Shape::consumers / BN; ++part) sum += weight_sums[part * BN + from + j];
+              return sum;
+            });
+      }
+    }
+  }
+  if constexpr (Cluster > 1) meet<Cluster>();  // the others fill this block's ring, and release it, until then
+}
+
+// ---- few rows
+
+template <int Rows, int Blocks, int Depth>
+struct SwappedShape {
+  static constexpr int BN = 64, Tokens = Rows, Cluster = Blocks, Stages = Depth;
+  static constexpr int consumers = 128, threads = consumers + 32;
+  static constexpr int weight_bytes = BN * wgmma_bk, stage_bytes = weight_bytes + Tokens * wgmma_bk;
+  static constexpr int pitch = BN + 4;  // a lane's sums are in one column: its neighbours' go to other banks
+  static_assert(Tokens % Cluster == 0, "each block finishes as many tokens");
+};
+
+// Loads numbers from where they are in the shared memory of one of the cluster's blocks.
+template <int Cluster, int count>
+__device__ inline Vec<unsigned, count> load_from(const int* shared, int rank) {
+  Vec<unsigned, count> numbers;
+  if constexpr (Cluster == 1) {
+    numbers = *reinterpret_cast<const Vec<unsigned, count>*>(shared);
+  } else {
+    const unsigned address = ptx::mapa(shared, rank);
+    if constexpr (count == 4) {
+      numbers = reinterpret<Vec<unsigned, 4>>(ptx::load_cluster_16(address));
+    } else {
+#pragma unroll
+      for (int i = 0; i < count; ++i) numbers.item[i] = ptx::load_cluster_4(address + 4 * i);
+    }
+  }
+  return numbers;
+}
+
+template <class Act, class Out, Activation A, bool ZeroPoint, class Shape>
+__device__ void int8_wgmma_swapped(const MappedLinearParams& p) {
+  constexpr int BN = Shape::BN, Tokens = Shape::Tokens, Cluster = Shape::Cluster, Stages = Shape::Stages;
+  const LinearParams& linear = p.linear;
+  unsigned char* const shared = ptx::shared_memory();
+  int (*const sums_of)[Shape::pitch] = reinterpret_cast<int (*)[Shape::pitch]>(shared + Stages * Shape::stage_bytes);
+  int* const weight_sums = &sums_of[Tokens][0];  // one a consumer: two for each row of the weight
+  const Ring<Stages> ring(weight_sums + Shape::consumers);
+
+  const int rank = blockIdx.x % Cluster;
+  const int64 column = int64(blockIdx.x / Cluster) * BN;
+  const int depth = (linear.k + wgmma_bk - 1) / wgmma_bk;
+  const int first = depth * rank / Cluster, last = depth * (rank + 1) / Cluster;
+  if (threadIdx.x == 0) ring.init(Shape::consumers / 32);
+  __syncthreads();
+
+  const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
+  RingPlace<Stages> at;
+  if (thread >= Shape::consumers) {
+    if (lane == 0) {
+      ptx::prefetch_tensor_map(&p.weight_map);
+      ptx::prefetch_tensor_map(&p.act_map);
+      for (int part = first; part < last; ++part, at.advance()) {
+        unsigned char* const stage = shared + at.stage * Shape::stage_bytes;
+        unsigned long long* const full = &ring.full[at.stage];
+        ring.wait_empty(at);
+        ring.announce(at, Shape::stage_bytes);
+        ptx::cp_async_bulk_tensor_load_2d(stage, &p.weight_map, part * wgmma_bk, static_cast<int>(column), full);
+        ptx::cp_async_bulk_tensor_load_2d(stage + Shape::weight_bytes, &p.act_map, part * wgmma_bk, 0, full);
+      }
+    }
+    __syncwarp();
+  } else {
+    int sums[Tokens / 2] = {};
+    int weight_sum = 0;
+    RingPlace<Stages> before = at;
+    for (int part = first; part < last; ++part, at.advance()) {
+      const unsigned char* const stage = shared + at.stage * Shape::stage_bytes;
+      const ptx::MatrixDescriptor weight = describe_tile(stage), act = describe_tile(stage + Shape::weight_bytes);
+      ring.wait_full(at);
+      ptx::wgmma_fence_operand(sums);
+      ptx::wgmma_fence();
+#pragma unroll
+      for (int step = 0; step < wgmma_steps; ++step)
+        ptx::wgmma<ptx::MatrixElement::s8, matrix_element<Act>, Tokens>(sums, weight.advanced(32 * step),
+                                                                        act.advanced(32 * step), true);
+      ptx::wgmma_commit_group();
+      if constexpr (ZeroPoint) {
+        weight_sum = add_row(stage, thread % BN, thread / BN * 4, 4, weight_sum);
+        __syncwarp();
+      }
+      if (part > first) {
+        ptx::wgmma_wait_group<1>();
+        ring.release(before, lane);
+        before.advance();
+      }
+    }
+    ptx::wgmma_wait_group<0>();
+    ptx::wgmma_fence_operand(sums);
+#pragma unroll
+    for (int i = 0; i < Tokens / 2; ++i)
+      sums_of[8 * (i / 4) + 2 * (lane % 4) + i % 2][16 * warp + lane / 4 + 8 * (i / 2 % 2)] = sums[i];
+    weight_sums[thread] = weight_sum;
+  }
+
+  meet<Cluster>();  // from here to the second barrier, the blocks of a cluster have each other's sums
+  if (thread < Shape::consumers) {
+    constexpr int share = Tokens / Cluster, count = sums_at_once<Out>;
+    const int64 row = rank * share;
+    finish_tile<Out, A, ZeroPoint, BN, Shape::consumers>(
+        linear, row, left(static_cast<int>(min(linear.m - row, int64(share))), share), column, thread,
+        [&](int i, int j) {
+          Vec<unsigned, count> sum = {};
+#pragma unroll
+          for (int from = 0; from < Cluster; ++from) {
+            const Vec<unsigned, count> some = load_from<Cluster, count>(&sums_of[row + i][j], from);
+#pragma unroll
+            for (int n = 0; n < count; ++n) sum.item[n] += some.item[n];
+          }
+          return sum;
+        },
+        [&](int j) {
+          unsigned sum = 0;
+          for (int from = 0; from < Cluster; ++from)
+            sum += load_from<Cluster, 1>(&weight_sums[j], from).item[0] +
+                   load_from<Cluster, 1>(&weight_sums[j + BN], from).item[0];
+          return sum;
+        });
+  }
+  if constexpr (Cluster > 1) meet<Cluster>();
+}
+
+}  // namespace qp

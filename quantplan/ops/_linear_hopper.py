@@ -1,0 +1,229 @@
+"""The host side of the W8A8 linears' kernels for sm_90a: tiles that wgmma multiplies and tensor maps bring."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import attrs
+
+from quantplan.chips import chip
+from quantplan.devices.device import Grid
+from quantplan.kernels import KernelSpec, ParamStruct
+from quantplan.ops import _linear_kernels as portable
+from quantplan.ops._quantize_kernels import ceil_div, element_name, flag
+from quantplan.programs import KernelVariant, Launch
+from quantplan.tensor_maps import Swizzle, TensorMap, mappable
+from quantplan.types import ArchSku
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from quantplan.programs import Call
+
+Desc: TypeAlias = Any
+"""A descriptor of either linear."""
+
+MAPPED_PARAMS = ParamStruct(
+    "MappedLinearParams", (("act_map", "T"), ("weight_map", "T"), *portable.LINEAR_PARAMS.fields)
+)
+
+_BK = 128  # bytes of K in a tile: a line of the swizzle
+_ROW_BYTES = 16  # what the rows' distance is a multiple of, for tensor maps
+_BARRIERS = 2 * 8  # bytes of a stage's two mbarriers
+_SMS = 132  # of an H100 or H200, which clusters are made to fill: they must not depend on the GPU at hand
+_CLUSTERS = (1, 2, 4, 8)
+
+
+@attrs.frozen
+class WgmmaTile:
+    """Tiles of 128 rows: two warp groups multiply, each 64 rows.
+
+    Parameters
+    ----------
+    bn : int
+        Columns of the output: 128 or 256.
+    stages : int
+        Buffers of the ring.
+    cluster : int
+        Blocks whose tiles lie one below the other, and which load the weight for each other.
+    """
+
+    bn: int
+    stages: int
+    cluster: int = 1
+
+    bm = 128
+    threads = 384
+
+    @property
+    def name(self) -> str:
+        """Name of the variant."""
+        return f"wgmma-{self.bm}x{self.bn}"
+
+    @property
+    def shared_bytes(self) -> int:
+        """Shared memory of a block: the ring, eight warps' staging of outputs, sums of the weight's rows, mbarriers."""
+        staging = 8 * 16 * (32 + 8) * 4
+        return self.stages * ((self.bm + self.bn) * _BK + _BARRIERS) + staging + 256 * 4
+
+    def limit(self, desc: Desc) -> str | None:
+        """Return why there are too many tiles, or None."""
+        tiles = self._tiles(desc)
+        return f"{tiles} tiles, and a grid has less than {2**31} blocks" if tiles >= 2**31 else None
+
+    def cost(self, desc: Desc, capability: tuple[int, int]) -> float:
+        """Return the seconds that a problem is expected to take on a typical chip."""
+        gpu = chip(capability)
+        ring = portable.Ring(self.bm, self.bn, self.stages * _BK, self.shared_bytes, shared_by=self.cluster)
+        cycles = self.bm * self.bn / gpu.wgmma_macs
+        return portable.expected_seconds(desc, gpu, ring, ceil_div(desc.k, _BK) * _BK, cycles)
+
+    def body(self, desc: Desc) -> tuple[str, str, int]:  # noqa: ARG002 - the other tile looks at it
+        """Return the kernel's name, its shape, and the blocks of a cluster."""
+        return "int8_wgmma", f"WgmmaShape<{self.bn}, {self.cluster}, {self.stages}>", self.cluster
+
+    def boxes(self) -> tuple[int, int]:
+        """Return how many rows of activations and of the weight are copied at once."""
+        return self.bm, self.bn // self.cluster
+
+    def grid(self, desc: Desc, selected: Desc) -> Grid:  # noqa: ARG002 - the other tile looks at it
+        """Return the launch's extent: blocks go from tile to tile."""
+        return Grid(self._tiles(desc), self.shared_bytes, resident=1)
+
+    def _tiles(self, desc: Desc) -> int:
+        return ceil_div(desc.m, self.bm * self.cluster) * self.cluster * ceil_div(desc.n, self.bn)
+
+
+@attrs.frozen
+class SwappedTile:
+    """Tiles of a few rows and 64 columns: the weight takes the instruction's rows, and a cluster shares K.
+
+    Parameters
+    ----------
+    tokens : int
+        Rows of the output: 8 to 64.
+    stages : int
+        Buffers of the ring.
+    """
+
+    tokens: int
+    stages: int
+
+    bn = 64
+    threads = 160
+
+    @property
+    def name(self) -> str:
+        """Name of the variant."""
+        return f"wgmma-{self.tokens}x{self.bn}"
+
+    @property
+    def shared_bytes(self) -> int:
+        """Shared memory of a block: the ring, sums that a cluster exchanges, sums of the weight's rows, mbarriers."""
+        ring = self.stages * ((self.tokens + self.bn) * _BK + _BARRIERS)
+        return ring + self.tokens * (self.bn + 4) * 4 + 128 * 4
+
+    def limit(self, desc: Desc) -> str | None:
+        """Return why there are too many rows, or too many tiles, or None."""
+        if desc.m > self.tokens:
+            return f"M={desc.m}, and it takes up to {self.tokens} rows"
+        blocks = ceil_div(desc.n, self.bn) * self.cluster(desc)
+        return f"{blocks} blocks, and a grid has less than {2**31}" if blocks >= 2**31 else None
+
+    def cluster(self, desc: Desc) -> int:
+        """Return how many blocks share K: as few as fill the GPU, and no more than there are tiles along K.
+
+        It is a function of N and K alone, so that no row's bits could ever depend on M.
+        """
+        tiles, depth = ceil_div(desc.n, self.bn), ceil_div(desc.k, _BK)
+        return next((c for c in _CLUSTERS if tiles * c >= _SMS * 3 // 4 or 2 * c > depth), _CLUSTERS[-1])
+
+    def cost(self, desc: Desc, capability: tuple[int, int]) -> float:
+        """Return the seconds that a problem is expected to take on a typical chip."""
+        gpu, split = chip(capability), self.cluster(desc)
+        ring = portable.Ring(self.tokens, self.bn, self.stages * _BK, self.shared_bytes, split)
+        cycles = max(self.tokens, 16) * self.bn / gpu.wgmma_macs
+        return portable.expected_seconds(desc, gpu, ring, ceil_div(desc.k, _BK) * _BK, cycles)
+
+    def body(self, desc: Desc) -> tuple[str, str, int]:
+        """Return the kernel's name, its shape, and the blocks of a cluster."""
+        cluster = self.cluster(desc)
+        return "int8_wgmma_swapped", f"SwappedShape<{self.tokens}, {cluster}, {self.stages}>", cluster
+
+    def boxes(self) -> tuple[int, int]:
+        """Return how many rows of activations and of the weight are copied at once."""
+        return self.tokens, self.bn
+
+    def grid(self, desc: Desc, selected: Desc) -> Grid:
+        """Return the launch's extent: a cluster for each tile."""
+        return Grid(ceil_div(desc.n, self.bn) * self.cluster(selected), self.shared_bytes)
+
+
+TILES = (
+    *(SwappedTile(8, 12), SwappedTile(16, 10), SwappedTile(32, 9), SwappedTile(64, 6)),
+    *(WgmmaTile(128, 6), WgmmaTile(256, 4, cluster=2)),
+)
+
+
+@attrs.frozen
+class WgmmaProgram:
+    """int8_gemm_sm90a.cu: one launch; int8_gemm.cu's where tensor maps cannot describe the operands.
+
+    Parameters
+    ----------
+    tile : WgmmaTile or SwappedTile
+        How the product is cut.
+    """
+
+    tile: WgmmaTile | SwappedTile
+    source: str = "int8_gemm_sm90a.cu"
+
+    def limit(self, desc: Desc) -> str | None:
+        """Return why the kernel cannot run the problem, or None."""
+        if desc.k == 0 or desc.k % _ROW_BYTES:
+            return f"K={desc.k}, and tensor maps need rows of a positive multiple of {_ROW_BYTES} bytes"
+        return self.tile.limit(desc)
+
+    def workspace_size(self, desc: Desc) -> int:  # noqa: ARG002 - Program's signature
+        """Return 0: sums stay on the chip."""
+        return 0
+
+    def specs(self, desc: Desc) -> tuple[KernelSpec, ...]:
+        """Return the kernel, and the one for operands that lie otherwise."""
+        body, shape, cluster = self.tile.body(desc)
+        parts = (
+            *map(element_name, (desc.act_element, desc.output_element)),
+            *(f"Activation::{desc.epilogue.value}", flag(bool(desc.act_zero_point)), shape),
+        )
+        own = KernelSpec(
+            source=self.source,
+            body=f"{body}<{', '.join(parts)}>",
+            threads=self.tile.threads,
+            params=MAPPED_PARAMS,
+            shared_bytes=self.tile.shared_bytes,
+            cluster=cluster,
+        )
+        return own, *self._otherwise(desc).specs(desc)
+
+    def launches(self, call: Call) -> Iterator[Launch]:
+        """Yield the launch."""
+        views = {"act_q": call.args.act_q, "weight_q": call.args.weight_q}
+        boxes = dict(zip(views, ((rows, _BK) for rows in self.tile.boxes()), strict=True))
+        if not all(mappable(view, box=boxes[name], swizzle=Swizzle.B128) for name, view in views.items()):
+            yield from self._otherwise(call.selected).launches(call)
+            return
+        maps = (TensorMap.of(name, view, box=boxes[name], swizzle=Swizzle.B128) for name, view in views.items())
+        values = (*maps, *portable.linear_values(call))
+        grid = self.tile.grid(call.desc, call.selected)
+        yield Launch(self.specs(call.selected)[0], grid, values, written=("output",))
+
+    @staticmethod
+    def _otherwise(desc: Desc) -> portable.MmaProgram:
+        return portable.MmaProgram(min(portable.TILES, key=lambda tile: tile.cost(desc, (9, 0))))
+
+
+VARIANTS = tuple(
+    KernelVariant(tile.name, WgmmaProgram(tile), portable.promise, arch=ArchSku.SM90A, price=tile.cost)
+    for tile in TILES
+)
+"""The kernels of either linear for sm_90a."""
