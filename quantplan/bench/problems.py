@@ -148,9 +148,7 @@ ROWS = (
     ),
     _linear("quantized_linear int8", qp.QuantizedLinearDescriptor, "int8", _INT8_PEERS, output_element="bf16"),
     _linear("int4_marlin_gemm", qp.Int4MarlinGemmDescriptor, "f16", ("torch f16", "vLLM Marlin", "humming W4A16")),
-    _linear(
-        "int4_marlin_gemm act-order", qp.Int4MarlinGemmDescriptor, "f16", ("torch f16", "vLLM Marlin"), act_order=True
-    ),
+    _linear("int4_marlin_gemm act-order", qp.Int4MarlinGemmDescriptor, "f16", ("torch f16",), act_order=True),
     _linear("fp8_gemm tensor", qp.Fp8GemmDescriptor, "fp8", _FP8_PEERS, output_element="bf16"),
     _linear(
         "fp8_gemm token_channel",

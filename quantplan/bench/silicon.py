@@ -146,6 +146,9 @@ def _figures(data: Data) -> Iterator[Section]:
 def _run(data: Data) -> Iterator[Block]:
     device = {name: value for name, value in data["machine"]["device"].items() if name != "name"}
     yield f"{data['date']}, quantplan {data['quantplan']}. " + ", ".join(f"{k} {v}" for k, v in device.items()) + "."
+    warm = data["machine"].get("clocks after benchmarks", {})
+    if warm:
+        yield "After the benchmarks: " + ", ".join(f"{k} {v}" for k, v in warm.items() if k.startswith("clocks")) + "."
     roofs = (
         (name, f"{roof['value'] / 1e12:.2f} · 10¹² {roof['unit']}", roof["means"])
         for name, roof in data["roofs"].items()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from quantplan.bench import problems, suite
+from quantplan.bench.machine import clocks
 from quantplan.bench.runs import Run
 from quantplan.bench.worker import Worker, kill, share_out
 from quantplan.cubins import PATH_VARIABLE
@@ -35,6 +36,8 @@ _FOUND = 86
 _STRIDES, _CHUNK = (97, 31, 7, 1), 4
 """A catalogue is sampled ever more densely; so many of its problems make a task."""
 _TASK_S, _SANITIZED_S = 90.0, 120.0
+_PROGRESS_S = 15.0
+"""Seconds after which a stage that goes on says so."""
 
 
 @attrs.define
@@ -102,10 +105,16 @@ class Day:
         found = self.run.data[part]
         waiting = (task for task in tasks if "error" in found.get(task["key"], {"error": "nobody has tried"}))
 
+        told = deadline.left
+
         def done(task: Task, answer: Answer) -> None:
+            nonlocal told
             found[task["key"]] = answer
             if "error" in answer:
                 self.say(f"  {part}: {task['key']}: {answer['error']}")
+            if told - deadline.left >= _PROGRESS_S:
+                told = deadline.left
+                self.say(f"  {part}: {len(found)} done, the last one {task['key']}; {told:.0f} s are left")
             self.run.tick()
 
         try:
@@ -263,7 +272,11 @@ def benchmarks(day: Day, deadline: Deadline) -> bool:
     """Time every op beside its peers, those points first that tell most."""
     points = problems.small_points(day.rows) if day.smoke else problems.points(day.rows)
     tasks = (_point(point) for point in points)
-    return day.do([day.worker()], tasks, deadline, "points")
+    try:
+        return day.do([day.worker()], tasks, deadline, "points")
+    finally:
+        if not day.emulated and (warm := clocks(int(day.target.partition(":")[2] or 0))):
+            day.run.data["machine"]["clocks after benchmarks"] = warm
 
 
 def _point(point: problems.Point) -> Task:

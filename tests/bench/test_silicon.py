@@ -82,6 +82,12 @@ def test_a_page_has_times_fractions_speedups_and_goals():
     assert "| benchmarks | cut | 9 |" in text
 
 
+def test_warm_clocks_stand_on_the_page():
+    data = synthetic.run()
+    data["machine"] = {**data["machine"], "clocks after benchmarks": {"clocks.sm": "1980 MHz", "temperature.gpu": "50"}}
+    assert "After the benchmarks: clocks.sm 1980 MHz." in page(data)
+
+
 def test_a_synthetic_run_is_marked_wherever_it_is_shown():
     assert "synthetic: nobody measured this" in page(synthetic.run())
 

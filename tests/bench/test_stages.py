@@ -134,6 +134,22 @@ def test_an_error_is_kept_and_said(make):
     assert all(answer["error"] for answer in day.run.data["points"].values())
 
 
+def test_a_stage_that_goes_on_says_so(make, monkeypatch):
+    monkeypatch.setattr(stages, "_PROGRESS_S", 0.0)
+    day = make(lambda task: {"us": {}}, ops=("dequantize",), smoke=True)
+    stages.benchmarks(day, soon())
+    assert make.said[0].startswith("  points: 1 done, the last one dequantize s8 token | small | 1; ")
+
+
+def test_the_clocks_are_read_while_the_gpu_is_warm(make, monkeypatch):
+    asked = []
+    monkeypatch.setattr(stages, "clocks", lambda index: asked.append(index) or {"clocks.sm": "1980 MHz"})
+    day = make(lambda task: {"us": {}}, ops=("dequantize",), target="cuda:1", smoke=True)
+    stages.benchmarks(day, soon())
+    assert asked == [1]
+    assert day.run.data["machine"]["clocks after benchmarks"] == {"clocks.sm": "1980 MHz"}
+
+
 # ---- sanitizers
 
 
