@@ -6,6 +6,9 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 
+from quantplan.emulator import tensor_maps
+from quantplan.tensor_maps import Swizzle, TensorMap
+
 
 class DynamicLibNotFoundError(RuntimeError):
     """What cuda.pathfinder raises."""
@@ -105,13 +108,18 @@ class Machine:
         return (CUresult.CUDA_SUCCESS, len(self.capabilities))
 
     def encode(self, *arguments):
-        """Record what is asked for; the map is the number of maps so far, 16 times."""
-        kind, rank, address, extents, pitches, box, steps, *enums = arguments
+        """Record what is asked for, and encode the map as emulated kernels want it."""
+        kind, rank, address, *lists = arguments[:7]
         if address % 16:
             return (CUresult.CUDA_ERROR_INVALID_VALUE, None)
-        lists = [[int(value) for value in values] for values in (extents, pitches, box, steps)]
-        self.encoded.append((kind, rank, address, *lists, *enums))
-        return (CUresult.CUDA_SUCCESS, SimpleNamespace(opaque=[len(self.encoded)] * 16))
+        extents, pitches, box, steps = ([int(value) for value in values] for values in lists)
+        _, swizzle, *_ = enums = arguments[7:]
+        self.encoded.append((kind, rank, address, extents, pitches, box, steps, *enums))
+        spans, itemsize = dict(enumerate(Swizzle)), int(kind.name.rpartition("UINT")[2]) // 8
+        outermost_first = [tuple(reversed(values)) for values in (extents, pitches)]
+        wanted = TensorMap("x", *outermost_first, itemsize, tuple(reversed(box)), spans[swizzle])
+        words = np.frombuffer(tensor_maps.encode(wanted, address), np.uint64)
+        return (CUresult.CUDA_SUCCESS, SimpleNamespace(opaque=list(words)))
 
     def nvml_count(self):
         self.load("nvml")
