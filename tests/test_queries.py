@@ -97,7 +97,8 @@ def test_explain_says_what_would_run():
     assert found.sku == qp.SmoothQuantLinearPlan.select("cpu", LINEAR).sku
     best, *others = found.variants
     assert (best.name, best.supported, best.reason) == ("reference", True, "")
-    assert {v.reason for v in others} == {f"needs {arch}, and the target is cpu" for arch in ("sm_80", "sm_90a")}
+    assert all(v.reason and not v.supported for v in others)
+    assert "needs sm_80, and the target is cpu" in {v.reason for v in others}
 
 
 @pytest.mark.parametrize("target", ["sm_75", "emulated:sm_75"])
