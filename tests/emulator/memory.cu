@@ -174,6 +174,16 @@ __device__ void local_array(const P& p) {
 }
 
 struct Eight { int v[8]; };
+__device__ void local_member(const P& p) {
+  const Eight values{{1, 2, 3, 4, 5, 6, 7, 8}};
+  p.out[threadIdx.x] = values.v[threadIdx.x % 8 + p.flaw];  // @local_member
+}
+__device__ void local_structs(const P& p) {
+  Eight values[4] = {};
+  values[threadIdx.x % 4 + p.flaw] = Eight{{int(threadIdx.x)}};  // @local_structs
+  p.out[threadIdx.x] = values[threadIdx.x % 4].v[0];
+}
+
 __device__ void range_end(const P& p) {
   if (threadIdx.x) return;
   reinterpret_cast<Eight*>(p.out)[7] = reinterpret_cast<const Eight*>(p.in + 4 * p.flaw)[7];  // @range_end

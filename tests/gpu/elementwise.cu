@@ -14,12 +14,20 @@ enum Instruction {
 
 __device__ inline float as_float(Word a) { return __uint_as_float(unsigned(a)); }
 
+// PTX promises that NaN becomes a NaN, and not which: here it is the one without a sign and with all bits set.
+__device__ inline unsigned one_nan(unsigned bits, unsigned sign, unsigned most) {
+  return (bits & (sign - 1)) > most ? sign - 1 : bits;
+}
+__device__ inline unsigned one_nan_x2(unsigned pair, unsigned most) {
+  return one_nan(pair & 0xff, 0x80, most) | one_nan(pair >> 8, 0x80, most) << 8;
+}
+
 __device__ inline Word compute(long long which, Word a, Word b) {
   switch (which) {
     case widen_f16: return __float_as_uint(f32_from_f16((unsigned short)a));
-    case to_f16_from_f32: return f16_from_f32(as_float(a));
-    case to_f16_from_f64: return f16_from_f64(__longlong_as_double((long long)a));
-    case to_bf16: return bf16_from_f32(as_float(a));
+    case to_f16_from_f32: return one_nan(f16_from_f32(as_float(a)), 0x8000, 0x7c00);
+    case to_f16_from_f64: return one_nan(f16_from_f64(__longlong_as_double((long long)a)), 0x8000, 0x7c00);
+    case to_bf16: return one_nan(bf16_from_f32(as_float(a)), 0x8000, 0x7f80);
     case min_f32: return __float_as_uint(min_nan(as_float(a), as_float(b)));
     case max_f32: return __float_as_uint(max_nan(as_float(a), as_float(b)));
     case min_f16x2: return min_nan_f16x2((unsigned)a, (unsigned)b);
@@ -27,8 +35,8 @@ __device__ inline Word compute(long long which, Word a, Word b) {
     case min_bf16x2: return min_nan_bf16x2((unsigned)a, (unsigned)b);
     case max_bf16x2: return max_nan_bf16x2((unsigned)a, (unsigned)b);
 #if __CUDA_ARCH__ >= 890
-    case to_e4m3x2: return e4m3x2_from_f32(as_float(a), as_float(b));
-    case to_e5m2x2: return e5m2x2_from_f32(as_float(a), as_float(b));
+    case to_e4m3x2: return one_nan_x2(e4m3x2_from_f32(as_float(a), as_float(b)), 0x7e);
+    case to_e5m2x2: return one_nan_x2(e5m2x2_from_f32(as_float(a), as_float(b)), 0x7c);
 #endif
   }
   return 0;

@@ -58,6 +58,9 @@ EMULATED_HOOK void __ubsan_handle_out_of_bounds_abort(const OutOfBounds* data, u
 }
 
 EMULATED_HOOK void __ubsan_handle_type_mismatch_v1_abort(const TypeMismatch* data, uintptr_t address) {
+  if (data->log_alignment == 0)  // of -fsanitize=object-size
+    fail(Fault::out_of_bounds, site_of(data->where), 0, "thread %u: %s behind the end of a local object",
+         current.linear, data->type->name);
   fail_misaligned(address, data->type->name, size_t(1) << data->log_alignment, site_of(data->where));
 }
 }

@@ -1,4 +1,5 @@
 // Emulation of kernels_cu/include/qp/ptx/convert.cuh: in integers and the host's f32 and f64, which round the same way.
+// PTX promises that NaN becomes a NaN, and not which: here it keeps its sign, so that nobody counts on the canonical one.
 #pragma once
 
 namespace qp::ptx {
@@ -27,13 +28,13 @@ EMULATED_INSTRUCTION uint64_t code_of(double magnitude, int mantissa, int bias) 
 }
 
 EMULATED_INSTRUCTION unsigned short round_16(double x, int mantissa, int bias, unsigned infinity) {
-  if (!(x == x)) return 0x7fff;
+  if (!(x == x)) return std::signbit(x) ? 0xffff : 0x7fff;
   const uint64_t code = code_of(fabs(x), mantissa, bias);
   return static_cast<unsigned short>((code < infinity ? code : infinity) | (std::signbit(x) ? 0x8000u : 0u));
 }
 
 EMULATED_INSTRUCTION unsigned round_8(float x, int mantissa, int bias, unsigned largest) {
-  if (!(x == x)) return 0x7f;
+  if (!(x == x)) return std::signbit(x) ? 0xff : 0x7f;
   const uint64_t code = code_of(fabs(double(x)), mantissa, bias);
   return unsigned(code < largest ? code : largest) | (std::signbit(x) ? 0x80u : 0u);
 }
