@@ -11,8 +11,8 @@ namespace qp {
 struct DequantizeParams {
   const void* q;
   void* output;
-  const void* scale;  // null: host_scale
-  const int* zero_point;  // null: host_zero_point
+  const void* scale;  // null, of a tensor: host_scale
+  const int* zero_point;  // null, of a tensor or if symmetric: host_zero_point
   int64 m, k, q_stride, output_stride, group_size, scale_stride, zero_point_stride;
   double host_scale;
   int host_zero_point, columns_log2;

@@ -70,12 +70,7 @@ __device__ void quantize_segments(const SegmentsParams& p) {
   for (int i = 0; i < Keep; ++i) gather.add(unpack<In, V>(kept[i]));
   behind_kept([&](unsigned at) { gather.add(unpack<In, V>(chunk_at(at))); });
 
-  State<Asymmetric, W> range = gather.state();
-  if constexpr (Lanes <= 32) {
-    range = reduce_lanes<Lanes>(range);
-  } else {
-    range = reduce_block<Lanes>(range, reinterpret_cast<State<Asymmetric, W>*>(ptx::shared_memory()));
-  }
+  const auto range = reduce<Lanes>(gather.state(), reinterpret_cast<State<Asymmetric, W>*>(ptx::shared_memory()));
   const auto chosen = Choose<Scale, W>::from(range, symmetric_limit<Out, W>(p.q_max), p.q_min, p.q_max);
   if (lane == 0 && present) {
     static_cast<Scale*>(p.scale)[row * p.scale_stride + index] = chosen.stored;
@@ -139,7 +134,7 @@ __device__ void ranges(const RangesParams& p) {
     }
   }
   if constexpr (Whole) {
-    const Range range = reduce_block<elementwise_threads>(whole.state(), shared);
+    const Range range = reduce<elementwise_threads>(whole.state(), shared);
     if (threadIdx.x == 0) partial[blockIdx.x] = range;
   } else {
     // high × (wide · V) states: column c of the block belongs to thread c % 256 now, so that stores are neighbours
@@ -175,7 +170,7 @@ __device__ void scales(const ScalesParams& p) {
   Range range = Range::empty();
   if constexpr (Whole) {
     for (int64 part = threadIdx.x; part < p.parts; part += elementwise_threads) range.merge(partial[part]);
-    range = reduce_block<elementwise_threads>(range, reinterpret_cast<Range*>(ptx::shared_memory()));
+    range = reduce<elementwise_threads>(range, reinterpret_cast<Range*>(ptx::shared_memory()));
     if (threadIdx.x != 0) return;
   } else {
     const int64 across = (p.columns + elementwise_threads - 1) / elementwise_threads;

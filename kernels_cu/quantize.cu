@@ -26,8 +26,8 @@ enum class Per : int { tensor, row, column, group_in_row, group_in_column };
 struct QuantizeParams {
   const void* x;
   void* q;
-  const void* scale;  // null: host_scale
-  const int* zero_point;  // null: host_zero_point
+  const void* scale;  // null, of a tensor: host_scale
+  const int* zero_point;  // null, of a tensor or if symmetric: host_zero_point
   int64 m, k, x_stride, q_stride, group_size, scale_stride, zero_point_stride;
   double host_scale;
   int host_zero_point, q_min, q_max, columns_log2;
@@ -106,9 +106,8 @@ struct Segments {
   __device__ void prefetch(const Params& p, int i, int64 row, unsigned column) {
     if constexpr (one_a_row<P>) {
       const Place place = place_of<P>(row, column, static_cast<unsigned>(p.group_size));
-      scale[i] = W(p.host_scale), zero_point[i] = p.host_zero_point;
-      if (p.scale) scale[i] = widen<W>(static_cast<const Scale*>(p.scale)[place.row * p.scale_stride + place.column]);
-      if (Asymmetric && p.zero_point) zero_point[i] = p.zero_point[place.row * p.zero_point_stride + place.column];
+      scale[i] = widen<W>(static_cast<const Scale*>(p.scale)[place.row * p.scale_stride + place.column]);
+      if constexpr (Asymmetric) zero_point[i] = p.zero_point[place.row * p.zero_point_stride + place.column];
     }
   }
   // Makes the scales those of row i, and tells whether they are others than the row before had.

@@ -80,6 +80,7 @@ __device__ inline f32 round_to_odd(f64 x) {
   const bool inexact = static_cast<f64>(truncated) != x;  // a NaN gets its last bit set, and stays one
   return inexact ? __uint_as_float(__float_as_uint(truncated) | 1u) : truncated;
 }
+__device__ inline f32 round_to_odd(f32 x) { return x; }
 
 template <class T> struct Round;
 
@@ -131,7 +132,7 @@ __device__ inline T round_fp8_in_integers(f32 x) {
   }
   if (!Saturate && same<T, e4m3> && code >= Fp8<T>::beyond) return T{0x7f};  // NaN has no sign
   constexpr unsigned limit = Saturate ? Fp8<T>::largest : Fp8<T>::beyond;
-  return T{static_cast<unsigned char>((code < limit ? code : limit) | sign)};
+  return T{static_cast<unsigned char>(min(code, limit) | sign)};
 }
 
 // Rounds two neighbours, as the hardware does from sm_89 on.

@@ -14,7 +14,7 @@ template <class W>
 __device__ inline W finish_scale(W scale, bool zeros) {
   if (zeros) return W(1);
   if (!is_finite(scale)) return canonical(scale - scale);
-  return scale < smallest_normal<W> ? smallest_normal<W> : scale;
+  return greater(scale, smallest_normal<W>);
 }
 
 // A segment's scale and zero point; `scale` is what values are divided by, `stored` what is written.
@@ -22,7 +22,7 @@ template <class Scale, class W>
 struct Chosen {
   W scale;
   Scale stored;
-  int zero_point;
+  int zero_point = 0;
 };
 
 template <class Scale, class W>
@@ -30,7 +30,7 @@ struct Choose {
   // Symmetric: the largest magnitude becomes `limit`.
   __device__ static Chosen<Scale, W> from(const Magnitude<W>& range, W limit, int, int) {
     const W scale = finish_scale(divide(range.amax, limit), range.amax == W(0));
-    return {scale, scale, 0};
+    return {scale, scale};
   }
   // Asymmetric: [low, high] becomes [q_min, q_max]. The arithmetic is ONNX DynamicQuantizeLinear's.
   __device__ static Chosen<Scale, W> from(const Interval<W>& range, W, int q_min, int q_max) {
@@ -38,39 +38,33 @@ struct Choose {
     const bool zeros = span == W(0), overflows = !is_finite(span);
     const W halves = subtract(multiply(range.high, W(0.5)), multiply(range.low, W(0.5)));
     const W scale = finish_scale(overflows ? divide(halves, multiply(steps, W(0.5))) : divide(span, steps), zeros);
-    if (zeros || is_nan(scale)) return {scale, scale, 0};
-    const W offset = to_nearest_integer(subtract(W(q_min), divide(range.low, scale)));
-    return {scale, scale, offset < W(q_min) ? q_min : offset > W(q_max) ? q_max : static_cast<int>(offset)};
+    if (zeros || is_nan(scale)) return {scale, scale};
+    // 0 ≤ −low ≤ span, so the quotient is at most `steps`, but for roundings: the nearest integer is a code
+    return {scale, scale, static_cast<int>(to_nearest_integer(subtract(W(q_min), divide(range.low, scale))))};
   }
 };
 
-// Powers of two: the smallest that is ≥ amax / limit, found by comparing significands, so that nothing clips.
+// Powers of two: the smallest that is ≥ amax / limit, found in the bits, so that nothing clips.
 template <class W>
 struct Choose<e8m0, W> {
   __device__ static Chosen<e8m0, W> from(const Magnitude<W>& range, W limit, int, int) {
-    e8m0 stored{0};
-    if (!is_finite(range.amax)) {
-      stored.bits = 0xff;
-    } else if (range.amax != W(0)) {
-      int exponent = exponent_of(range.amax) - exponent_of(limit);
-      exponent += significand_of(range.amax) > significand_of(limit);
-      stored.bits = static_cast<unsigned char>((exponent < -127 ? -127 : exponent > 127 ? 127 : exponent) + 127);
+    e8m0 stored{0xff};
+    if (is_finite(range.amax)) {
+      const int exponent = exponent_of_quotient(range.amax, limit);
+      stored.bits = static_cast<unsigned char>(max(-127, min(exponent, 127)) + 127);
     }
-    return {widen<W>(stored), stored, 0};
+    return {widen<W>(stored), stored};
   }
 
  private:
-  // Of positive finite numbers; subnormal ones are made normal first.
-  __device__ static f32 normal(f32 x) { return x < smallest_normal<f32> ? multiply(x, 0x1p32f) : x; }
-  __device__ static f64 normal(f64 x) { return x < smallest_normal<f64> ? multiply(x, 0x1p64) : x; }
-  __device__ static int exponent_of(f32 x) {
-    return static_cast<int>(__float_as_uint(normal(x)) >> 23) - (x < smallest_normal<f32> ? 32 : 0);
+  // ⌈log2(a / b)⌉ of finite a ≥ 0 and normal b: exponents are subtracted, and a larger significand carries into them. Of a
+  // subnormal a, and of 0, it is too large, and yet below every exponent that E8M0 has.
+  __device__ static int exponent_of_quotient(f32 a, f32 b) {
+    return (__float_as_int(a) - __float_as_int(b) + 0x7fffff) >> 23;
   }
-  __device__ static int exponent_of(f64 x) {
-    return static_cast<int>(__double_as_longlong(normal(x)) >> 52) - (x < smallest_normal<f64> ? 64 : 0);
+  __device__ static int exponent_of_quotient(f64 a, f64 b) {
+    return static_cast<int>((__double_as_longlong(a) - __double_as_longlong(b) + 0xfffffffffffff) >> 52);
   }
-  __device__ static int64 significand_of(f32 x) { return int64(__float_as_uint(normal(x)) & 0x7fffffu) << 29; }
-  __device__ static int64 significand_of(f64 x) { return __double_as_longlong(normal(x)) & 0xfffffffffffffll; }
 };
 
 // What the largest magnitude of a symmetric segment becomes.
@@ -104,9 +98,9 @@ __device__ inline int to_integer(W quotient, int zero_point, int q_min, int q_ma
   W rounded = to_nearest_integer(quotient);
   if (is_nan(rounded)) rounded = W(0);
   // Beyond ±2³³ nothing changes: the sum stays outside of every limit, and inside of what 64 bits hold.
-  rounded = rounded > W(0x1p33) ? W(0x1p33) : rounded < W(-0x1p33) ? W(-0x1p33) : rounded;
+  rounded = lesser(greater(rounded, W(-0x1p33)), W(0x1p33));
   const int64 code = static_cast<int64>(rounded) + zero_point;
-  return code < q_min ? q_min : code > q_max ? q_max : static_cast<int>(code);
+  return static_cast<int>(max(int64(q_min), min(code, int64(q_max))));
 }
 
 // Rounds a chunk: `quotient(i, x)` divides element i, `code(i, quotient)` rounds it to an integer.
@@ -116,14 +110,10 @@ __device__ inline Vec<Out, V> quantize_chunk(const Vec<W, V>& x, Quotient quotie
   if constexpr (is_fp8<Out>) {
     f32 narrow[V];
 #pragma unroll
-    for (int i = 0; i < V; ++i) {
-      const W exact = quotient(i, x.item[i]);
-      if constexpr (same<W, f64>) narrow[i] = round_to_odd(exact);
-      else narrow[i] = exact;
-    }
+    for (int i = 0; i < V; ++i) narrow[i] = round_to_odd(quotient(i, x.item[i]));
     if constexpr (V == 1) {
       Out unused;
-      round_fp8_pair<Out, Saturate>(narrow[0], 0.0f, q.item[0], unused);
+      round_fp8_pair<Out, Saturate>(narrow[0], narrow[0], q.item[0], unused);
     } else {
 #pragma unroll
       for (int i = 0; i < V; i += 2) round_fp8_pair<Out, Saturate>(narrow[i], narrow[i + 1], q.item[i], q.item[i + 1]);

@@ -128,18 +128,20 @@ __device__ inline State reduce_lanes(State state) {
   return state;
 }
 
-// Over a block of `Threads`, through `shared`, which holds one state per warp and must not be in use.
-template <int Threads, class State>
-__device__ inline State reduce_block(State state, State* shared) {
-  constexpr int warps = Threads / 32;
-  state = reduce_lanes<32>(state);
-  if constexpr (warps > 1) {
+// Over `Lanes` neighbouring lanes, within a warp or over a block, whose threads they then all are: through `shared`, which
+// holds one state per warp and must not be in use.
+template <int Lanes, class State>
+__device__ inline State reduce(State state, State* shared) {
+  if constexpr (Lanes <= 32) {
+    return reduce_lanes<Lanes>(state);
+  } else {
+    constexpr int warps = Lanes / 32;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    state = reduce_lanes<32>(state);
     if (lane == 0) shared[warp] = state;
     __syncthreads();
-    state = reduce_lanes<warps>(shared[lane % warps]);
+    return reduce_lanes<warps>(shared[lane % warps]);
   }
-  return state;
 }
 
 }  // namespace qp

@@ -80,23 +80,21 @@ __device__ inline Chunk<T, V> load(const T* p, int count) {
   } else {
     if (count >= V) return Chunk<T, V>::load(p);
 #pragma unroll
-    for (int i = 0; i < V; ++i)
-      if (i < count) v.item[i] = p[i];
+    for (int i = 0; i < V; ++i) if (i < count) v.item[i] = p[i];
   }
   return reinterpret<Chunk<T, V>>(v);
 }
 
-// Stores the first `count` ≤ V elements.
+// Stores the first `count` elements, at least one and at most V.
 template <class T, int V>
 __device__ inline void store(T* p, const Vec<T, V>& v, int count) {
   if constexpr (V == 1) {
-    if (count > 0) *p = v.item[0];
+    *p = v.item[0];
   } else if (count >= V) {
     reinterpret<Words<sizeof(T) * V>>(v).store(p);
   } else {
 #pragma unroll
-    for (int i = 0; i < V; ++i)
-      if (i < count) p[i] = v.item[i];
+    for (int i = 0; i < V; ++i) if (i < count) p[i] = v.item[i];
   }
 }
 
