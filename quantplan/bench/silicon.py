@@ -217,9 +217,11 @@ def _beside(data: Data, points: Sequence[Measured]) -> Iterator[Block]:
 
 
 def _ratios(points: Sequence[Measured], names: Callable[[Measured], Sequence[str]]) -> Iterator[Table]:
-    """Yield a table for each op that was timed beside something."""
+    """Yield a table for each op that was timed beside something: all M of its first shape, and few of the others."""
     for row in dict.fromkeys(point.row for point in points):
-        mine = [point for point in points if point.row == row and names(point)]
+        shape = _first_shape(points, row)
+        shown = (p for p in points if p.row == row and (p.shape == shape or p.m in FEW))
+        mine = [point for point in shown if names(point)]
         beside = list(dict.fromkeys(name for point in mine for name in names(point)))
         rows = (
             (f"{p.shape}, M = {p.m}", *("" if (s := p.speedup(name)) is None else f"{s:.2f}" for name in beside))
