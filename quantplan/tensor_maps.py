@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 MAP_BYTES = 128
 """Size of an encoded map."""
-MAP_ALIGNMENT = 64
+MAP_ALIGNMENT = 128
+"""What CUDA 13 gives its own type; the hardware wants 64."""
 ADDRESS_ALIGNMENT = 16
 _ITEM_SIZES = (1, 2, 4, 8)
 _RANKS = (2, 3)

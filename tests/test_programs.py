@@ -187,7 +187,7 @@ def test_maps_are_encoded_for_where_the_operands_are(mapping):
     given = args()
     prepare(Desc(2), given, None)
     ((params, touched),) = device.prepared
-    assert struct.unpack("@Q2Q104x128sPq48x", params) == (
+    assert struct.unpack("@Q2Q104x128sPq112x", params) == (
         given.x.pointer,
         2,
         8,
