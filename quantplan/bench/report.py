@@ -91,7 +91,7 @@ def write(root: Path) -> None:
     for path, text in texts.items():  # all or none
         path.write_text(text, encoding="utf-8")
     folder = root / "docs" / "performance"
-    drawn = {folder / f"{figure.name}.svg": figure.svg for figure in figures(silicon.sections(days))}
+    drawn = {folder / f"{figure.name}.svg": figure.draw() for figure in figures(silicon.sections(days))}
     for path in folder.glob("*.svg"):
         if path not in drawn:
             path.unlink()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+from functools import partial
 from typing import TYPE_CHECKING
 
 import attrs
@@ -190,17 +192,16 @@ def _floor(data: Data, points: Sequence[Measured]) -> Iterator[Block]:
 
 
 def _plots(data: Data) -> Iterator[Block]:
-    name = data["machine"]["device"]["name"]
-    slug = runs.slug(name)
-    try:
-        drawn = (
-            Figure(f"roofline-{slug}", f"What each op reaches of the roofs of {name}", plots.roofline(data)),
-            Figure(f"speedups-{slug}", f"How many times as fast as each peer, by M, on {name}", plots.speedups(data)),
-        )
-    except ModuleNotFoundError:
+    if importlib.util.find_spec("matplotlib") is None:
         yield "The plots need matplotlib: `pip install 'quantplan[demo]'`, and render the page again."
         return
-    yield from (figure for figure in drawn if figure.svg)
+    name = data["machine"]["device"]["name"]
+    for stem, text, panels in (
+        ("roofline", f"What each op reaches of the roofs of {name}", plots.roofline(data)),
+        ("speedups", f"How many times as fast as each peer, by M, on {name}", plots.speedups(data)),
+    ):
+        if panels:
+            yield Figure(f"{stem}-{runs.slug(name)}", text, partial(plots.draw, data, panels))
 
 
 def _beside(data: Data, points: Sequence[Measured]) -> Iterator[Block]:
