@@ -56,6 +56,8 @@ class Launch:
         Operands that it writes; the other ones it only reads.
     scratch_bytes : int
         How much of the workspace it touches.
+    ring_bytes : int
+        What asynchronous copies of a block have under way at once, where it keeps a ring of buffers.
     """
 
     spec: KernelSpec
@@ -63,6 +65,7 @@ class Launch:
     values: tuple[Any, ...]
     written: tuple[str, ...]
     scratch_bytes: int = 0
+    ring_bytes: int = 0
 
     def __attrs_post_init__(self) -> None:
         """Refuse a grid that does not consist of whole clusters."""
