@@ -77,7 +77,8 @@ def table(data: Row) -> str:
         *("Under way at once, of an SM", "Memory traffic"),
     )
     size = " × ".join(map(str, SIZE.values()))
-    source = f"Matrices of {size}, and fewer rows where the kernel has fewer, {data['target']}, NVRTC {data['nvrtc']}, compiled {data['date']}."
+    compiled = f"{data['target']}, NVRTC {data['nvrtc']}, compiled {data['date']}"
+    source = f"Matrices of {size}, with fewer rows where the kernel is for fewer; {compiled}."
     return f"{markdown(header, lines)}\n\n{source}"
 
 
