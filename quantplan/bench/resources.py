@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import quantplan as qp
 from quantplan.bench.page import table as markdown
 from quantplan.footprint import KernelResources, PlanResources
-from quantplan.kernels import family_digest
+from quantplan.kernels import family_digest, nvrtc_version
 from quantplan.plan import plan_type
 
 if TYPE_CHECKING:
@@ -52,18 +52,13 @@ PROBLEMS: tuple[Any, ...] = (
 
 def measure(processes: int) -> Row:
     """Return what the page shows, as data."""
-    from cuda.bindings import nvrtc  # noqa: PLC0415 - a check does without
-
-    status, major, minor = nvrtc.nvrtcVersion()
-    if int(status):
-        raise RuntimeError(f"NVRTC does not tell its version: {status}")
     chosen = {desc: plan_type(desc).select(TARGET, desc).sku.name for desc in PROBLEMS}
     found = qp.resources(TARGET, PROBLEMS, processes=processes)
     rows = [row.to_dict() for row in found if row.aligned and row.sku == chosen[row.descriptor]]
     return {
         "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
         "target": TARGET,
-        "nvrtc": f"{major}.{minor}",
+        "nvrtc": nvrtc_version(),
         "sources": digests(),
         "rows": rows,
     }
