@@ -311,7 +311,7 @@ def _of_numpy(array: NDArray[Any], carried: ElementKind | None) -> TensorView:
     if isinstance(array, np.ma.MaskedArray):
         raise InvalidProblem(expected="a dense array", got="one with a mask")
     kind, _ = _element(array.dtype, carried)
-    pointer, readonly = array.ctypes.data, not array.flags.writeable  # sooner than __array_interface__, which says more
+    pointer, readonly = array.__array_interface__["data"]
     return TensorView(pointer, array.shape, _steps(array.strides, kind.itemsize), kind, HOST, readonly, array)
 
 
