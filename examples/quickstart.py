@@ -1,4 +1,4 @@
-"""An 8-bit linear on the reference device, what it promises, and why it would not run on a GPU today."""
+"""An 8-bit linear on the reference device, what it promises, and which kernel would run it on a GPU."""
 
 import numpy as np
 
@@ -23,4 +23,4 @@ linear.run(None, None, args)
 
 print("largest error of quantizing:", np.abs(y - x @ w.T).max())
 print("same bits on every device:", linear.precision_guarantee.bit_identical_to_reference)
-print("on an sm_90a GPU:", qp.QuantizedLinearPlan.why_not("sm_90a", desc))
+print("on an sm_90a GPU:", qp.QuantizedLinearPlan.select("sm_90a", desc).sku.name)

@@ -4,7 +4,9 @@ spec, arch ─▶ this process ─▶ QUANTPLAN_CUBIN_PATH ─▶ the cache on d
               (memory)        (`quantplan warmup`)    (cuda.core's)
 
 A key stands for the kernel's text, every source that it includes, the architecture and the options: an edit never runs
-a stale cubin. Beside each cubin on disk lies a digest of its content; one that does not match is never loaded.
+a stale cubin. The cache also tells one version of NVRTC from another; what was precompiled is used whatever made it, on
+machines without NVRTC too. Beside each cubin on disk lies a digest of its content; one that does not match is never
+loaded.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantplan import cache as disk
 from quantplan.errors import KernelBuildError
-from quantplan.kernels import compile_cubin, compile_options, family_digest, source_text
+from quantplan.kernels import compile_cubin, compile_options, family_digest, nvrtc_version, source_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -117,8 +119,10 @@ def _precompiled(spec: KernelSpec, key: str) -> bytes | None:
 
 def _cached(spec: KernelSpec, arch: str, key: str) -> bytes:
     """Return a cubin from the cache on disk, which keeps what is compiled now."""
-    store = _store()
-    content = None if store is None else _verified(store, spec, key)
+    store, content = _store(), None
+    if store is not None:
+        key = f"{key}-nvrtc-{nvrtc_version()}"
+        content = _verified(store, spec, key)
     if content is None:
         started = time.perf_counter()
         content = compile_cubin([spec], arch)

@@ -189,7 +189,7 @@ class BoundFamily(Generic[D, A]):
         """
         family = self.family
         first = family.plans[0]
-        op, names = first.op.value, first.operand_names
+        op, names = first.op_name, first.operand_names
         rest = {name: to_view(op, name, obj) for name, obj in operands.items() if obj is not None}
         for name in rest:
             if name in self.fixed:
@@ -199,7 +199,7 @@ class BoundFamily(Generic[D, A]):
         given: dict[str, Any] = dict.fromkeys(names) | dict(self.fixed) | rest
         m = rows_of(given[first.rows_operand], family.buckets[-1])
         plan = family.plan_for(m)
-        problem = plan.check_given(m, given, bound=self.fixed)
+        problem = plan.check_given(m, given)
         plan.check_workspace(workspace)
         plan.prepare(problem, plan.args_type(**given), workspace)(plan.check_stream(stream))
 

@@ -44,6 +44,8 @@ class KernelResources(Record):
         How many blocks, and the threads of each.
     dynamic_shared_bytes : int
         Shared memory that the launch gives each block.
+    ring_bytes : int
+        What asynchronous copies of a block have under way at once.
     code : Code
         What it was compiled to.
     occupancy : Occupancy
@@ -54,13 +56,15 @@ class KernelResources(Record):
     blocks: int
     threads: int
     dynamic_shared_bytes: int
+    ring_bytes: int
     code: Code
     occupancy: Occupancy
 
     @property
     def bytes_in_flight(self) -> int:
-        """Bytes that the threads of an SM wait for together: too few, and memory waits for the SM instead."""
-        return self.code.load_bytes * self.code.loads_in_flight * self.occupancy.blocks * self.threads
+        """Bytes that an SM waits for at once: too few, and memory waits for the SM instead."""
+        loaded = self.code.load_bytes * self.code.loads_in_flight * self.threads
+        return (self.ring_bytes or loaded) * self.occupancy.blocks
 
 
 @attrs.frozen(kw_only=True, repr=False)
@@ -176,6 +180,7 @@ def _kernel(launch: Launch, code: Code, capability: tuple[int, int]) -> KernelRe
         blocks=launch.grid.blocks,
         threads=launch.spec.threads,
         dynamic_shared_bytes=dynamic,
+        ring_bytes=launch.ring_bytes,
         code=code,
         occupancy=occupancy(capability, launch.spec.threads, code.registers, code.static_shared_bytes + dynamic),
     )

@@ -264,12 +264,34 @@ def compile_options() -> tuple[str, ...]:
     return ("--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true")
 
 
+@cache
+def nvrtc_version() -> str:
+    """Return the version of the NVRTC that compiles, e.g. ``13.0``.
+
+    Raises
+    ------
+    CompilerNotFound
+        cuda-core or NVRTC is not installed.
+    """
+    try:
+        from cuda.bindings import nvrtc  # noqa: PLC0415 - importing quantplan touches no CUDA
+    except ImportError as error:
+        raise _not_installed("cuda-core") from error
+    try:
+        _, major, minor = nvrtc.nvrtcVersion()
+    except Exception as error:  # cuda.pathfinder's
+        if _lacks_nvrtc(error):
+            raise _not_installed("NVRTC") from error
+        raise
+    return f"{major}.{minor}"
+
+
 def compile_text(text: str, arch: str, to: str = "cubin") -> bytes:
     """Compile a translation unit that may include our sources, to a cubin or to ``ptx``; see `compile_cubin`."""
     try:
         from cuda.core import Program, ProgramOptions  # noqa: PLC0415 - importing quantplan touches no CUDA
     except ImportError as error:
-        raise CompilerNotFound("cuda-core is not installed", op="compile", hint=_NVRTC_HINT) from error
+        raise _not_installed("cuda-core") from error
     root = source_root()
     includes = [str(root / "include"), str(root)]
     options = ProgramOptions(
@@ -278,9 +300,17 @@ def compile_text(text: str, arch: str, to: str = "cubin") -> bytes:
     try:
         return bytes(Program(text, "c++", options).compile(to).code)
     except Exception as error:  # cuda.core's own errors have no public base
-        if type(error).__name__ == "DynamicLibNotFoundError":
-            raise CompilerNotFound("NVRTC is not installed", op="compile", hint=_NVRTC_HINT) from error
+        if _lacks_nvrtc(error):
+            raise _not_installed("NVRTC") from error
         if type(error).__module__.startswith("cuda"):
             flags = (f"--gpu-architecture={arch}", *compile_options(), *(f"--include-path={path}" for path in includes))
             raise KernelBuildError(op="compile", options=flags, log=str(error).rstrip("\n\0 ")) from error
         raise
+
+
+def _lacks_nvrtc(error: Exception) -> bool:
+    return type(error).__name__ == "DynamicLibNotFoundError"  # importing it would need cuda-core
+
+
+def _not_installed(what: str) -> CompilerNotFound:
+    return CompilerNotFound(f"{what} is not installed", op="compile", hint=_NVRTC_HINT)

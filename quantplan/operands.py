@@ -15,7 +15,7 @@ from quantplan.errors import DeviceMismatch, InvalidProblem, MisalignedOperand, 
 from quantplan.tensor import Location, TensorView, dense_strides, overlap
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 Tensor: TypeAlias = Any
 """What callers pass as an operand: any library's tensor, or None where it is optional. Args hold it as a TensorView."""
@@ -144,9 +144,12 @@ def check_presence(op: str, operands: Iterable[Operand], given: dict[str, Tensor
             )
 
 
-def check_overlap(op: str, operands: Iterable[Operand], given: dict[str, Any]) -> None:
+def check_overlap(op: str, operands: Sequence[Operand], given: dict[str, Any]) -> None:
     """Refuse outputs that share memory with another operand."""
-    reached = [(*given[operand.name].extent, operand) for operand in operands]
+    extents = [given[operand.name].extent for operand in operands]
+    if _apart(extents):
+        return
+    reached = [(*extent, operand) for extent, operand in zip(extents, operands, strict=True)]
     for i, (first, last, written) in enumerate(reached):
         if not written.output:
             continue
@@ -163,6 +166,16 @@ def check_overlap(op: str, operands: Iterable[Operand], given: dict[str, Any]) -
                 )
 
 
+def _apart(extents: list[tuple[int, int]]) -> bool:
+    """Whether no two extents overlap, whoever writes: mostly they do not, and that is soon found out."""
+    end = 0
+    for first, last in sorted(extents):
+        if first < end:
+            return False
+        end = last
+    return True
+
+
 def tensor_field(*, optional: bool = False) -> Any:  # noqa: ANN401 - attrs.field's own type
     """Make an Args field that takes any library's tensor and holds a `TensorView`."""
     return attrs.field(default=None if optional else attrs.NOTHING, converter=_to_view(optional=optional))
@@ -171,7 +184,9 @@ def tensor_field(*, optional: bool = False) -> Any:  # noqa: ANN401 - attrs.fiel
 @cache
 def _to_view(*, optional: bool) -> Any:  # noqa: ANN401 - attrs' own type
     def convert(value: Tensor, owner: Any, attribute: attrs.Attribute[Any]) -> TensorView | None:  # noqa: ANN401 - any Args
-        return None if value is None and optional else to_view(type(owner).__name__, attribute.name, value)
+        if isinstance(value, TensorView) or (value is None and optional):
+            return value
+        return to_view(type(owner).__name__, attribute.name, value)
 
     return attrs.Converter(convert, takes_self=True, takes_field=True)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
@@ -24,16 +24,16 @@ from quantplan.variant import rank
 from quantplan.workspace import ALIGNMENT, Workspace
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
-    from quantplan.tensor import Location, TensorView
+    from quantplan.tensor import Layout, TensorView
     from quantplan.variant import Identity, Prepare, Start, Variant, VariantReport
 
 D = TypeVar("D", bound=Any)
 A = TypeVar("A", bound=Any)
 
 _REMEMBERED = 1024
-"""Plans that are kept, and problems that each keeps, one per M: a model has few, and the rest are made anew."""
+"""Plans that are kept, problems that each keeps, one per M, and layouts that each of those keeps: a model has few."""
 _NO_PREFERENCE = PlanPreference()
 
 _BY_DESCRIPTOR: dict[type, type[Plan[Any, Any]]] = {}
@@ -46,7 +46,8 @@ class Problem(Generic[D]):
     desc: D
     operands: tuple[Operand, ...]
     empty: bool
-    names: frozenset[str]
+    fitting: set[tuple[Layout | None, ...]] = attrs.field(factory=set, init=False, eq=False, repr=False)
+    """Layouts of whole sets of arguments that were checked: where the next ones of these are does not matter."""
 
 
 @attrs.frozen(kw_only=True, eq=False, repr=False, slots=False)
@@ -218,11 +219,6 @@ class Plan(ABC, Generic[D, A]):
 
     # ---- use
 
-    @cached_property
-    def location(self) -> Location | None:
-        """Memory that operands must be in; None for an architecture."""
-        return self.target.location
-
     @property
     def precision_guarantee(self) -> PrecisionGuarantee:
         """What the selected kernel promises about its numbers."""
@@ -255,13 +251,16 @@ class Plan(ABC, Generic[D, A]):
         QuantPlanError
             Whatever `can_implement` refuses; `WorkspaceTooSmall`; `DeviceMismatch` for a foreign stream.
         """
-        self.bind(workspace, args).run(stream)
+        self._checked(workspace, args)(self.check_stream(stream))
 
     def bind(self, workspace: Workspace | None, args: A) -> BoundPlan[D, A]:
         """Check once, to launch many times; the result keeps operands and workspace alive."""
+        return BoundPlan(self, workspace, args, self._checked(workspace, args))
+
+    def _checked(self, workspace: Workspace | None, args: A) -> Start:
         problem = self._check_args(args)
         self.check_workspace(workspace)
-        return BoundPlan(self, workspace, args, self.prepare(problem, args, workspace))
+        return self.prepare(problem, args, workspace)
 
     def __repr__(self) -> str:
         """Show the kernel and its target."""
@@ -292,7 +291,7 @@ class Plan(ABC, Generic[D, A]):
             desc = self.descriptor if m == own else self.descriptor.replace(m=m)
             operands = self.operands(desc)
             empty = all(o.empty for o in operands if o.output)
-            found = Problem(desc, operands, empty, frozenset(o.name for o in operands))
+            found = Problem(desc, operands, empty)
             if len(self._problems) < _REMEMBERED:
                 self._problems[m] = found
         return found
@@ -307,20 +306,25 @@ class Plan(ABC, Generic[D, A]):
         m = rows_of(given[self.rows_operand], self.descriptor.m) if self.flexible_m else self.descriptor.m
         return self.check_given(m, given)
 
-    def check_given(self, m: int, given: dict[str, Any], bound: Collection[str] = ()) -> Problem[D]:
-        """Check the operands of a launch of ``m`` rows, apart from those that were checked when they were bound."""
+    def check_given(self, m: int, given: dict[str, Any]) -> Problem[D]:
+        """Check the arguments of a launch of ``m`` rows: all fields of the Args, in their order.
+
+        What does not depend on their addresses is checked once per layout.
+        """
         problem = self.problem(m)
-        names, operands = problem.names, problem.operands
-        for name, view in given.items():
-            if (view is None) == (name in names):
-                check_presence(self.op.value, operands, given)
-        self.check_operands([o for o in operands if o.name not in bound] if bound else operands, given)
-        check_overlap(self.op_name, operands, given)
+        layouts = tuple([None if view is None else view.layout for view in given.values()])
+        if layouts not in problem.fitting:
+            check_presence(self.op_name, problem.operands, given)
+            self.check_operands(problem.operands, given)
+            if len(problem.fitting) >= _REMEMBERED:
+                problem.fitting.clear()
+            problem.fitting.add(layouts)
+        check_overlap(self.op_name, problem.operands, given)
         return problem
 
     def check_operands(self, operands: Iterable[Operand], given: dict[str, TensorView]) -> None:
         """Hold operands to their statements, on the plan's device."""
-        location = self.location
+        location = self.target.location
         if location is None:
             raise Unsupported(
                 f"the plan was selected for the architecture {self.target}",

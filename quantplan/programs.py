@@ -56,6 +56,8 @@ class Launch:
         Operands that it writes; the other ones it only reads.
     scratch_bytes : int
         How much of the workspace it touches.
+    ring_bytes : int
+        What asynchronous copies of a block have under way at once, where it keeps a ring of buffers.
     """
 
     spec: KernelSpec
@@ -63,6 +65,7 @@ class Launch:
     values: tuple[Any, ...]
     written: tuple[str, ...]
     scratch_bytes: int = 0
+    ring_bytes: int = 0
 
     def __attrs_post_init__(self) -> None:
         """Refuse a grid that does not consist of whole clusters."""
@@ -181,10 +184,9 @@ class KernelVariant(Variant):
 
 
 class _Stages:
-    """The launches of a plan, staged once per layout of operands; a run only writes the pointers.
+    """The launches of a plan, staged once per layout of the operands; a run only writes the pointers.
 
-    A layout is the number of rows, and of each operand its strides and its address modulo 16: all that a program may
-    look at, apart from the descriptor.
+    Layouts and the number of rows are all that a program may look at, apart from the descriptor.
     """
 
     def __init__(self, program: Program, selected: Any, kernels: dict[KernelSpec, Kernel]) -> None:  # noqa: ANN401 - each op has its own descriptor
@@ -197,12 +199,12 @@ class _Stages:
         if self.operands is None:
             self.operands = operator.attrgetter(*(field.name for field in attrs.fields(type(args))))
         views = self.operands(args)
-        layout = (desc.m, *[None if v is None else (v.pointer & 15, v.strides) for v in views])
-        stages = self.staged.get(layout)
+        layouts = (desc.m, *[None if view is None else view.layout for view in views])
+        stages = self.staged.get(layouts)
         if stages is None:
-            stages = self._stage(Call(self.selected, desc, args, workspace))
-            if len(self.staged) < _REMEMBERED:
-                self.staged[layout] = stages
+            if len(self.staged) >= _REMEMBERED:
+                self.staged.clear()
+            stages = self.staged[layouts] = self._stage(Call(self.selected, desc, args, workspace))
         addresses = [0 if view is None else view.pointer for view in views]
         addresses += 0 if workspace is None else workspace.pointer, 0
         ready = [stage.prepare(addresses, views, workspace) for stage in stages]

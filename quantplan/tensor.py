@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 import numpy as np
@@ -11,7 +12,12 @@ from quantplan.elements import ElementKind
 from quantplan.errors import DeviceMismatch, InvalidProblem, MisalignedOperand, QuantPlanError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import NDArray
+
+_REMEMBERED = 4096
+"""Layouts that are remembered: a model has few, for each number of rows."""
 
 
 @attrs.frozen
@@ -27,6 +33,55 @@ class Location:
 
 
 HOST = Location("cpu")
+
+
+@attrs.frozen(eq=False)
+class Layout:
+    """All of a view but its owner and its address, of which only the remainder modulo `ALIGNMENT` counts.
+
+    Views that are laid out alike share one layout, as long as it is remembered, so that what was once found out about
+    it is found again by its identity.
+
+    Parameters
+    ----------
+    storage_shape : tuple[int, ...]
+        Extents in storage items.
+    reach : tuple[int, int]
+        First byte, and the byte after the last, that the view can reach from its address (equal when it is empty).
+    """
+
+    storage_shape: tuple[int, ...]
+    reach: tuple[int, int]
+
+    ALIGNMENT: ClassVar[int] = 16
+    """The widest access of a kernel, in bytes."""
+
+    @classmethod
+    @lru_cache(_REMEMBERED)
+    def of(  # noqa: PLR0917 - cached by position
+        cls,
+        shape: tuple[int, ...],
+        strides: tuple[int, ...],
+        element: ElementKind,
+        location: Location,  # noqa: ARG003 - tells layouts apart
+        readonly: bool,  # noqa: ARG003, FBT001 - the same
+        alignment: int,  # noqa: ARG003 - the same
+    ) -> Layout:
+        """Return the layout of views with these fields, at addresses that leave a remainder of ``alignment``."""
+        storage, size = shape, element.itemsize
+        if element.packed and shape:
+            storage = (*shape[:-1], element.storage_columns(shape[-1]))
+        if len(strides) != len(shape):
+            expected = f"one per axis of {shape}"
+            raise InvalidProblem(op="TensorView", field="strides", expected=expected, got=strides)
+        if 0 in storage:
+            return cls(storage, (0, 0))
+        steps = [(n - 1) * stride * size for n, stride in zip(storage, strides, strict=True)]
+        return cls(storage, (sum(step for step in steps if step < 0), size + sum(step for step in steps if step > 0)))
+
+
+def _to_tuple(values: Iterable[int]) -> tuple[int, ...]:
+    return tuple(values)
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -53,12 +108,20 @@ class TensorView:
     """
 
     pointer: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
+    shape: tuple[int, ...] = attrs.field(converter=_to_tuple)
+    strides: tuple[int, ...] = attrs.field(converter=_to_tuple)
     element: ElementKind
     location: Location = HOST
     readonly: bool = False
     owner: object = None
+    layout: Layout = attrs.field(init=False)
+    """What it shares with views that are laid out alike."""
+
+    def __attrs_post_init__(self) -> None:
+        """Find the layout."""
+        alignment = self.pointer % Layout.ALIGNMENT
+        layout = Layout.of(self.shape, self.strides, self.element, self.location, self.readonly, alignment)
+        object.__setattr__(self, "layout", layout)
 
     @classmethod
     def of(cls, obj: object) -> TensorView:
@@ -92,24 +155,13 @@ class TensorView:
     @property
     def storage_shape(self) -> tuple[int, ...]:
         """Extents in storage items."""
-        if not self.element.packed or not self.shape:
-            return self.shape
-        return (*self.shape[:-1], self.element.storage_columns(self.shape[-1]))
+        return self.layout.storage_shape
 
     @property
     def extent(self) -> tuple[int, int]:
         """First byte, and the byte after the last, that the view can reach (equal when it is empty)."""
-        shape, size = self.storage_shape, self.element.itemsize
-        if 0 in shape:
-            return self.pointer, self.pointer
-        first, last = self.pointer, self.pointer + size
-        for n, stride in zip(shape, self.strides, strict=True):
-            reach = (n - 1) * stride * size
-            if reach < 0:
-                first += reach
-            else:
-                last += reach
-        return first, last
+        first, last = self.layout.reach
+        return self.pointer + first, self.pointer + last
 
     def __reduce__(self) -> Any:  # noqa: ANN401 - object's own signature
         """Refuse: a copy would point at memory that it does not keep alive."""
@@ -232,6 +284,7 @@ class _Memory:
         }
 
 
+@lru_cache(_REMEMBERED)
 def _element(dtype: object, carried: ElementKind | None) -> tuple[ElementKind, int]:
     """Return the kind of a dtype, and how many elements one storage item counts in the owner's shape."""
     kind = ElementKind.find(dtype)
@@ -247,6 +300,7 @@ def _element(dtype: object, carried: ElementKind | None) -> tuple[ElementKind, i
     return kind, 2
 
 
+@lru_cache(_REMEMBERED)
 def _steps(strides: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     if any(s % itemsize for s in strides):
         raise MisalignedOperand(field="strides", expected=f"multiples of {itemsize} bytes", got=strides)

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 MAP_BYTES = 128
 """Size of an encoded map."""
-MAP_ALIGNMENT = 64
+MAP_ALIGNMENT = 128
+"""What CUDA 13 gives its own type; the hardware wants 64."""
 ADDRESS_ALIGNMENT = 16
 _ITEM_SIZES = (1, 2, 4, 8)
 _RANKS = (2, 3)
@@ -81,6 +82,8 @@ class TensorMap:
             self._refuse("itemsize", f"one of {_ITEM_SIZES}", self.itemsize)
         if not all(0 < pitch < _MOST_PITCH and pitch % ADDRESS_ALIGNMENT == 0 for pitch in self.pitches):
             self._refuse("pitches", f"multiples of {ADDRESS_ALIGNMENT} bytes below 2^40", self.pitches)
+        if min(self.pitches) < self.shape[-1] * self.itemsize:
+            self._refuse("pitches", f"rows of {self.shape[-1] * self.itemsize} bytes apart", self.pitches)
         width = self.box[-1] * self.itemsize
         if self.swizzle and width != self.swizzle:
             self._refuse("box", f"rows of {self.swizzle.value} bytes, the swizzle's span", f"rows of {width}")

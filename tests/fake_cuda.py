@@ -1,13 +1,14 @@
 """A stand-in for cuda-python on a machine with some GPUs; there need not be any."""
 
+import ctypes
 import enum
 import sys
 from types import ModuleType, SimpleNamespace
 
-import numpy as np
-
 from quantplan.emulator import tensor_maps
 from quantplan.tensor_maps import Swizzle, TensorMap
+
+ITEM_SIZES = {0: 1, 1: 2, 2: 4, 4: 8}  # of a tensor map's data type
 
 
 class DynamicLibNotFoundError(RuntimeError):
@@ -23,23 +24,6 @@ class CUresult(enum.IntEnum):
     CUDA_ERROR_INVALID_VALUE = 1
     CUDA_ERROR_NOT_INITIALIZED = 3
     CUDA_ERROR_NO_DEVICE = 100
-
-
-def _enum(name, prefix, **members):
-    return enum.IntEnum(name, {f"CU_TENSOR_MAP_{prefix}_{member}": value for member, value in members.items()})
-
-
-# As in cuda.h.
-TENSOR_MAP_ENUMS = {
-    one.__name__: one
-    for one in (
-        _enum("CUtensorMapDataType", "DATA_TYPE", UINT8=0, UINT16=1, UINT32=2, UINT64=4),
-        _enum("CUtensorMapInterleave", "INTERLEAVE", NONE=0),
-        _enum("CUtensorMapSwizzle", "SWIZZLE", **{"NONE": 0, "32B": 1, "64B": 2, "128B": 3}),
-        _enum("CUtensorMapL2promotion", "L2_PROMOTION", L2_256B=3),
-        _enum("CUtensorMapFloatOOBfill", "FLOAT_OOB_FILL", NONE=0),
-    )
-}
 
 
 class Machine:
@@ -80,10 +64,6 @@ class Machine:
                 "cuInit": self.init,
                 "cuDeviceGetCount": self.count,
                 "CUresult": CUresult,
-                "cuTensorMapEncodeTiled": self.encode,
-                "cuuint32_t": np.uint32,
-                "cuuint64_t": np.uint64,
-                **TENSOR_MAP_ENUMS,
             },
         }
 
@@ -107,19 +87,20 @@ class Machine:
             return (CUresult.CUDA_ERROR_NOT_INITIALIZED, None)
         return (CUresult.CUDA_SUCCESS, len(self.capabilities))
 
-    def encode(self, *arguments):
-        """Record what is asked for, and encode the map as emulated kernels want it."""
-        kind, rank, address, *lists = arguments[:7]
-        if address % 16:
-            return (CUresult.CUDA_ERROR_INVALID_VALUE, None)
-        extents, pitches, box, steps = ([int(value) for value in values] for values in lists)
-        _, swizzle, *_ = enums = arguments[7:]
-        self.encoded.append((kind, rank, address, extents, pitches, box, steps, *enums))
-        spans, itemsize = dict(enumerate(Swizzle)), int(kind.name.rpartition("UINT")[2]) // 8
-        outermost_first = [tuple(reversed(values)) for values in (extents, pitches)]
-        wanted = TensorMap("x", *outermost_first, itemsize, tuple(reversed(box)), spans[swizzle])
-        words = np.frombuffer(tensor_maps.encode(wanted, address), np.uint64)
-        return (CUresult.CUDA_SUCCESS, SimpleNamespace(opaque=list(words)))
+    def encode_tiled(self, room, kind, rank, address, *rest):
+        """Record what the driver is asked for, and encode the map as emulated kernels want it."""
+        *lists, interleave, swizzle, fetch, fill = rest
+        assert room.value % 64 == 0
+        if address.value % 16:
+            return CUresult.CUDA_ERROR_INVALID_VALUE
+        extents, pitches, box, steps = (list(values)[: rank.value] for values in lists)
+        pitches.pop()
+        enums = tuple(one.value for one in (kind, interleave, swizzle, fetch, fill))
+        self.encoded.append((address.value, extents, pitches, box, steps, enums))
+        shape, steps, sides = (tuple(reversed(values)) for values in (extents, pitches, box))
+        wanted = TensorMap("x", shape, steps, ITEM_SIZES[kind.value], sides, list(Swizzle)[swizzle.value])
+        ctypes.memmove(room, tensor_maps.encode(wanted, address.value), 128)
+        return CUresult.CUDA_SUCCESS
 
     def nvml_count(self):
         self.load("nvml")

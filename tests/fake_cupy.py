@@ -13,7 +13,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 
 from quantplan import cubins
-from quantplan.devices import emulated, gpu
+from quantplan.devices import cuda, emulated, gpu
 from quantplan.emulator.schedule import Schedule
 from tests import fake_cuda
 
@@ -347,6 +347,7 @@ def install(monkeypatch, gpus):
     """Put a machine's CuPy and cuda-python in place of whatever is installed."""
     gpus.machine = fake_cuda.Machine(list(gpus.capabilities))
     fake_cuda.install(monkeypatch, gpus.machine)
+    monkeypatch.setattr(cuda, "encode_tiled", lambda: gpus.machine.encode_tiled)
     monkeypatch.setitem(sys.modules, "cupy", gpus.module())
     gpu._device.cache_clear()
     monkeypatch.setattr(gpu, "_after_fork", False)

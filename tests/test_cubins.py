@@ -39,9 +39,11 @@ def fresh(monkeypatch, tmp_path):
     monkeypatch.setenv("QUANTPLAN_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv(cubins.PATH_VARIABLE, raising=False)
     cubins._warn.cache_clear()
+    kernels.nvrtc_version.cache_clear()
     yield
-    for remembered in (cache._temporary, cubins._warn, kernels.family_digest, kernels.family_sources):
-        remembered.cache_clear()
+    remembered = (cache._temporary, cubins._warn, kernels.family_digest, kernels.family_sources, kernels.nvrtc_version)
+    for function in remembered:
+        function.cache_clear()
 
 
 @pytest.fixture
@@ -68,6 +70,7 @@ def compiled(root, monkeypatch):
         return b"cubin of " + kernels.source_text(specs).encode() + arch.encode()
 
     monkeypatch.setattr(cubins, "compile_cubin", compile_cubin)
+    monkeypatch.setattr(cubins, "nvrtc_version", lambda: "13.0")
     return wanted
 
 
@@ -153,6 +156,15 @@ def test_memory_comes_first_then_the_path_then_the_cache(compiled, monkeypatch, 
     cubins._memory.clear()
     assert cubins.cubin(spec(), ARCH) == b"other", "from the path"
     assert len(compiled) == 1
+
+
+def test_another_version_of_nvrtc_compiles_anew(compiled, monkeypatch):
+    pytest.importorskip("cuda.core", reason="the cache is cuda-core's")
+    for version, compilations in (("13.0", 1), ("13.1", 2), ("13.0", 2), ("14.0", 3), ("13.1", 3)):
+        monkeypatch.setattr(cubins, "nvrtc_version", lambda version=version: version)
+        cubins._memory.clear()
+        assert cubins.cubin(spec(), ARCH)
+        assert len(compiled) == compilations, version
 
 
 def test_each_architecture_and_kernel_has_its_own(compiled):
@@ -260,6 +272,17 @@ def test_a_damaged_precompiled_cubin_is_an_error(saved, damage):
     assert cubins.PATH_VARIABLE in caught.value.hint
 
 
+@pytest.mark.parametrize("version", ["12.9", None])
+def test_a_precompiled_cubin_is_used_whatever_nvrtc_there_is(saved, compiled, monkeypatch, version):
+    def nvrtc_version():
+        assert version, "nobody asks a machine without NVRTC for it"
+        return version
+
+    monkeypatch.setattr(cubins, "nvrtc_version", nvrtc_version)
+    assert cubins.cubin(spec(), ARCH) == saved[1]
+    assert compiled == []
+
+
 def test_a_precompiled_cubin_of_an_older_source_is_not_used(saved, compiled, root):
     (root / "tiny.cu").write_text(SOURCE)
     kernels.family_digest.cache_clear()
@@ -336,6 +359,39 @@ def test_without_nvrtc(root, monkeypatch):
     with pytest.raises(qp.CompilerNotFound, match="NVRTC is not installed") as caught:
         cubins.cubin(spec(), ARCH)
     assert "quantplan[cuda13]" in caught.value.hint
+
+
+def test_the_version_of_nvrtc_is_asked_for_once(monkeypatch):
+    nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="quantplan[cuda13] is not installed")
+    asked = []
+
+    def version():
+        asked.append(None)
+        return nvrtc.nvrtcResult.NVRTC_SUCCESS, 13, 7
+
+    monkeypatch.setattr(nvrtc, "nvrtcVersion", version)
+    assert kernels.nvrtc_version() == kernels.nvrtc_version() == "13.7"
+    assert len(asked) == 1
+
+
+@pytest.mark.usefixtures("_no_cuda_core")
+def test_without_cuda_core_nvrtc_has_no_version():
+    with pytest.raises(qp.CompilerNotFound, match="cuda-core is not installed"):
+        kernels.nvrtc_version()
+
+
+def test_without_nvrtc_it_has_no_version(monkeypatch):
+    nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="quantplan[cuda13] is not installed")
+
+    class DynamicLibNotFoundError(RuntimeError):
+        pass
+
+    def missing():
+        raise DynamicLibNotFoundError("nvrtc")
+
+    monkeypatch.setattr(nvrtc, "nvrtcVersion", missing)
+    with pytest.raises(qp.CompilerNotFound, match="NVRTC is not installed"):
+        kernels.nvrtc_version()
 
 
 def test_a_source_that_nvrtc_refuses(root):

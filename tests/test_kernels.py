@@ -217,7 +217,7 @@ def test_structs_lie_as_the_compiler_lays_them_out():
             laid_out.pack([bytes([i == j]) if letter == "T" else i == j for j, letter in enumerate(letters)])
             for i in range(len(fields))
         ]
-        widths = [64 if letter == "T" else struct.calcsize(letter) for letter in letters]
+        widths = [128 if letter == "T" else struct.calcsize(letter) for letter in letters]
         changed = [next(k for k, (a, b) in enumerate(zip(zeros, one, strict=True)) if a != b) for one in ones]
         offsets = [place // width * width for place, width in zip(changed, widths, strict=True)]
         expected += [laid_out.size, *offsets]

@@ -1,7 +1,11 @@
 """Every rule for an argument is stated once, and its breach is reported with field, expected and got."""
 
+import contextlib
+
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 import quantplan as qp
 from quantplan.operands import Operand, check_overlap, check_presence
@@ -272,11 +276,22 @@ def test_outputs_that_share_memory_are_refused(operands, arrays, fault):
         ([X, Y], {"x": BUFFER[:4, :6], "y": BUFFER[:4, 6:12]}),
         ([Y, Z], {"y": BUFFER[:4, 12:18], "z": BUFFER[:4, 6:12]}),
         ([X, A], {"x": BUFFER[:4, :6], "act_q": BUFFER[:4, :6]}),  # nobody writes
+        ([X, A, Y], {"x": BUFFER[:4, :6], "act_q": BUFFER[:4, :6], "y": BUFFER[4:8, :6]}),
+        ([Y, X, A], {"x": BUFFER[8:12, :6], "act_q": BUFFER[9:13, :6], "y": BUFFER[4:8, :6]}),
     ],
 )
 def test_outputs_with_memory_of_their_own_are_accepted(operands, arrays):
     """Fault 26: outputs may be column ranges of one buffer."""
     check_overlap("Quantize", operands, {name: qp.TensorView.of(array) for name, array in arrays.items()})
+
+
+@hypothesis.given(places=st.lists(st.tuples(st.integers(0, 12), st.integers(0, 18)), min_size=3, max_size=3))
+def test_outputs_are_refused_if_and_only_if_they_share_memory(places):
+    arrays = [BUFFER[row : row + 4, column : column + 6] for row, column in places]
+    given = dict(zip("xyz", map(qp.TensorView.of, arrays), strict=True))
+    shared = any(np.shares_memory(arrays[i], arrays[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+    with pytest.raises(qp.InvalidProblem) if shared else contextlib.nullcontext():
+        check_overlap("Quantize", [X, Y, Z], given)
 
 
 # ---- Args fields

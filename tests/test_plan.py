@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import quantplan as qp
+from quantplan.operands import Operand
 from quantplan.plan import plan_type
 from tests.toy import GPU, PLAIN, SCRATCH, ToyArgs, ToyDescriptor, ToyPlan, guarantee
 
@@ -251,6 +252,75 @@ class TestBind:
 def test_a_preference_is_a_plan_preference(pref):
     with pytest.raises(qp.InvalidProblem, match="pref: expected PlanPreference"):
         ToyPlan.select("cpu", DESC, pref)
+
+
+class TestRepeatedLayouts:
+    """A layout is checked once; nothing that differs from it passes on its account."""
+
+    WRONG = (
+        ({"x": toy_args().x.numpy().astype(np.float64)}, "x: expected element f32, got f64"),
+        ({"x": np.zeros((4, 3), np.float32)}, "x: expected shape"),
+        ({"x": np.zeros((3, 8), np.float32)[:, ::2]}, "x: expected a contiguous last axis"),
+        ({"x": np.zeros(49, np.uint8)[1:].view(np.float32).reshape(3, 4)}, "x: expected a pointer aligned to 4 bytes"),
+        ({"x": qp.TensorView(4096, (3, 4), (4, 1), qp.F32, qp.Location("cuda"))}, "x: expected cpu, got cuda:0"),
+        ({"output": np.zeros((3, 4), np.float32)[::-1]}, "output: expected a contiguous last axis"),
+        ({"offset": np.zeros((3, 4), np.float32)}, "offset: expected no operand"),
+    )
+
+    @pytest.fixture
+    def plan(self):
+        ToyPlan.forget()
+        plan = ToyPlan.select("cpu", DESC)
+        for _ in range(2):
+            plan.run(None, None, toy_args())
+        return plan
+
+    def test_operands_are_not_looked_at_again(self, plan, monkeypatch):
+        checked = []
+        monkeypatch.setattr(Operand, "check", lambda operand, op, view, location: checked.append(operand.name))
+        plan.run(None, None, toy_args())
+        assert checked == []
+        wide = np.zeros((3, 5), np.float32)[:, :4]
+        plan.run(None, None, ToyArgs(x=wide, output=toy_args().output))
+        assert checked == ["x", "output"]
+
+    @pytest.mark.parametrize("changed, said", WRONG, ids=[said for _, said in WRONG])
+    def test_another_layout_is_refused_each_time(self, plan, changed, said):
+        fields = {"x": toy_args().x, "output": toy_args().output} | changed
+        for _ in range(2):
+            with pytest.raises(qp.QuantPlanError, match=said):
+                plan.run(None, None, ToyArgs(**fields))
+
+    def test_operands_of_right_layouts_in_each_others_place_are_refused(self):
+        plan, given, row = ToyPlan.select("cpu", DESC.replace(offset=True)), toy_args(), np.zeros(4, np.float32)
+        plan.run(None, None, ToyArgs(x=given.x, output=given.output, offset=row))
+        with pytest.raises(qp.InvalidProblem, match="x: expected shape"):
+            plan.run(None, None, ToyArgs(x=row, output=given.output, offset=given.x))
+
+    def test_a_read_only_output_is_refused(self, plan):
+        output = np.zeros((3, 4), np.float32)
+        plan.run(None, None, ToyArgs(x=toy_args().x, output=output))
+        output.flags.writeable = False
+        with pytest.raises(qp.InvalidProblem, match="output: expected writable memory"):
+            plan.run(None, None, ToyArgs(x=toy_args().x, output=output))
+
+    def test_overlap_is_looked_for_each_time(self, plan):
+        memory = np.zeros((8, 4), np.float32)
+        plan.run(None, None, ToyArgs(x=memory[:3], output=memory[3:6]))
+        with pytest.raises(qp.InvalidProblem, match="output: expected memory of its own, apart from x"):
+            plan.run(None, None, ToyArgs(x=memory[:3], output=memory[1:4]))
+
+    def test_an_architecture_runs_nothing_however_often(self):
+        plan = ToyPlan.select("sm_90a", DESC)
+        for _ in range(2):
+            with pytest.raises(qp.Unsupported, match="the plan was selected for the architecture sm_90a"):
+                plan.run(None, None, toy_args())
+
+    def test_a_bounded_number_is_remembered(self, plan):
+        output = toy_args().output
+        for pitch in range(4, 2000):
+            plan.can_implement(ToyArgs(x=np.zeros((3, pitch), np.float32)[:, :4], output=output))
+        assert len(plan.problem(3).fitting) <= 1024
 
 
 def test_a_plan_remembers_a_bounded_number_of_problems():

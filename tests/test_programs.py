@@ -123,6 +123,13 @@ def test_a_layout_is_staged_once(prepare, program):
     assert [call.desc.m for call in program.calls] == [2, 2, 1]
 
 
+def test_a_bounded_number_of_layouts_is_staged(prepare):
+    memory, given = np.zeros((2, 3000), np.float32), args()
+    for columns in range(1, 2000):
+        prepare(Desc(2), attrs.evolve(given, x=qp.TensorView.of(memory[:, :columns])), None)
+    assert 0 < len(prepare.staged) <= 1024
+
+
 def test_a_variant_says_what_its_program_says(program):
     variant = KernelVariant("toy", program, lambda desc: None)
     target = qp.Target.parse("sm_90a")
@@ -187,7 +194,7 @@ def test_maps_are_encoded_for_where_the_operands_are(mapping):
     given = args()
     prepare(Desc(2), given, None)
     ((params, touched),) = device.prepared
-    assert struct.unpack("@Q2Q104x128sPq48x", params) == (
+    assert struct.unpack("@Q2Q104x128sPq112x", params) == (
         given.x.pointer,
         2,
         8,

@@ -6,6 +6,7 @@ import pickle
 import weakref
 from types import SimpleNamespace
 
+import attrs
 import ml_dtypes
 import numpy as np
 import pytest
@@ -460,6 +461,36 @@ def test_extent_beyond_32_bits():
     view = qp.TensorView(4096, (2**20, 2**20), (2**20, 1), qp.F32, CUDA1)
     assert view.extent == (4096, 4096 + 2**42)
     assert view.shape[0] * view.shape[1] == 2**40
+
+
+def test_views_that_are_laid_out_alike_share_a_layout():
+    memory = np.zeros(4096, np.uint8)
+    start = -memory.ctypes.data % 16
+    views = [qp.TensorView.of(memory[start + far : start + far + 96].reshape(8, 12)) for far in (0, 16, 1600)]
+    (layout,) = {view.layout for view in views}
+    assert qp.TensorView(views[0].pointer, [8, 12], [12, 1], qp.U8).layout is layout
+    assert attrs.evolve(views[0], pointer=views[0].pointer + 32, owner=None).layout is layout
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pointer": 4097},
+        {"shape": (2, 4)},
+        {"strides": (9, 1)},
+        {"element": qp.U8},
+        {"location": CUDA1},
+        {"readonly": True},
+    ],
+)
+def test_a_layout_tells_all_that_a_check_looks_at(change):
+    view = qp.TensorView(4096, (2, 8), (8, 1), qp.S8)
+    assert attrs.evolve(view, **change).layout is not view.layout
+
+
+def test_a_view_has_one_stride_per_axis():
+    with pytest.raises(qp.InvalidProblem, match=r"TensorView: strides: expected one per axis of \(2, 8\), got \(8,\)"):
+        qp.TensorView(4096, (2, 8), (8,), qp.S8)
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ REFUSED = {
     "pitches of x: expected multiples of 16": (view(strides=(264, 1)), {}),
     "pitches of x: expected multiples of 16 bytes below": (view(strides=(2**40, 1)), {}),
     "pitches of x: expected multiples of 16 bytes .*-256": (view(strides=(-256, 1)), {}),
+    "pitches of x: expected rows of 256 bytes apart": (view(strides=(128, 1)), {}),
     "box of x: expected 2 sides of 1 to 256 items": (view(), {"box": (257, 128)}),
     r"box of x: expected 2 sides .*got \(8,\)": (view(), {"box": (8,)}),
     r"box of x: expected 2 sides .*got \(0, 128\)": (view(), {"box": (0, 128)}),
@@ -65,6 +66,7 @@ def test_an_item_that_no_map_has():
 
 
 def test_an_address_between_two_multiples_of_16():
+    """Fault 27."""
     with pytest.raises(
         qp.MisalignedOperand, match="x: expected an address that is a multiple of 16, got 0x10000000008"
     ):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import attrs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 
 @attrs.frozen
@@ -38,13 +38,13 @@ class Figure:
         The stem of its file.
     text : str
         What it shows, for those who do not see it.
-    svg : str
-        The picture.
+    draw : callable
+        Returns the picture as SVG; not every page needs it.
     """
 
     name: str
     text: str
-    svg: str
+    draw: Callable[[], str]
 
 
 Block: TypeAlias = "str | Table | Figure"
@@ -111,7 +111,8 @@ def _html(block: Block) -> str:
         rows = ("".join(f"<td>{_inline(cell)}</td>" for cell in row) for row in block.rows)
         return f"<table>\n<tr>{head}</tr>\n" + "\n".join(f"<tr>{row}</tr>" for row in rows) + "\n</table>"
     if isinstance(block, Figure):
-        picture = block.svg[block.svg.index("<svg") :]  # what stands before it belongs to a file of its own
+        svg = block.draw()
+        picture = svg[svg.index("<svg") :]  # what stands before it belongs to a file of its own
         return f'<figure role="img" aria-label="{escaping.escape(block.text)}">\n{picture}</figure>'
     lines = block.split("\n")
     if all(line.startswith("- ") for line in lines):

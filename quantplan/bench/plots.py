@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 from quantplan.bench.points import Roofs, measured
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from quantplan.bench.points import Measured
     from quantplan.bench.runs import Data
+
+    Panel = Callable[[Any], None]
+    """Draws into matplotlib's axes."""
 
 _SETTINGS: Any = {
     "svg.hashsalt": "quantplan",
@@ -25,25 +28,25 @@ _SETTINGS: Any = {
 _MARKERS = "osD^vP*X<>phd8H"
 
 
-def roofline(data: Data) -> str:
-    """Draw what each op reaches below the roofs: matrix products by intensity, the others by how much they move."""
+def roofline(data: Data) -> list[Panel]:
+    """Show what each op reaches below the roofs: matrix products by intensity, the others by how much they move."""
     points = measured(data)
     products = [p for p in points if p.operations]
     moves = [p for p in points if not p.operations and p.bandwidth is not None]
-    panels: list[Callable[[Any], None]] = []
+    panels: list[Panel] = []
     if products:
         panels.append(lambda axes: _products(axes, products, Roofs.of(data)))
     if moves:
         panels.append(lambda axes: _moves(axes, moves))
-    return _draw(data, panels)
+    return panels
 
 
-def speedups(data: Data) -> str:
-    """Draw how many times as fast as each peer an op is, by M, at its first shape."""
+def speedups(data: Data) -> list[Panel]:
+    """Show how many times as fast as each peer an op is, by M, at its first shape."""
     points = measured(data)
     first = {p.row: p.shape for p in reversed(points)}
     rows = list(dict.fromkeys(p.row for p in points if p.shape == first[p.row] and p.peers))
-    return _draw(data, [_speedup_panel([p for p in points if (p.row, p.shape) == (row, first[row])]) for row in rows])
+    return [_speedup_panel([p for p in points if (p.row, p.shape) == (row, first[row])]) for row in rows]
 
 
 def digest(data: Data) -> str:
@@ -51,9 +54,8 @@ def digest(data: Data) -> str:
     return hashlib.sha256(json.dumps([data["points"], data["roofs"]], sort_keys=True).encode()).hexdigest()
 
 
-def _draw(data: Data, panels: list[Callable[[Any], None]]) -> str:
-    if not panels:
-        return ""
+def draw(data: Data, panels: Sequence[Panel]) -> str:
+    """Draw panels of a run side by side."""
     import matplotlib as mpl  # noqa: PLC0415 - an extra
     from matplotlib.figure import Figure  # noqa: PLC0415 - the same
 
@@ -99,7 +101,7 @@ def _moves(axes: Any, points: list[Measured]) -> None:  # noqa: ANN401 - matplot
     axes.legend(fontsize=7)
 
 
-def _speedup_panel(points: list[Measured]) -> Callable[[Any], None]:
+def _speedup_panel(points: list[Measured]) -> Panel:
     def panel(axes: Any) -> None:  # noqa: ANN401 - matplotlib's
         for peer in dict.fromkeys(name for p in points for name in p.peers):
             mine = [(p.m, p.speedup(peer)) for p in points if peer in p.us]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantplan.bench import page, plots, resources, runs, silicon, tables
+from quantplan.errors import InvalidProblem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +34,12 @@ def parts(name: str, results: Path, days: Sequence[Data]) -> dict[str, Callable[
     """Return what stands between the markers of a page, by the page's name."""
 
     def recorded(kind: str, table: Callable[[tables.Row], str]) -> str:
-        return table(tables.newest(results, kind, _COMMANDS[kind]))
+        data = tables.newest(results, kind, _COMMANDS[kind])
+        try:
+            return table(data)
+        except (InvalidProblem, KeyError) as error:
+            again = f"measure it again with `{_COMMANDS[kind]}`"
+            raise ValueError(f"the newest {kind}-DATE.json is of another version ({error}): {again}") from error
 
     pages: dict[str, dict[str, Callable[[], str]]] = {
         "README.md": {
@@ -91,7 +97,7 @@ def write(root: Path) -> None:
     for path, text in texts.items():  # all or none
         path.write_text(text, encoding="utf-8")
     folder = root / "docs" / "performance"
-    drawn = {folder / f"{figure.name}.svg": figure.svg for figure in figures(silicon.sections(days))}
+    drawn = {folder / f"{figure.name}.svg": figure.draw() for figure in figures(silicon.sections(days))}
     for path in folder.glob("*.svg"):
         if path not in drawn:
             path.unlink()

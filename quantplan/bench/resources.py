@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import quantplan as qp
 from quantplan.bench.page import table as markdown
-from quantplan.footprint import PlanResources
-from quantplan.kernels import family_digest
+from quantplan.footprint import KernelResources, PlanResources
+from quantplan.kernels import family_digest, nvrtc_version
+from quantplan.plan import plan_type
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,25 +39,26 @@ _MAIN: tuple[tuple[Any, str, str, str, dict[str, str]], ...] = (
     (qp.DequantizeDescriptor, "s8", "bf16", "token", {}),
     (qp.DequantizeDescriptor, "fp8_e4m3", "bf16", "group:128", {}),
 )
-PROBLEMS = tuple(
-    kind(**SIZE, input_element=source, output_element=to, scope=scope, **fields)
-    for kind, source, to, scope, fields in _MAIN
+_ROWS = (1, 16, 64, 128, 4096)  # of the linears: each is run by another kernel
+PROBLEMS: tuple[Any, ...] = (
+    *(
+        kind(**SIZE, input_element=source, output_element=to, scope=scope, **fields)
+        for kind, source, to, scope, fields in _MAIN
+    ),
+    *(qp.QuantizedLinearDescriptor(m=m, n=SIZE["m"], k=SIZE["k"], output_element=qp.BF16) for m in _ROWS),
 )
-"""What a serving stack quantizes most, at one size."""
+"""What a serving stack runs most, at one size."""
 
 
 def measure(processes: int) -> Row:
     """Return what the page shows, as data."""
-    from cuda.bindings import nvrtc  # noqa: PLC0415 - a check does without
-
-    status, major, minor = nvrtc.nvrtcVersion()
-    if int(status):
-        raise RuntimeError(f"NVRTC does not tell its version: {status}")
-    rows = [row.to_dict() for row in qp.resources(TARGET, PROBLEMS, processes=processes) if row.aligned]
+    chosen = {desc: plan_type(desc).select(TARGET, desc).sku.name for desc in PROBLEMS}
+    found = qp.resources(TARGET, PROBLEMS, processes=processes)
+    rows = [row.to_dict() for row in found if row.aligned and row.sku == chosen[row.descriptor]]
     return {
         "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
         "target": TARGET,
-        "nvrtc": f"{major}.{minor}",
+        "nvrtc": nvrtc_version(),
         "sources": digests(),
         "rows": rows,
     }
@@ -67,10 +69,11 @@ def table(data: Row) -> str:
     lines = [line for row in data["rows"] for line in _lines(PlanResources.from_dict(row))]
     header = (
         *("Plan", "Kernel", "Registers", "Shared memory", "Spills", "Blocks of an SM", "Occupancy"),
-        *("Loads in flight, of an SM", "Memory traffic"),
+        *("Under way at once, of an SM", "Memory traffic"),
     )
     size = " × ".join(map(str, SIZE.values()))
-    source = f"Operands of {size}, {data['target']}, NVRTC {data['nvrtc']}, compiled {data['date']}."
+    compiled = f"{data['target']}, NVRTC {data['nvrtc']}, compiled {data['date']}"
+    source = f"Matrices of {size}, with fewer rows where the kernel is for fewer; {compiled}."
     return f"{markdown(header, lines)}\n\n{source}"
 
 
@@ -87,16 +90,23 @@ def _lines(row: PlanResources) -> list[tuple[str, ...]]:
                 str(code.spill_store_bytes + code.spill_load_bytes),
                 f"{full.blocks} × {kernel.threads}",
                 f"{full.fraction:.0%}",
-                f"{code.loads_in_flight} × {code.load_bytes} B, {kernel.bytes_in_flight // 1024} KB",
+                f"{_under_way(kernel)}, {kernel.bytes_in_flight // 1024} KB",
                 f"{row.traffic:.2f}" if number == 0 else "",
             )
         )
     return lines
 
 
+def _under_way(kernel: KernelResources) -> str:
+    """Return what a thread loads at once, or a block copies."""
+    if kernel.ring_bytes:
+        return f"ring of {kernel.ring_bytes // 1024} KB"
+    return f"{kernel.code.loads_in_flight} × {kernel.code.load_bytes} B"
+
+
 def digests() -> dict[str, str]:
     """Return the digests of the sources that the table tells of: with others, it is stale."""
-    sources = ("quantize.cu", "dequantize.cu", "dynamic_range_quantize.cu")
+    sources = ("quantize.cu", "dequantize.cu", "dynamic_range_quantize.cu", "int8_gemm_sm90a.cu")
     return {source: family_digest(source) for source in sources}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+from functools import partial
 from typing import TYPE_CHECKING
 
 import attrs
@@ -190,17 +192,16 @@ def _floor(data: Data, points: Sequence[Measured]) -> Iterator[Block]:
 
 
 def _plots(data: Data) -> Iterator[Block]:
-    name = data["machine"]["device"]["name"]
-    slug = runs.slug(name)
-    try:
-        drawn = (
-            Figure(f"roofline-{slug}", f"What each op reaches of the roofs of {name}", plots.roofline(data)),
-            Figure(f"speedups-{slug}", f"How many times as fast as each peer, by M, on {name}", plots.speedups(data)),
-        )
-    except ModuleNotFoundError:
+    if importlib.util.find_spec("matplotlib") is None:
         yield "The plots need matplotlib: `pip install 'quantplan[demo]'`, and render the page again."
         return
-    yield from (figure for figure in drawn if figure.svg)
+    name = data["machine"]["device"]["name"]
+    for stem, text, panels in (
+        ("roofline", f"What each op reaches of the roofs of {name}", plots.roofline(data)),
+        ("speedups", f"How many times as fast as each peer, by M, on {name}", plots.speedups(data)),
+    ):
+        if panels:
+            yield Figure(f"{stem}-{runs.slug(name)}", text, partial(plots.draw, data, panels))
 
 
 def _beside(data: Data, points: Sequence[Measured]) -> Iterator[Block]:
@@ -217,9 +218,11 @@ def _beside(data: Data, points: Sequence[Measured]) -> Iterator[Block]:
 
 
 def _ratios(points: Sequence[Measured], names: Callable[[Measured], Sequence[str]]) -> Iterator[Table]:
-    """Yield a table for each op that was timed beside something."""
+    """Yield a table for each op that was timed beside something: all M of its first shape, and few of the others."""
     for row in dict.fromkeys(point.row for point in points):
-        mine = [point for point in points if point.row == row and names(point)]
+        shape = _first_shape(points, row)
+        shown = (p for p in points if p.row == row and (p.shape == shape or p.m in FEW))
+        mine = [point for point in shown if names(point)]
         beside = list(dict.fromkeys(name for point in mine for name in names(point)))
         rows = (
             (f"{p.shape}, M = {p.m}", *("" if (s := p.speedup(name)) is None else f"{s:.2f}" for name in beside))

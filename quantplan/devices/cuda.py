@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from quantplan.errors import DriverError, DriverNotFound, InvalidProblem
+from quantplan.tensor_maps import MAP_ALIGNMENT, MAP_BYTES, Swizzle
 
 if TYPE_CHECKING:
     from quantplan.tensor_maps import TensorMap
@@ -83,32 +83,54 @@ def _compute_capability(core: Any, index: int) -> tuple[int, int]:  # noqa: ANN4
 
 
 def encode(tensor_map: TensorMap, address: int) -> bytes:
-    """Encode a tensor map for an address of the current GPU.
+    """Let the driver encode a tensor map for an address of the current GPU.
 
     Raises
     ------
     DriverError
-        The driver refuses it: the GPU has no tensor maps, mostly.
+        It refuses: the GPU has no tensor maps, mostly.
     """
-    from cuda.bindings import driver as api  # noqa: PLC0415 - importing quantplan touches no CUDA
+    import ctypes  # noqa: PLC0415 - importing quantplan is to stay cheap
 
-    # Only sizes matter: a copy changes no value, and zero, which fills what is out of bounds, has no bit set.
-    words = {1: "UINT8", 2: "UINT16", 4: "UINT32", 8: "UINT64"}
-    span = f"{tensor_map.swizzle.value}B" if tensor_map.swizzle else "NONE"
+    room = ctypes.create_string_buffer(2 * MAP_BYTES)
+    aligned = -(-ctypes.addressof(room) // MAP_ALIGNMENT) * MAP_ALIGNMENT
     rank = len(tensor_map.shape)
-    status, encoded = api.cuTensorMapEncodeTiled(
-        api.CUtensorMapDataType[f"CU_TENSOR_MAP_DATA_TYPE_{words[tensor_map.itemsize]}"],
-        rank,
-        address,
-        [api.cuuint64_t(extent) for extent in reversed(tensor_map.shape)],
-        [api.cuuint64_t(pitch) for pitch in reversed(tensor_map.pitches)],
-        [api.cuuint32_t(side) for side in reversed(tensor_map.box)],
-        [api.cuuint32_t(1)] * rank,
-        api.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
-        api.CUtensorMapSwizzle[f"CU_TENSOR_MAP_SWIZZLE_{span}"],
-        api.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-        api.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+    status = encode_tiled()(
+        ctypes.c_void_p(aligned),
+        ctypes.c_int(_WORDS[tensor_map.itemsize]),
+        ctypes.c_uint32(rank),
+        ctypes.c_void_p(address),
+        (ctypes.c_uint64 * rank)(*reversed(tensor_map.shape)),
+        (ctypes.c_uint64 * rank)(*reversed(tensor_map.pitches)),
+        (ctypes.c_uint32 * rank)(*reversed(tensor_map.box)),
+        (ctypes.c_uint32 * rank)(*[1] * rank),
+        ctypes.c_int(_NO_INTERLEAVE),
+        ctypes.c_int(_SWIZZLES[tensor_map.swizzle]),
+        ctypes.c_int(_FETCH_256_BYTES),
+        ctypes.c_int(_FILL_WITH_ZERO),
     )
-    if status != api.CUresult.CUDA_SUCCESS:
-        raise DriverError(f"no map of {tensor_map}", op="tensor map", code=int(status), name=status.name)
-    return b"".join(int(word).to_bytes(8, sys.byteorder) for word in encoded.opaque)
+    if status:
+        from cuda.bindings import driver as api  # noqa: PLC0415 - importing quantplan touches no CUDA
+
+        name = api.CUresult(status).name
+        raise DriverError(f"{name}: no map of {tensor_map}", op="tensor map", code=status, name=name)
+    return ctypes.string_at(aligned, MAP_BYTES)
+
+
+# As cuda.h numbers them. Of an item only its size matters: a copy changes no value, and zero has no bit set.
+_WORDS = {1: 0, 2: 1, 4: 2, 8: 4}
+_SWIZZLES = {Swizzle.NONE: 0, Swizzle.B32: 1, Swizzle.B64: 2, Swizzle.B128: 3}
+_NO_INTERLEAVE, _FETCH_256_BYTES, _FILL_WITH_ZERO = 0, 3, 0
+
+
+@cache
+def encode_tiled() -> Any:  # noqa: ANN401 - a function of C
+    """Return the driver's ``cuTensorMapEncodeTiled``.
+
+    cuda-python's own lets it write to memory that is mostly not aligned as a map has to be.
+    """
+    import ctypes  # noqa: PLC0415 - as above
+
+    from cuda import pathfinder  # noqa: PLC0415 - importing quantplan touches no CUDA
+
+    return ctypes.CDLL(pathfinder.load_nvidia_dynamic_lib("cuda").abs_path).cuTensorMapEncodeTiled

@@ -64,7 +64,12 @@ class WgmmaTile:
     def shared_bytes(self) -> int:
         """Shared memory of a block: the ring, eight warps' staging of outputs, sums of the weight's rows, mbarriers."""
         staging = 8 * 16 * (32 + 8) * 4
-        return self.stages * ((self.bm + self.bn) * _BK + _BARRIERS) + staging + 256 * 4
+        return self.stages * (self.stage_bytes + _BARRIERS) + staging + 256 * 4
+
+    @property
+    def stage_bytes(self) -> int:
+        """Bytes of a buffer of the ring."""
+        return (self.bm + self.bn) * _BK
 
     def limit(self, desc: Desc) -> str | None:
         """Return why there are too many tiles, or None."""
@@ -120,8 +125,12 @@ class SwappedTile:
     @property
     def shared_bytes(self) -> int:
         """Shared memory of a block: the ring, sums that a cluster exchanges, sums of the weight's rows, mbarriers."""
-        ring = self.stages * ((self.tokens + self.bn) * _BK + _BARRIERS)
-        return ring + self.tokens * (self.bn + 4) * 4 + 128 * 4
+        return self.stages * (self.stage_bytes + _BARRIERS) + self.tokens * (self.bn + 4) * 4 + 128 * 4
+
+    @property
+    def stage_bytes(self) -> int:
+        """Bytes of a buffer of the ring."""
+        return (self.tokens + self.bn) * _BK
 
     def limit(self, desc: Desc) -> str | None:
         """Return why there are too many rows, or too many tiles, or None."""
@@ -215,7 +224,8 @@ class WgmmaProgram:
         maps = (TensorMap.of(name, view, box=boxes[name], swizzle=Swizzle.B128) for name, view in views.items())
         values = (*maps, *portable.linear_values(call))
         grid = self.tile.grid(call.desc, call.selected)
-        yield Launch(self.specs(call.selected)[0], grid, values, written=("output",))
+        own, ring_bytes = self.specs(call.selected)[0], self.tile.stages * self.tile.stage_bytes
+        yield Launch(own, grid, values, written=("output",), ring_bytes=ring_bytes)
 
     @staticmethod
     def _otherwise(desc: Desc) -> portable.MmaProgram:

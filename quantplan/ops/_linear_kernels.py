@@ -139,9 +139,14 @@ class MmaTile:
         return _WARP * self.warps_m * self.warps_n * self.warps_k
 
     @property
+    def stage_bytes(self) -> int:
+        """Bytes of a buffer of the ring."""
+        return (self.bm + self.bn) * self.bk
+
+    @property
     def shared_bytes(self) -> int:
         """Shared memory of a block: the ring, and in its place the sums that the epilogue reads."""
-        ring = self.stages * (self.bm + self.bn) * self.bk
+        ring = self.stages * self.stage_bytes
         sums = 4 * self.warps_k * (self.bm * (self.bn + 8) + self.bn)
         return max(ring, sums)
 
@@ -206,8 +211,9 @@ class MmaProgram:
     def launches(self, call: Call) -> Iterator[Launch]:
         """Yield the launch."""
         (spec,) = self.specs(call.selected)
-        grid = Grid(self.tile.blocks(call.desc), self.tile.shared_bytes)
-        yield Launch(spec, grid, linear_values(call), written=("output",))
+        tile = self.tile
+        grid, ring_bytes = Grid(tile.blocks(call.desc), tile.shared_bytes), (tile.stages - 1) * tile.stage_bytes
+        yield Launch(spec, grid, linear_values(call), written=("output",), ring_bytes=ring_bytes)
 
 
 def linear_values(call: Call) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ SVG = '<?xml version="1.0"?>\n<svg viewBox="0 0 1 1"><path d="M0 0"/></svg>\n'
 SECTIONS = [
     Section("", ("Some **bold** and `code` <here>, [a link](https://github.com).",)),
     Section("Table", (Table(("Name", "µs"), (("a | b", "1.5"), ("`c`", "2"))), "- one\n- two")),
-    Section("Plot", (Figure("plot", "what it shows", SVG),)),
+    Section("Plot", (Figure("plot", "what it shows", lambda: SVG),)),
 ]
 
 

@@ -156,6 +156,21 @@ def test_an_unmeasured_table_is_an_error_that_names_the_command(tree, capsys):
     assert texts(tree) == [README, PERFORMANCE]
 
 
+@pytest.mark.parametrize(
+    "name, data",
+    [
+        ("reference-2031-02-04.json", {"date": "2031-02-04"}),
+        ("resources-2031-02-04.json", {**RESOURCES, "sources": {}, "rows": [{"schema": 1, "type": "PlanResources"}]}),
+    ],
+)
+def test_a_file_of_another_version_is_an_error_that_names_the_command(tree, capsys, name, data):
+    put(tree, name, data)
+    assert run(tree) == 2
+    kind = name.partition("-")[0]
+    assert f"measure it again with `python -m quantplan.bench.{kind}`" in capsys.readouterr().err
+    assert texts(tree) == [README, PERFORMANCE]
+
+
 def test_missing_markers_are_an_error(tree, capsys):
     (tree / "README.md").write_text("# Title\n", encoding="utf-8")
     assert run(tree) == 2

@@ -1,11 +1,16 @@
 """What is asked of the CUDA driver, with stand-ins for cuda-python: there need not be any."""
 
+import struct
+import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 import quantplan as qp
 from quantplan.devices import cuda
+from quantplan.emulator import compiler
+from quantplan.tensor_maps import Swizzle, TensorMap
 from tests import fake_cuda
 from tests.fake_cuda import CUresult, DynamicLibNotFoundError, Machine
 
@@ -125,3 +130,38 @@ def test_cuda_python_as_installed_has_what_is_asked_of_it():
     assert hasattr(core.Device, "compute_capability")
     assert callable(core.Device.get_all_devices)
     assert callable(driver.cuDeviceGetCount)
+
+
+# ---- tensor maps
+
+DRIVER = """#include <stdint.h>
+int cuTensorMapEncodeTiled(void* map, int type, uint32_t rank, void* address, const uint64_t* extents,
+                           const uint64_t* pitches, const uint32_t* box, const uint32_t* steps, int interleave,
+                           int swizzle, int fetch, int fill) {
+  if ((uintptr_t)map % 128) return 1;
+  const uint64_t told[16] = {type, rank, (uintptr_t)address, extents[0], extents[1], pitches[0], box[0], box[1],
+                             steps[0], steps[1], interleave, swizzle, fetch, fill, 14, 15};
+  for (int i = 0; i < 16; ++i) ((uint64_t*)map)[i] = told[i];
+  return 0;
+}
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the stand-in is built as the emulated device is")
+def test_the_drivers_function_gets_what_its_declaration_says(install, monkeypatch, tmp_path):
+    machine = Machine([(9, 0)])
+    install(machine)
+    source, library = tmp_path / "driver.c", tmp_path / "libcuda.so"
+    source.write_text(DRIVER)
+    command = [*compiler.find_compiler(), "-x", "c", "-shared", "-fPIC", str(source), "-o", str(library)]
+    subprocess.run(command, check=True)
+    monkeypatch.setattr(
+        sys.modules["cuda.pathfinder"], "load_nvidia_dynamic_lib", lambda name: SimpleNamespace(abs_path=str(library))
+    )
+    cuda.encode_tiled.cache_clear()
+    try:
+        encoded = [cuda.encode(TensorMap("x", (64, 100), (208,), 2, (8, 64), Swizzle.B128), 2**44) for _ in range(9)]
+    finally:
+        cuda.encode_tiled.cache_clear()
+    told = (1, 2, 2**44, 100, 64, 208, 64, 8, 1, 1, 0, 3, 3, 0, 14, 15)
+    assert [struct.unpack("@16Q", one) for one in encoded] == [told] * 9, "wherever Python's memory lies"

@@ -121,7 +121,7 @@ def test_a_gpu_takes_the_same_struct(monkeypatch, tmp_path):
     np.testing.assert_array_equal(total.get()[0], x.get().sum(axis=1, dtype=np.int32))
     assert len(gpus.machine.encoded) == 1, "an address is encoded once"
     ((_, name, blocks, threads, params, *_), _) = gpus.launches
-    assert (name, blocks, threads, len(params)) == ("qp_split_sums_4", 12, 32, 192)
+    assert (name, blocks, threads, len(params)) == ("qp_split_sums_4", 12, 32, 256)
 
 
 @pytest.mark.parametrize("cluster", [1, 8])

@@ -6,7 +6,7 @@ enum Scenario { load, load_deep, store, ring, mistake };
 enum Step {
   nothing, wait, expect, init_fence, all_bytes, proxy_fence, empty_wait, misaligned_box, misaligned_map, local_map,
   missing_map, shallow_map, stray_box, beyond_operand, misaligned_source, stray_source, unwritten_source, store_leave,
-  load_leave, busy_source, prefetch_missing
+  load_leave, busy_source, prefetch_missing, policy
 };
 using Mbarrier = unsigned long long;
 
@@ -33,6 +33,7 @@ __device__ void run_load(const P& p) {
   if (threadIdx.x == 0) {
     prefetch_tensor_map(&p.in_map);
     UNLESS(expect) mbarrier_arrive_expect_tx(mbarrier, p.bytes - (p.without == all_bytes ? 16 : 0));
+    if (p.without == policy) cp_async_bulk_tensor_load_2d_hint(box(), &p.in_map, p.c0, p.c1, mbarrier, 7);  // @hints
     cp_async_bulk_tensor_load_2d(box(), &p.in_map, p.c0, p.c1, mbarrier);  // @loads
   }
   UNLESS(wait) while (!mbarrier_try_wait_parity(mbarrier, 0)) {}  // @waits
@@ -75,7 +76,8 @@ __device__ void run_ring(const P& p) {
     if (i == 0) {
       UNLESS(empty_wait) while (!mbarrier_try_wait_parity(&empty[s], round % 2 ^ 1)) {}
       mbarrier_arrive_expect_tx(&full[s], p.bytes);  // @announces
-      cp_async_bulk_tensor_load_2d(tile, &p.in_map, t * width, 0, &full[s]);  // @refills
+      const unsigned long long policy = t % 2 ? l2_evict_first() : l2_evict_last();
+      cp_async_bulk_tensor_load_2d_hint(tile, &p.in_map, t * width, 0, &full[s], policy);  // @refills
     } else if (i >= 32) {
       while (!mbarrier_try_wait_parity(&full[s], round % 2)) {}
       for (unsigned j = i - 32; j < p.bytes / 16; j += 32)

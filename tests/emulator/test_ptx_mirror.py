@@ -261,6 +261,7 @@ MNEMONICS = {
         "wgmma_wait_group<2>": "WARPGROUP.DEPBAR.LE",
         "prefetch_tensor_map<>": "UTMACCTL.PF",
         "cp_async_bulk_tensor_load_2d<>": "UTMALDG.2D",
+        "cp_async_bulk_tensor_load_2d_hint<>": "UTMALDG.2D",
         "cp_async_bulk_tensor_load_3d<>": "UTMALDG.3D",
         "cp_async_bulk_tensor_store_2d<>": "UTMASTG.2D",
         "stmatrix_x1<>": "STSM.16.M88",

@@ -148,6 +148,7 @@ STORE = {"maps": (None, matrix_map("out", (16, 128), Swizzle.B128)), "scalars": 
         ("load", "init_fence", BOX, FaultKind.RACE, "loads", "initializes"),
         ("load", "expect", BOX, FaultKind.DEADLOCK, "waits", None),
         ("load", "all_bytes", BOX, FaultKind.DEADLOCK, "waits", None),
+        ("load", "policy", BOX, FaultKind.INVALID, "hints", None),
         ("store", "proxy_fence", STORE, FaultKind.RACE, "stores", "fills"),
         ("store", "busy_source", STORE, FaultKind.IN_FLIGHT, "overwrites", "stores"),
     ],

@@ -101,6 +101,20 @@ def test_tiles_that_begin_within_a_pattern(multiply, base_offset):
     np.testing.assert_array_equal(got, wrapped(a, b, sums))
 
 
+def test_descriptors_are_built_by_the_compiler(bench, nvrtc):
+    fields = {0: 0x2A000 >> 4, 16: 256 >> 4, 32: 2048 >> 4, 49: 5, 62: SWIZZLES[64]}
+    bits = sum(value << at for at, value in fields.items())
+    further = bits + 2
+    text = (
+        "#include <qp/ptx/launch.cuh>\n#include <qp/ptx/wgmma.cuh>\nusing namespace qp::ptx; struct P {};\n"
+        "constexpr MatrixDescriptor one = describe_matrix(0x2A000, Swizzle::b64, 2048, 256, 5);\n"
+        f'static_assert(one.bits == {bits}ull && one.advanced(32).bits == {further}ull, "");\n'
+        "__device__ void body(const P& p) {}\n"
+    )
+    bench.library(text)
+    nvrtc(f"{text}QP_KERNEL(k, 128, P, body)", "sm_90a")
+
+
 def test_sums_may_be_overwritten(multiply):
     a, b, sums = integers(np.random.default_rng(6), ("u8", "s8"), 24, 128)
     got = multiply(("u8", "s8"), a, b, sums, accumulate=False, sizes=[24])
@@ -303,7 +317,7 @@ def test_unchecked_builds_show_a_missing_wait_in_the_result(pipelines):
 
 
 def test_a_late_wgmma_multiplies_what_has_replaced_its_tile(pipelines):
-    """Unchecked, the missing wait shows in the result, and only where completion is late."""
+    """Fault 34: without checks, a missing wait shows in the result only where completion is late."""
     data = random_bytes(9 * TILE)
     right = expected("ring", data)[0].astype(np.int32)
     got = {

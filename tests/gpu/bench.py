@@ -1,12 +1,10 @@
 """Small kernels on a GPU, from the same texts and with the same interface as the emulator's bench."""
 
-import struct
-
 import numpy as np
 
 from quantplan import kernels
-from quantplan.devices import gpu
-from tests.emulator.conftest import PRELUDE, Bench
+from quantplan.devices import cuda, gpu
+from tests.emulator.conftest import PRELUDE, Bench, entry, pack
 
 
 class GpuBench:
@@ -19,26 +17,40 @@ class GpuBench:
             self.stream = self.cupy.cuda.Stream(non_blocking=True)
         self._compiled = {}
 
-    def run(self, text, arrays, *, outputs=(), scalars=(), grid=(1,), block=(32,), shared=0, **schedule):
+    def run(
+        self,
+        text,
+        arrays,
+        *,
+        outputs=(),
+        scalars=(),
+        maps=(),
+        grid=(1,),
+        block=(32,),
+        shared=0,
+        cluster=1,
+        **schedule,
+    ):
         """Run `text`; arrays named in `outputs` are written. A GPU has its own schedule."""
-        kernel = self.kernel(text, int(np.prod(block)))
+        kernel = self.kernel(text, int(np.prod(block)), cluster)
         with self.cupy.cuda.Device(self.index), self.stream:
             copies = {name: self.cupy.asarray(array.reshape(-1).view(np.uint8)) for name, array in arrays.items()}
-            pointers = [int(copy.data.ptr) for copy in copies.values()]
-            params = struct.pack(f"@{len(pointers)}P{len(scalars)}q", *pointers, *scalars)
+            pointers = {name: int(copy.data.ptr) for name, copy in copies.items()}
+            encoded = [b"" if one is None else cuda.encode(one, pointers[one.operand]) for one in maps]
+            params = pack(encoded, list(pointers.values()), scalars)
             value = np.frombuffer(bytearray(params), np.dtype([("params", f"V{len(params)}")]))
             kernel(tuple(grid), tuple(block), (value,), shared_mem=shared, stream=self.stream)
         for name in outputs:
             arrays[name].reshape(-1).view(np.uint8)[...] = copies[name].get(stream=self.stream)
 
-    def kernel(self, text, threads):
+    def kernel(self, text, threads, cluster=1):
         """Compile and load `text`, once."""
-        if (text, threads) not in self._compiled:
-            cubin = kernels.compile_text(f"{PRELUDE}{text}\nQP_KERNEL(k, {threads}, P, body)\n", self.arch)
+        if (text, threads, cluster) not in self._compiled:
+            cubin = kernels.compile_text(f"{PRELUDE}{text}\n{entry(threads, cluster)}\n", self.arch)
             with self.cupy.cuda.Device(self.index):
                 function = self.cupy.RawModule(path=str(gpu._file_of(cubin))).get_function("k")
-                self._compiled[text, threads] = function.kernel
-        return self._compiled[text, threads]
+                self._compiled[text, threads, cluster] = function.kernel
+        return self._compiled[text, threads, cluster]
 
 
 class Both:

@@ -7,10 +7,11 @@ import pytest
 import quantplan as qp
 from quantplan import kernels
 from quantplan.emulator.schedule import Schedule
+from quantplan.tensor_maps import Swizzle
 from tests import fake_cupy
-from tests.emulator import scenarios, test_mma
+from tests.emulator import scenarios, test_clusters, test_mma, test_tensor_maps
 from tests.emulator.conftest import PRELUDE, Bench
-from tests.gpu import test_ptx
+from tests.gpu import test_ptx, test_ptx_hopper
 from tests.gpu.bench import Both
 
 
@@ -31,8 +32,9 @@ def target(monkeypatch, tmp_path):
 
     def compile_text(unit, arch):
         assert arch == "sm_90a"
-        text, threads = re.fullmatch(r"(?s)(.*)\nQP_KERNEL\(k, (\d+), P, body\)\n", unit.removeprefix(PRELUDE)).groups()
-        gpus.library = Bench().library(text, threads=int(threads), arch=900, checked=False)
+        line = r"(?s)(.*)\n(?:QP_KERNEL\(k, |QP_CLUSTER_KERNEL\(k, (\d+), )(\d+), P, body\)\n"
+        text, cluster, threads = re.fullmatch(line, unit.removeprefix(PRELUDE)).groups()
+        gpus.library = Bench().library(text, threads=int(threads), cluster=int(cluster or 1), arch=900, checked=False)
         return unit.encode()
 
     monkeypatch.setattr(kernels, "compile_text", compile_text)
@@ -65,6 +67,23 @@ def test_multiplications(both, needs, record_property):
     test_ptx.test_nan_and_infinity(both, needs, ("bf16", "bf16"))
 
 
+def test_boxes(both):
+    test_ptx_hopper.test_boxes(both, Swizzle.B64, 2)
+    test_ptx_hopper.test_boxes_of_three_dimensions(both)
+    test_ptx_hopper.test_stored_boxes(both, Swizzle.NONE)
+    test_ptx_hopper.test_a_ring_of_boxes(both)
+
+
+@pytest.mark.parametrize("scenario", ["reduce", "gather", "send_values"])
+def test_exchanges(both, scenario):
+    test_ptx_hopper.test_exchanges(both, scenario, 4)
+
+
+@pytest.mark.parametrize("scenario", ["ring", "early_return"])
+def test_pairs_of_blocks(both, scenario):
+    test_ptx_hopper.test_pairs_of_blocks(both, scenario)
+
+
 def test_a_difference_is_told_by_its_bits(both, monkeypatch):
     monkeypatch.setattr(Emulated, "launched", lambda *details: None)
     with pytest.raises(AssertionError, match=r"out: \d+ of \d+ differ, e\.g\. at \(.*\): 0x1234 on the GPU"):
@@ -73,6 +92,7 @@ def test_a_difference_is_told_by_its_bits(both, monkeypatch):
 
 SM_90_TEXTS = {name: scenarios.source(name) for name in ("copies.cu", "matrix.cu", "named_barriers.cu")}
 SM_90_TEXTS |= {"mma.cu": test_mma.TEXT, "elementwise.cu": test_ptx.ELEMENTWISE}
+SM_90_TEXTS |= {"tensor_maps.cu": test_tensor_maps.TEXT, "clusters.cu": test_clusters.TEXT}
 
 
 @pytest.mark.parametrize("name", SM_90_TEXTS)

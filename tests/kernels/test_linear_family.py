@@ -225,6 +225,12 @@ class TestExtremes:
             got = twin.run("emulated:sm_90a", alone, part, variant=variant)
             np.testing.assert_array_equal(got["output"], expected)
 
+    @pytest.mark.parametrize("layout", ["misaligned", "strided", "padded"])
+    def test_faults_25_to_28_wherever_operands_lie(self, twin, variant, layout):
+        """What tensor maps and vectors cannot describe is copied otherwise; tails are tails of K, M and N alike."""
+        desc = qp.QuantizedLinearDescriptor(m=5, n=67, k=208, act_zero_point=True, bias=True, output_element="bf16")
+        twin.check(desc, variant=variant, layout=layout)
+
     def test_operands_that_are_only_read_stay_as_they_are(self, twin, variant):
         desc = qp.QuantizedLinearDescriptor(m=5, n=7, k=80, act_zero_point=True, bias=True, output_element="s8")
         arrays = twin.lab.operands(desc)

@@ -44,11 +44,7 @@ struct Ring {
   }
 
   __device__ void wait_empty(const RingPlace<Stages>& at) const {
-    if constexpr (Cluster == 1) {
-      while (!ptx::mbarrier_try_wait_parity(&empty[at.stage], at.round ^ 1)) {}
-    } else {
-      while (!ptx::mbarrier_try_wait_parity_cluster(&empty[at.stage], at.round ^ 1)) {}
-    }
+    while (!ptx::mbarrier_try_wait_parity(&empty[at.stage], at.round ^ 1)) {}
   }
   __device__ void wait_full(const RingPlace<Stages>& at) const {
     while (!ptx::mbarrier_try_wait_parity(&full[at.stage], at.round)) {}
@@ -56,11 +52,11 @@ struct Ring {
   __device__ void announce(const RingPlace<Stages>& at, unsigned copied) const {
     ptx::mbarrier_arrive_expect_tx(&full[at.stage], copied);
   }
-  // By all lanes of a consuming warp.
+  // By all lanes of a consuming warp, whose loads are over. It tells other blocks nothing else, and so costs no fence.
   __device__ void release(const RingPlace<Stages>& at, int lane) const {
     if (lane >= Cluster) return;
     if constexpr (Cluster == 1) ptx::mbarrier_arrive(&empty[at.stage]);
-    else ptx::mbarrier_arrive_cluster(ptx::mapa(&empty[at.stage], lane));
+    else ptx::mbarrier_arrive_cluster_read(ptx::mapa(&empty[at.stage], lane));
   }
 };
 

@@ -10,29 +10,11 @@
 #include <memory>
 #include <utility>
 
-#include "runtime.h"
+#include "memory.h"
 
 namespace emulated {
 
 namespace {
-
-struct Stamp {
-  uint32_t clock;  // 0: never
-  uint32_t block;
-  Site site;
-  uint16_t thread;
-  uint16_t atomic;
-};
-
-enum Copy : uint32_t { at_rest, being_written, being_read };  // what an asynchronous copy does with a byte
-
-struct Cell {
-  Stamp write, read;
-  uint32_t more;       // index into `readers`, when one is not enough
-  uint32_t copy : 2;
-  uint32_t block : 30;  // of shared memory: for which block the cell holds
-};
-static_assert(sizeof(Cell) == 40, "cells have no padding: they are compared as bytes");
 
 // Cells are zero until touched, and memory from calloc costs nothing until then: outputs may be large.
 struct Free {
@@ -61,49 +43,15 @@ const char* verb(Access kind) {
 
 unsigned long long number(uint64_t n) { return n; }
 
-// A byte of an operand, or of shared memory when there is none.
-struct Byte {
-  const Region* region;
-  uint64_t row, at;
-};
-
-void name_byte(const Byte& byte, Text& text) {
-  const uint64_t rank = byte.at / block.window, offset = byte.at % block.window;
-  if (byte.region)
-    snprintf(text, sizeof text, "byte %llu of row %llu of %s", number(byte.at), number(byte.row), byte.region->name);
-  else if (rank == block.rank)
-    snprintf(text, sizeof text, "shared memory at offset %llu", number(offset));
-  else
-    snprintf(text, sizeof text, "shared memory of block %llu at offset %llu",
-             number(block.linear * block.cluster + rank), number(offset));
-}
-
-bool is_warp_group(unsigned agent) { return agent >= block.slots + agents * block.cluster; }
-
 [[noreturn]] void fail_race(const Stamp& other, const char* did, Access kind, Site site, const Byte& byte) {
   Text what, name;
   name_byte(byte, what);
   if (other.thread >= block.slots)
-    snprintf(name, sizeof name, is_warp_group(other.thread) ? "a wgmma" : "an asynchronous copy");
+    snprintf(name, sizeof name, "%s", agent_name(other.thread));
   else
     name_thread(other.thread, other.block, name);
   fail(Fault::race, site, other.site, "thread %u %s %s that %s %s, with no barrier between them", current.linear,
        verb(kind), what, name, did);
-}
-
-[[noreturn]] void fail_in_flight(const Cell& cell, Access kind, Site site, const Byte& byte) {
-  Text what;
-  name_byte(byte, what);
-  const bool written = cell.copy == being_written;
-  fail(Fault::in_flight, site, written ? cell.write.site : cell.read.site,
-       "thread %u %s %s while an asynchronous copy %s it", current.linear, verb(kind), what,
-       written ? "writes" : "reads");
-}
-
-[[noreturn]] void fail_uninitialized(Access kind, Site site, const Byte& byte) {
-  Text what;
-  name_byte(byte, what);
-  fail(Fault::uninitialized, site, 0, "thread %u %s %s, which nothing has written", current.linear, verb(kind), what);
 }
 
 // The access belongs to nothing: says what is nearest.
@@ -168,27 +116,6 @@ void compact(std::vector<Stamp>& list) {
   std::reverse(list.begin(), list.end());
 }
 
-void remember_reader(Cell& cell, const Stamp& now) {
-  if (by_one_thread(cell.read, now) || ordered(cell.read)) {
-    cell.read = now;
-    return;
-  }
-  if (!cell.more) {
-    if (free_readers.empty()) {
-      free_readers.push_back(uint32_t(readers.size()));
-      readers.emplace_back();
-    }
-    cell.more = free_readers.back();
-    free_readers.pop_back();
-  }
-  std::vector<Stamp>& list = readers[cell.more];
-  if (list.size() == list.capacity()) {
-    compact(list);
-    list.reserve(std::max<size_t>(8, 2 * list.size()));
-  }
-  list.push_back(now);
-}
-
 void forget_readers(Cell& cell) {
   if (cell.more) {
     readers[cell.more].clear();
@@ -235,16 +162,6 @@ void check_cells(At at, size_t bytes, Access kind, Site site, Byte byte, bool ne
   }
 }
 
-Cell& shared_cell(size_t offset) {
-  Cell& cell = shared_cells[offset];
-  if (cell.block != blocks_run) {  // left by an earlier block
-    forget_readers(cell);
-    cell = {};
-    cell.block = blocks_run;
-  }
-  return cell;
-}
-
 void check_shared(uintptr_t address, size_t bytes, Access kind, Site site) {
   const size_t offset = address - reinterpret_cast<uintptr_t>(block.arena);
   const auto rank = block.cluster == 1 ? 0 : unsigned(offset / block.window);
@@ -283,6 +200,65 @@ bool within(uintptr_t address, size_t bytes, uintptr_t begin, size_t size) {
 }
 
 }  // namespace
+
+// ---- what async_memory.cpp needs of this
+
+void name_byte(const Byte& byte, Text& text) {
+  const uint64_t rank = byte.at / block.window, offset = byte.at % block.window;
+  if (byte.region)
+    snprintf(text, sizeof text, "byte %llu of row %llu of %s", number(byte.at), number(byte.row), byte.region->name);
+  else if (rank == block.rank)
+    snprintf(text, sizeof text, "shared memory at offset %llu", number(offset));
+  else
+    snprintf(text, sizeof text, "shared memory of block %llu at offset %llu",
+             number(block.linear * block.cluster + rank), number(offset));
+}
+
+void fail_in_flight(const Cell& cell, Access kind, Site site, const Byte& byte) {
+  Text what;
+  name_byte(byte, what);
+  const bool written = cell.copy == being_written;
+  fail(Fault::in_flight, site, written ? cell.write.site : cell.read.site,
+       "thread %u %s %s while an asynchronous copy %s it", current.linear, verb(kind), what,
+       written ? "writes" : "reads");
+}
+
+void fail_uninitialized(Access kind, Site site, const Byte& byte) {
+  Text what;
+  name_byte(byte, what);
+  fail(Fault::uninitialized, site, 0, "thread %u %s %s, which nothing has written", current.linear, verb(kind), what);
+}
+
+void remember_reader(Cell& cell, const Stamp& now) {
+  if (by_one_thread(cell.read, now) || ordered(cell.read)) {
+    cell.read = now;
+    return;
+  }
+  if (!cell.more) {
+    if (free_readers.empty()) {
+      free_readers.push_back(uint32_t(readers.size()));
+      readers.emplace_back();
+    }
+    cell.more = free_readers.back();
+    free_readers.pop_back();
+  }
+  std::vector<Stamp>& list = readers[cell.more];
+  if (list.size() == list.capacity()) {
+    compact(list);
+    list.reserve(std::max<size_t>(8, 2 * list.size()));
+  }
+  list.push_back(now);
+}
+
+Cell& shared_cell(size_t offset) {
+  Cell& cell = shared_cells[offset];
+  if (cell.block != blocks_run) {  // left by an earlier block
+    forget_readers(cell);
+    cell = {};
+    cell.block = blocks_run;
+  }
+  return cell;
+}
 
 // ---- the life of a launch
 
@@ -356,95 +332,6 @@ void touch(const void* pointer, size_t bytes, Access kind, size_t alignment, Whe
     fail_misaligned(address, what, alignment, site_of(where));
   }
   if (checked()) access(address, bytes, kind, site_of(where));
-}
-
-// ---- asynchronous copies
-
-void memory_in_flight(const void* shared, size_t bytes, Site site) {
-  const size_t offset = static_cast<const char*>(shared) - block.arena;
-  for (size_t i = 0; i < bytes; ++i) {
-    Cell& cell = shared_cell(offset + i);
-    cell.copy = being_written;
-    cell.write.site = site;
-  }
-}
-
-void memory_landed(const void* shared, size_t bytes, unsigned thread, uint32_t clock, Site site) {
-  const size_t offset = static_cast<const char*>(shared) - block.arena;
-  for (size_t i = 0; i < bytes; ++i) {
-    Cell& cell = shared_cell(offset + i);
-    cell.copy = at_rest;
-    cell.write = {clock, block.linear, site, uint16_t(thread), 0};
-  }
-}
-
-void memory_begin_reading(const void* shared, size_t bytes, Site site) {
-  const size_t offset = static_cast<const char*>(shared) - block.arena;
-  for (size_t i = 0; i < bytes; ++i) {
-    Cell& cell = shared_cell(offset + i);
-    if (!fenced(cell.write.thread, cell.write.clock, block.running)) {
-      Text name;
-      name_thread(cell.write.thread, block.linear, name);
-      fail(Fault::race, site, cell.write.site, "a bulk copy reads what %s wrote without fence.proxy.async", name);
-    }
-    cell.copy = being_read;
-  }
-}
-
-void memory_end_reading(const void* shared, size_t bytes, unsigned thread, uint32_t clock, Site site) {
-  const size_t offset = static_cast<const char*>(shared) - block.arena;
-  for (size_t i = 0; i < bytes; ++i) {
-    Cell& cell = shared_cell(offset + i);
-    cell.copy = at_rest;
-    remember_reader(cell, {clock, block.linear, site, uint16_t(thread), 0});
-  }
-}
-
-// ---- wgmma
-
-namespace {
-
-[[noreturn]] void fail_reading(const Reading& reading, const Stamp& write, unsigned thread, const Byte& byte,
-                               const char* missing) {
-  Text what, name;
-  name_byte(byte, what);
-  if (write.thread >= block.slots)
-    snprintf(name, sizeof name, "an asynchronous copy");
-  else
-    name_thread(write.thread, write.block, name);
-  fail(Fault::race, reading.site, write.site, "a wgmma of thread %u reads %s, which %s wrote, with no %s between them",
-       index_in_block(thread), what, name, missing);
-}
-
-// Of a writer, what holds for its newest write holds for the earlier ones.
-void check_written(const Reading& reading, const Stamp& write, const Byte& byte) {
-  static struct {
-    uint64_t reading;
-    uint32_t clock;
-  } sound[most_clocks];
-  auto& newest = sound[write.thread];
-  if (newest.reading == reading.serial && write.clock <= newest.clock) return;
-  for (unsigned t = reading.first_thread; t < reading.first_thread + group_threads; ++t) {
-    if (write.clock > known(t, write.thread)) fail_reading(reading, write, t, byte, "barrier");
-    if (!fenced(write.thread, write.clock, t)) fail_reading(reading, write, t, byte, "fence.proxy.async");
-  }
-  newest = {reading.serial, write.clock};
-}
-
-}  // namespace
-
-void memory_read_by(const Reading& reading, const void* shared, size_t bytes) {
-  const size_t offset = static_cast<const char*>(shared) - block.arena;
-  const Stamp now{reading.moment, block.linear, reading.site, uint16_t(reading.agent), 0};
-  Stamp checked{};
-  for (size_t i = 0; i < bytes; ++i) {
-    Cell& cell = shared_cell(offset + i);
-    const Byte byte{nullptr, 0, offset + i};
-    if (cell.copy == being_written) fail_in_flight(cell, Access::read, reading.site, byte);
-    if (cell.write.clock == 0) fail_uninitialized(Access::read, reading.site, byte);
-    if (memcmp(&cell.write, &checked, sizeof checked)) check_written(reading, checked = cell.write, byte);
-    remember_reader(cell, now);
-  }
 }
 
 }  // namespace emulated

@@ -1,5 +1,5 @@
-// setmaxnreg: a warp group of a kernel gives registers away, another takes them. sm_90a only, and only in kernels that are
-// compiled for a known number of threads. All warps of the group execute it.
+// setmaxnreg: a warp group gives registers away, another takes them. All four warps execute it, in a kernel that is
+// compiled for a known number of threads. The compiler drops it where it needs no more registers than all threads get.
 #pragma once
 
 #include <qp/architecture.cuh>

@@ -16,7 +16,7 @@
 namespace qp::ptx {
 
 // A map, as the host has encoded it. Kernels hand on its address in their parameter, and never a copy of it.
-struct alignas(64) TensorMap {
+struct alignas(128) TensorMap {
   unsigned char bytes[128];
 };
 
@@ -35,6 +35,31 @@ __device__ inline void cp_async_bulk_tensor_load_2d(void* shared, const TensorMa
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
                "[%0], [%1, {%2, %3}], [%4];" ::"r"(shared_address(shared)),
                "l"(map), "r"(c0), "r"(c1), "r"(shared_address(mbarrier))
+               : "memory");
+}
+
+// Returns a policy for what is read once: it leaves L2 first.
+__device__ inline unsigned long long l2_evict_first() {
+  unsigned long long policy;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+
+// Returns a policy for what many blocks read: it leaves L2 last.
+__device__ inline unsigned long long l2_evict_last() {
+  unsigned long long policy;
+  asm volatile("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+
+// Starts to copy a box of a matrix, which L2 keeps as a policy says.
+template <int arch = 900>
+__device__ inline void cp_async_bulk_tensor_load_2d_hint(void* shared, const TensorMap* map, int c0, int c1,
+                                                         unsigned long long* mbarrier, unsigned long long policy) {
+  static_assert(__CUDA_ARCH__ >= arch, "cp.async.bulk.tensor needs sm_90 or newer");
+  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint "
+               "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared_address(shared)),
+               "l"(map), "r"(c0), "r"(c1), "r"(shared_address(mbarrier)), "l"(policy)
                : "memory");
 }
 

@@ -1,34 +1,37 @@
-// wgmma: the four warps of a warp group multiply two matrices, in the background, and add the product to a third in their
-// registers: sums (+)= A x B, 64 rows, n columns. sm_90a only. wgmma_operands.cuh says what A and B are.
+// wgmma: the four warps of a warp group multiply two matrices, in the background, and add the product to a third in
+// their registers: sums (+)= A x B, 64 rows, n columns. What A and B are, wgmma_operands.cuh says.
 //
 // Thread t of the group's 128 holds n/2 of the sums: sums[i] is at
 //
-//   row     16 (t/32) + t%32/4 + 8 (i/2%2)              column   8 (i/4) + 2 (t%4) + i%2
+//   row   16 (t/32) + t%32/4 + 8 (i/2%2)        column   8 (i/4) + 2 (t%4) + i%2
 //
-//                      columns 0-7                  8-15
-//              ┌───────────────────────────┬──────────────────
-//     row 0    │ t=0 t=0 t=1 t=1 … t=3 t=3 │ t=0 t=0 …            i = 0 1 of each thread │ 4 5
-//     row 1    │ t=4 t=4 t=5 t=5 … t=7 t=7 │ t=4 t=4 …
-//      …       │                           │
-//     row 7    │ t=28 …             t=31   │
-//     row 8    │ t=0 t=0 t=1 t=1 … t=3 t=3 │ t=0 t=0 …            i = 2 3                 │ 6 7
-//      …       │                           │
-//     row 16   │ t=32 …                    │                      the next warp, and so on to row 63
+//   column     0   1   2   3   4   5   6   7 │ 8   9  …
+//            ┌───────────────────────────────┼─────────
+//   row  0   │ 0   0   1   1   2   2   3   3 │ 0   0  …     thread
+//   row  1   │ 4   4   5   5   6   6   7   7 │ 4   4
+//    …       │                               │
+//   row  7   │28  28  29  29  30  30  31  31 │28  28
+//       i =  │ 0   1   0   1   0   1   0   1 │ 4   5
+//            ├───────────────────────────────┼─────────
+//   row  8   │ 0   0   1   1   2   2   3   3 │ 0   0
+//    …  i =  │ 2   3   2   3   2   3   2   3 │ 6   7
+//            ├───────────────────────────────┼─────────
+//   row 16   │32  32  33  33  34  34  35  35 │32  32        the next warp, and so on to row 63
 //
-// An A in registers lies in them like that of mma.sync, 16 rows a warp: a[r] has row 16 (t/32) + t%32/4 + 8 (r%2), and, of
-// the row's 32 bytes, the four from 4 (t%4) + 16 (r/2) on.
+// An A in registers lies there like that of mma.sync, 16 rows a warp: a[r] has row 16 (t/32) + t%32/4 + 8 (r%2), and of
+// the row's 32 bytes the four from 4 (t%4) + 16 (r/2) on.
 //
 // The order of things:
 //   wgmma_fence_operand(sums); wgmma_fence();   what was done to the registers, before what wgmma does to them
 //   wgmma<…>(sums, a, b, accumulate); …         issued: sums, an A in registers, and shared memory are in use
 //   wgmma_commit_group();
-//   wgmma_wait_group<0>();                      done: shared memory and A may be overwritten
-//   wgmma_fence_operand(sums);                  and the sums are there for the compiler too
-// Between, the arrays must stay where they are and as they are; another wgmma of the same shape may add to the same sums.
-// What the threads have written to shared memory needs fence_proxy_async_shared(), then a barrier, before a wgmma reads it.
+//   wgmma_wait_group<0>();                      done: shared memory and an A in registers may be overwritten
+//   wgmma_fence_operand(sums);                  and the compiler too takes the sums from here on
+// Between, the arrays stay where they are and as they are; another wgmma of the same shape may add to the same sums. What
+// threads have written to shared memory needs fence_proxy_async_shared(), then a barrier, before a wgmma reads it.
 //
-// All threads of a group execute the same instructions with the same descriptors. The arrays become registers only where
-// every index into them is known when compiling.
+// All threads of a group execute the same instructions with the same descriptors. Arrays become registers only where
+// every index into them is known when compiling. NVRTC must know the constraint "C": 12.9 does, and 12.4 does not.
 #pragma once
 
 #include <qp/architecture.cuh>
@@ -57,7 +60,8 @@ template <class A, class B> struct Either<false, A, B> { using type = B; };
 template <bool which, class A, class B> using either = typename Either<which, A, B>::type;
 
 template <MatrixElement e> using Depth = either<matrix_depth(e) == 16, Depth16, Depth32>;
-template <MatrixElement e> using End = either<is_8_bit_integer(e), IntegerEnd, either<is_8_bit_float(e), Fp8End, F16End>>;
+template <MatrixElement e>
+using End = either<is_8_bit_integer(e), IntegerEnd, either<is_8_bit_float(e), Fp8End, F16End>>;
 template <MatrixElement e> using RegistersEnd = either<matrix_depth(e) == 16, F16RegistersEnd, End<e>>;
 
 }  // namespace qp::ptx::wgmma_text
@@ -168,12 +172,13 @@ template <MatrixElement e> using RegistersEnd = either<matrix_depth(e) == 16, F1
 
 namespace qp::ptx {
 
-// Has the compiler finish what it does to an array of registers before, and begin what it does to it after. No instruction.
+// Has the compiler finish what it does to an array of registers before, and begin what it does to it after. There is no
+// instruction.
 template <class T, int count>
 __device__ inline void wgmma_fence_operand(T (&registers)[count]) {
 #pragma unroll
   for (T& value : registers) {
-    if constexpr (wgmma_sums_are_float<T>) asm volatile("" : "+f"(value)::"memory");
+    if constexpr (is_f32<T>) asm volatile("" : "+f"(value)::"memory");
     else asm volatile("" : "+r"(value)::"memory");
   }
 }
@@ -193,7 +198,8 @@ __device__ inline void wgmma_commit_group() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
 
-// Waits until at most the newest `groups` groups are in flight: the others have read their operands and made their sums.
+// Waits until at most the newest `groups` groups are in flight: the others have read their operands, and made their
+// sums.
 template <int groups, bool there = is_sm_90a>
 __device__ inline void wgmma_wait_group() {
   static_assert(there, "wgmma needs sm_90a");
@@ -212,7 +218,7 @@ __device__ inline void wgmma_wait_group() {
                : "memory")
 #define QP_SHAPE(n, m0, m1, m2, m3, m4, m5, m6, m7, m8, m9)                                        \
   if constexpr (columns == n) {                                                                    \
-    if constexpr (wgmma_sums_are_float<Sum>) QP_WGMMA(QP_AS_FLOAT, "f32", n, m0, m1, m2, m3, m4, m5, m6); \
+    if constexpr (is_f32<Sum>) QP_WGMMA(QP_AS_FLOAT, "f32", n, m0, m1, m2, m3, m4, m5, m6); \
     else QP_WGMMA(QP_AS_INT, "s32", n, m0, m1, m2, m3, m4, m5, m6);                                \
   }
 
@@ -239,7 +245,7 @@ __device__ inline void wgmma(Sum (&sums)[columns / 2], MatrixDescriptor a, Matri
                : "memory")
 #define QP_SHAPE(n, ...)                                                                         \
   if constexpr (columns == n) {                                                                  \
-    if constexpr (wgmma_sums_are_float<Sum>) QP_WGMMA(QP_AS_FLOAT, "f32", n, __VA_ARGS__);        \
+    if constexpr (is_f32<Sum>) QP_WGMMA(QP_AS_FLOAT, "f32", n, __VA_ARGS__);        \
     else QP_WGMMA(QP_AS_INT, "s32", n, __VA_ARGS__);                                              \
   }
 

@@ -3,7 +3,7 @@
 
 namespace qp::ptx {
 
-struct alignas(64) TensorMap {
+struct alignas(128) TensorMap {
   unsigned char bytes[128];
 };
 
@@ -18,6 +18,18 @@ EMULATED_INSTRUCTION void cp_async_bulk_tensor_load_2d(void* shared, const Tenso
   static_assert(__CUDA_ARCH__ >= arch, "cp.async.bulk.tensor needs sm_90 or newer");
   emulated::tensor_load(shared, map, 2, {c0, c1, 0}, reinterpret_cast<uint64_t*>(mbarrier),
                         1u << emulated::cluster_rank(), where);
+}
+// There is no L2 here.
+EMULATED_INSTRUCTION unsigned long long l2_evict_first() { return 1; }
+EMULATED_INSTRUCTION unsigned long long l2_evict_last() { return 2; }
+template <int arch = 900>
+EMULATED_INSTRUCTION void cp_async_bulk_tensor_load_2d_hint(void* shared, const TensorMap* map, int c0, int c1,
+                                                            unsigned long long* mbarrier, unsigned long long policy,
+                                                            EMULATED_CALLER) {
+  static_assert(__CUDA_ARCH__ >= arch, "cp.async.bulk.tensor needs sm_90 or newer");
+  if (policy != l2_evict_first() && policy != l2_evict_last())
+    emulated::fail_invalid("this is no policy for L2", where);
+  cp_async_bulk_tensor_load_2d(shared, map, c0, c1, mbarrier, where);
 }
 template <int arch = 900>
 EMULATED_INSTRUCTION void cp_async_bulk_tensor_load_3d(void* shared, const TensorMap* map, int c0, int c1, int c2,
