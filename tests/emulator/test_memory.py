@@ -81,7 +81,7 @@ FAULTS = [
     ("local", 1, {}, OUT_OF_BOUNDS, "local", None, "of the local memory of thread 1"),
     ("local_array", 1, {}, OUT_OF_BOUNDS, "local_array", None, "thread 3: index 4 of an array 'int"),
     ("local_member", 1, {}, OUT_OF_BOUNDS, "local_member", None, "thread 7: index 8 of an array 'int"),
-    ("local_structs", 1, {}, OUT_OF_BOUNDS, "local_structs", None, "thread 3: 'struct Eight' behind the end of a local"),
+    ("local_structs", 1, {}, OUT_OF_BOUNDS, "local_structs", None, "thread 3: 'struct Eight' behind the end of"),
     ("range_end", 1, {}, OUT_OF_BOUNDS, "range_end", None, "of row 0 of in, which has 256"),
     ("constants", 1, {}, OUT_OF_BOUNDS, "constants", None, "writes 4 bytes, of a constant"),
     ("parameters", 1, {}, OUT_OF_BOUNDS, "parameters", None, "of the kernel's parameters"),
