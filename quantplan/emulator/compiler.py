@@ -50,8 +50,8 @@ _CHECKED = (
     "-fno-sanitize-recover=all",
 )
 _COPIES = ("-Wl,--wrap=memcpy", "-Wl,--wrap=memmove", "-Wl,--wrap=memset")
-# Nothing is to be done where a function begins and ends; a read that a write follows counts too. An array at the end of a
-# struct has the size that it is declared with.
+# Nothing is to be done where a function begins and ends; a read that a write follows counts too. An array at the end of
+# a struct has the size that it is declared with.
 _INSTRUMENTATION = {
     "gcc": ("--param", "tsan-instrument-func-entry-exit=0", "-fsanitize=bounds-strict"),
     "clang": ("-mllvm", "-tsan-instrument-func-entry-exit=0", "-mllvm", "-tsan-instrument-read-before-write=1"),
