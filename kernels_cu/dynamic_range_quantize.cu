@@ -79,7 +79,7 @@ __device__ void quantize_segments(const SegmentsParams& p) {
 
   const DivisorOf<Scale, W> divisor(chosen.scale);
   const Codes<W> codes(p.q_min, p.q_max, chosen.zero_point);
-  const auto write = [&](const Chunk<In, V>& chunk, unsigned at) {
+  const auto write = [&](Chunk<In, V> chunk, unsigned at) {
     const Vec<Out, V> rounded = quantize_chunk<Out, Saturate>(
         widen_all<W, In, V>(chunk), [&](int, W value) { return divisor.divide_within(value); },
         [&](int, W quotient) { return codes(quotient); });

@@ -27,10 +27,11 @@ class Equivalents:
 
     @classmethod
     def read(cls, path=TABLE):
-        """Read the table; every field of an entry is required, and there are no others."""
-        table = tomllib.loads(path.read_text("utf-8"))
+        """Read the table: reasons, each with the mutants that it holds for."""
         return cls(
-            Entry(**fields | {"operators": tuple(fields["operators"])}) for fields in table.get("equivalent", ())
+            Entry(file, line, tuple(operators), group["reason"])
+            for group in tomllib.loads(path.read_text("utf-8"))["equivalent"]
+            for file, line, *operators in group["mutants"]
         )
 
     def reason(self, mutant):

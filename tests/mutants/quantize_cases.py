@@ -85,10 +85,11 @@ def crossing_pairs(twin):
 
 
 def crossing_magnitudes(twin):
-    """Less than 1 everywhere, and not a row for each thread."""
+    """Less than 1 everywhere, and not a row for each thread; and no value at all."""
     for scope, element in (("tensor", "f64"), ("channel:1", "f32")):
         desc = Y(m=20, k=37, scope=scope, input_element=element)
         yield from both(desc, spread(twin, 20, 37, element) / 1024)
+    yield Case(Y(m=5, k=0, scope="tensor", input_element="f64"))
 
 
 def scopes(twin, op=Q):

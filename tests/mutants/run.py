@@ -182,12 +182,16 @@ def main(arguments=None):
             say(f"the unchanged sources: {unchanged.kind}: {unchanged.why}")
             return 1
         say("the unchanged sources pass every case")
-        met = [m for m in mutants if runner.units_for(m)]
-        unmet = Counter(m.file for m in mutants if not runner.units_for(m))
-        for file, count in unmet.items():
-            say(f"no case includes {file}: {count} mutants are not run")
+        met = met_by_cases(mutants, runner.units_for)
         unexpected = report(run(runner, met, options.jobs), equivalents, len(met), verbose=options.verbose)
-    return int(unexpected > 0 or bool(stale or unmet))
+    return int(unexpected > 0 or bool(stale) or len(met) < len(mutants))
+
+
+def met_by_cases(mutants, units_for):
+    """Return the mutants that some unit can meet; say which files no case includes."""
+    for file, count in Counter(m.file for m in mutants if not units_for(m)).items():
+        say(f"no case includes {file}: {count} mutants are not run")
+    return [m for m in mutants if units_for(m)]
 
 
 def report(outcomes, equivalents, total, *, verbose=False):
