@@ -23,11 +23,12 @@ import attrs
 from quantplan.emulator import compiler
 from quantplan.errors import KernelBuildError, KernelFault
 from quantplan.kernels import source_root
-from tests.mutants import suite
+from tests.mutants import linear_cases, quantize_cases, suite
 from tests.mutants.equivalent import Equivalents
 from tests.mutants.generate import mutants_of_folder
 
 say = partial(print, flush=True)
+FAMILIES = (quantize_cases, linear_cases)
 CASE_SECONDS = 5  # of CPU time; a case takes less than one
 MUTANT_SECONDS = 900  # of wall clock: what hangs outside of a case is a mistake of ours
 
@@ -49,7 +50,7 @@ class Runner:
         self.headers = Path(scratch, "headers")
         suite.precompile(self.headers)
         self.runtime = suite.build_runtime()
-        self.units = [suite.Unit(make) for make in suite.UNITS]
+        self.units = [suite.Unit(make) for family in FAMILIES for make in family.UNITS]
         self.files = {unit: unit.files(self.root) for unit in self.units}
         self.lines = dict.fromkeys(self.units, frozenset())
 
@@ -74,7 +75,8 @@ class Runner:
         lines = []
         with self._sources(mutant) as root:
             try:
-                suite.check_constants(root)
+                for family in FAMILIES:
+                    suite.check_constants(root, family.CONSTANTS)
                 for unit in self.units_for(mutant) if mutant else self.units:
                     libraries = unit.build()
                     for case in unit.cases:
@@ -180,8 +182,12 @@ def main(arguments=None):
             say(f"the unchanged sources: {unchanged.kind}: {unchanged.why}")
             return 1
         say("the unchanged sources pass every case")
-        unexpected = report(run(runner, mutants, options.jobs), equivalents, len(mutants), verbose=options.verbose)
-    return int(unexpected > 0 or bool(stale))
+        met = [m for m in mutants if runner.units_for(m)]
+        unmet = Counter(m.file for m in mutants if not runner.units_for(m))
+        for file, count in unmet.items():
+            say(f"no case includes {file}: {count} mutants are not run")
+        unexpected = report(run(runner, met, options.jobs), equivalents, len(met), verbose=options.verbose)
+    return int(unexpected > 0 or bool(stale or unmet))
 
 
 def report(outcomes, equivalents, total, *, verbose=False):

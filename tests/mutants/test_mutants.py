@@ -112,7 +112,8 @@ def test_names_are_unique_and_stay(mutants):
 def test_every_file_has_mutants(mutants):
     folder = source_root()
     sources = {path.relative_to(folder).as_posix() for path in (*folder.glob("*.cu"), *folder.glob("include/qp/*.cuh"))}
-    assert {m.file for m in mutants} == sources
+    constants = {"include/qp/architecture.cuh"}  # nothing else
+    assert {m.file for m in mutants} == sources - constants
 
 
 # ---- the table of equivalents
