@@ -13,8 +13,8 @@
 //        │ 64 │  │ warp group 2     │  tile to tile          └────┘     └────┘  add their sums up in the order of rank
 //        └────┘  └──────────────────┘
 //
-// With few rows the weight is what is read, and its rows become those of the instruction, which has 64, so that there need
-// be no more activations than there are. Parts of K are a function of N and K alone.
+// With few rows the weight is what is read, and its rows become those of the instruction, which has 64, so that there
+// need be no more activations than there are. Parts of K are a function of N and K alone.
 #pragma once
 
 #include <int8_gemm.cu>
@@ -55,7 +55,18 @@ __device__ inline int add_row(const unsigned char* tile, int row, int first, int
   return sum;
 }
 
-// A barrier of all threads that have not returned: of the block, or of the cluster.
+// A barrier of the block, or of the cluster, that publishes mbarriers and nothing else, and waits for no stores.
+template <int Cluster>
+__device__ inline void meet_relaxed() {
+  if constexpr (Cluster == 1) {
+    __syncthreads();
+  } else {
+    ptx::cluster_arrive_relaxed();
+    ptx::cluster_wait();
+  }
+}
+
+// A barrier of the block, or of the cluster, behind which everybody sees what was written to shared memory.
 template <int Cluster>
 __device__ inline void meet() {
   if constexpr (Cluster == 1) {
@@ -93,15 +104,17 @@ __device__ void int8_wgmma(const MappedLinearParams& p) {
   const unsigned tiles_m = static_cast<unsigned>((linear.m + together - 1) / together);
   const unsigned tiles_n = static_cast<unsigned>((linear.n + BN - 1) / BN);
   const unsigned rank = blockIdx.x % Cluster, first = blockIdx.x / Cluster, clusters = gridDim.x / Cluster;
-  if (threadIdx.x == 0) ring.init(Shape::consumers / 32);
-  meet<Cluster>();
+  if (threadIdx.x == 0) {
+    ptx::prefetch_tensor_map(&p.act_map);
+    ptx::prefetch_tensor_map(&p.weight_map);
+    ring.init(Shape::consumers / 32);
+  }
+  meet_relaxed<Cluster>();
 
   RingPlace<Stages> at;
   if (threadIdx.x < 128) {
     ptx::setmaxnreg_dec<40>();
     if (threadIdx.x == 0) {
-      ptx::prefetch_tensor_map(&p.act_map);
-      ptx::prefetch_tensor_map(&p.weight_map);
       for (unsigned tile = first; tile < tiles_m * tiles_n; tile += clusters) {
         const Place2d place = raster(tile, tiles_m, tiles_n);
         const int act_row = (place.m * Cluster + rank) * BM, weight_row = place.n * BN + rank * (BN / Cluster);
@@ -232,15 +245,17 @@ __device__ void int8_wgmma_swapped(const MappedLinearParams& p) {
   const int64 column = int64(blockIdx.x / Cluster) * BN;
   const int depth = (linear.k + wgmma_bk - 1) / wgmma_bk;
   const int first = depth * rank / Cluster, last = depth * (rank + 1) / Cluster;
-  if (threadIdx.x == 0) ring.init(Shape::consumers / 32);
-  __syncthreads();
+  if (threadIdx.x == 0) {
+    ptx::prefetch_tensor_map(&p.weight_map);
+    ptx::prefetch_tensor_map(&p.act_map);
+    ring.init(Shape::consumers / 32);
+  }
+  __syncthreads();  // the ring is the block's own
 
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
   RingPlace<Stages> at;
   if (thread >= Shape::consumers) {
     if (lane == 0) {
-      ptx::prefetch_tensor_map(&p.weight_map);
-      ptx::prefetch_tensor_map(&p.act_map);
       for (int part = first; part < last; ++part, at.advance()) {
         unsigned char* const stage = shared + at.stage * Shape::stage_bytes;
         unsigned long long* const full = &ring.full[at.stage];
@@ -308,7 +323,7 @@ __device__ void int8_wgmma_swapped(const MappedLinearParams& p) {
           return sum;
         });
   }
-  if constexpr (Cluster > 1) meet<Cluster>();
+  if constexpr (Cluster > 1) meet<Cluster>();  // nobody returns whose sums are still read
 }
 
 }  // namespace qp

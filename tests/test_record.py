@@ -62,8 +62,9 @@ CODE = Code(
 )  # fmt: skip
 OCCUPANCY = Occupancy(blocks=10, warps=40, fraction=0.625, limit="registers")
 KERNEL = KernelResources(
-    kernel="quantize<f32, s8>", blocks=3, threads=128, dynamic_shared_bytes=16, code=CODE, occupancy=OCCUPANCY
-)
+    kernel="quantize<f32, s8>", blocks=3, threads=128, dynamic_shared_bytes=16, ring_bytes=0, code=CODE,
+    occupancy=OCCUPANCY,
+)  # fmt: skip
 EXAMPLES = [
     CODE,
     OCCUPANCY,

@@ -29,6 +29,7 @@ MAPPED_PARAMS = ParamStruct(
 
 _BK = 128  # bytes of K in a tile: a line of the swizzle
 _ROW_BYTES = 16  # what the rows' distance is a multiple of, for tensor maps
+_MOST_ROWS = 2**31 - 512  # a copy's coordinates are signed, and the last tile may begin in the last row
 _BARRIERS = 2 * 8  # bytes of a stage's two mbarriers
 _SMS = 132  # of an H100 or H200, which clusters are made to fill: they must not depend on the GPU at hand
 _CLUSTERS = (1, 2, 4, 8)
@@ -191,6 +192,8 @@ class WgmmaProgram:
         """Return why the kernel cannot run the problem, or None."""
         if desc.k == 0 or desc.k % _ROW_BYTES:
             return f"K={desc.k}, and tensor maps need rows of a positive multiple of {_ROW_BYTES} bytes"
+        if max(desc.m, desc.n) > _MOST_ROWS:
+            return f"{max(desc.m, desc.n)} rows, and tensor maps count up to {_MOST_ROWS}"
         return self.tile.limit(desc)
 
     def workspace_size(self, desc: Desc) -> int:  # noqa: ARG002 - Program's signature

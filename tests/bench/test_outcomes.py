@@ -64,6 +64,7 @@ def test_every_outcome_is_told_with_its_reason(run):
     assert "no need" in found["test_left_out"]["message"]
 
 
+@pytest.mark.slow  # a pytest in a process of its own
 def test_what_has_an_outcome_is_not_run_again(run, tmp_path):
     run()
     code, _ = run()
@@ -81,6 +82,7 @@ def test_a_test_that_kills_the_process_has_begun_and_is_not_tried_again(run, tmp
     assert code == 5
 
 
+@pytest.mark.slow  # a pytest in a process of its own
 def test_a_file_that_cannot_be_read_is_a_failure(run, tmp_path):
     (tmp_path / "test_some.py").write_text("import nothing_of_that_name", encoding="utf-8")
     _, found = run()

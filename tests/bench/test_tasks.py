@@ -108,6 +108,7 @@ def test_a_point_is_the_time_of_one_launch_over_sets_beyond_the_cache(gpu, gpus)
     assert found["sku"].startswith("dynamic_range_quantize.within_rows.")
 
 
+@pytest.mark.slow  # nine kernels are compiled for two devices
 def test_where_it_is_asked_for_a_point_has_the_times_of_every_variant(gpu):
     preload([_desc()], checked=False)
     found = gpu.do({"do": "point", "row": "quantized_linear int8", "shape": "small", "m": 3, "every_variant": True})

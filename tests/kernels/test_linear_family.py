@@ -313,6 +313,13 @@ class TestSelection:
         assert all(f"K={k}, and tensor maps need" in reasons[name] for name in WGMMA)
         assert all(not reasons[name] for name in PORTABLE)
 
+    @pytest.mark.parametrize("n, there", [(2**31 - 512, True), (2**31 - 511, False), (2**31 - 1, False)])
+    def test_tensor_maps_count_rows_as_signed_numbers(self, n, there):
+        desc = qp.SmoothQuantLinearDescriptor(m=1, n=n, k=16)
+        reasons = {r.name: r.reason for r in qp.SmoothQuantLinearPlan.why_not("sm_90a", desc)}
+        assert all(there != ("tensor maps count up to" in reasons[name]) for name in WGMMA)
+        assert not reasons["mma-128x128"]
+
     def test_a_cluster_depends_on_n_and_k_alone(self):
         for tile in SWAPPED.values():
             for n, k in ((64, 128), (64, 8192), (4096, 4096), (14336, 4096), (1, 16)):

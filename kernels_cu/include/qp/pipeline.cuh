@@ -52,7 +52,8 @@ struct Ring {
   __device__ void announce(const RingPlace<Stages>& at, unsigned copied) const {
     ptx::mbarrier_arrive_expect_tx(&full[at.stage], copied);
   }
-  // By all lanes of a consuming warp, whose loads are over. It tells other blocks nothing else, and so costs no fence.
+  // By all lanes of a consuming warp, whose loads are over; lane i tells block i of the cluster. It tells other blocks
+  // nothing else, and so costs no fence: what comes next into the buffer is a copy, which waits for the mbarrier.
   __device__ void release(const RingPlace<Stages>& at, int lane) const {
     if (lane >= Cluster) return;
     if constexpr (Cluster == 1) ptx::mbarrier_arrive(&empty[at.stage]);

@@ -1,0 +1,97 @@
+"""Cases of the W8A8 linears: int8_gemm.cu, int8_gemm_sm90a.cu, and what they include."""
+
+import numpy as np
+
+import quantplan as qp
+from quantplan.ops import _linear_hopper as hopper
+from tests.mutants.suite import Case
+
+S, L = qp.SmoothQuantLinearDescriptor, qp.QuantizedLinearDescriptor
+
+CONSTANTS = {"int8_gemm_sm90a.cu": {"wgmma_bk": hopper._BK}}
+LATE, EARLY = {"completion": "late", "order": "descending"}, {"completion": "early"}
+
+# ---- int8_gemm.cu: every tile, with tails on each side, and more of K than the ring holds
+
+
+def portable(variant, m, n, k):
+    """Yield problems on one tile: aligned rows, rows that end within a chunk, and rows of single bytes."""
+    desc = L(m=m, n=n, k=k, output_element="f16", bias=True)
+    target = {"variant": variant, "target": "emulated:sm_80"}
+    yield Case(desc, layout="padded", schedule=LATE, **target)
+    yield Case(desc, layout="padded", schedule=EARLY, **target)
+    yield Case(desc, layout="misaligned", **target)
+    offset = L(m=m, n=n, k=k, act_element="u8", act_zero_point=True)
+    yield Case(offset, {"act_zero_point": np.arange(m, dtype=np.int32) * 37 - 50}, layout="padded", **target)
+
+
+def few_rows(twin):
+    yield from portable("mma-16x32", 19, 70, 256 * 9 + 37)
+
+
+def tens_of_rows(twin):
+    yield from portable("mma-64x64", 67, 70, 128 * 6 + 37)
+
+
+def many_rows(twin):
+    yield from portable("mma-128x128", 131, 140, 64 * 5 + 37)
+    yield Case(L(m=1300, n=300, k=16, output_element="s8", output_scale=900.0), variant="mma-128x128")
+
+
+# ---- int8_gemm_sm90a.cu
+
+
+def wgmma(twin):
+    for desc in (
+        L(m=270, n=300, k=128 * 7 + 48, output_element="bf16"),
+        L(m=300, n=530, k=272, act_element="u8", act_zero_point=True, bias=True),
+    ):
+        for variant in ("wgmma-128x128", "wgmma-128x256"):
+            yield Case(desc, variant=variant, layout="padded", schedule=LATE)
+            yield Case(desc, variant=variant, schedule=EARLY)
+    yield Case(L(m=70, n=70, k=272, output_element="bf16"), variant="wgmma-128x128", layout="misaligned")
+
+
+def swapped(twin):
+    for tokens, n, k in ((8, 70, 128 * 30 + 48), (64, 130, 128 * 17), (16, 6500, 160)):
+        m, variant = tokens - 1, f"wgmma-{tokens}x64"
+        desc = L(m=m, n=n, k=k, output_element="f16", bias=True)
+        offset = L(m=m, n=n, k=k, act_element="u8", act_zero_point=True, output_element="f64")
+        yield Case(desc, variant=variant, schedule=LATE)
+        yield Case(offset, variant=variant, schedule=EARLY)
+
+
+# ---- the epilogue
+
+
+def scales(variant="mma-16x32", **fields):
+    return {"variant": variant, "target": "emulated:sm_80", **fields}
+
+
+def outputs(twin):
+    """Every element, with what it cannot hold, and scales of a host and of a device, one for all or one a channel."""
+    for output in ("f32", "f64", "f16", "bf16", "s8"):
+        for scope, bias in (("channel:0", True), ("tensor", False)):
+            fields = {"m": 9, "n": 37, "k": 40, "output_element": output, "weight_scope": scope, "bias": bias}
+            yield Case(S(**fields), layout="strided", **scales())
+            fields |= {"output_scale": 0.3} if output == "s8" else {}
+            yield Case(S(**fields, act_scale=1 / 3, act_zero_point=-7), layout="padded", **scales())
+    huge = {"act_scale": np.array([1.0, 3e38, np.nan], np.float32)}
+    huge |= {"bias": np.array([-0.5, np.inf, 0, 3e38], np.float32)}
+    for output in ("f16", "s8"):
+        yield Case(L(m=3, n=4, k=40, output_element=output, bias=True, epilogue="relu"), huge, **scales())
+
+
+def activations(twin):
+    """All along the curves, where rounding is all that may differ."""
+    for epilogue in ("gelu_tanh", "gelu_erf", "silu"):
+        for output in ("f32", "f64"):
+            desc = L(m=2, n=400, k=16, output_element=output, epilogue=epilogue, bias=True)
+            wide = qp.ElementKind.of(output).dtype
+            ends = np.geomspace(1e-6, 100, 10)
+            curve = np.concatenate([np.linspace(-12, 12, 380), ends, -ends])
+            given = {"act_q": np.zeros((2, 16), np.int8), "bias": curve.astype(wide)}
+            yield Case(desc, given, **scales())
+
+
+UNITS = (few_rows, tens_of_rows, many_rows, wgmma, swapped, outputs, activations)
