@@ -168,16 +168,16 @@ __device__ void scales(const ScalesParams& p) {
   const Range* partial = static_cast<const Range*>(p.partial);
   int64 row = 0, column = 0;
   Range range = Range::empty();
-  if constexpr (Whole) {
-    for (int64 part = threadIdx.x; part < p.parts; part += elementwise_threads) range.merge(partial[part]);
-    range = reduce<elementwise_threads>(range, reinterpret_cast<Range*>(ptx::shared_memory()));
-    if (threadIdx.x != 0) return;
-  } else {
+  if constexpr (!Whole) {
     const int64 across = (p.columns + elementwise_threads - 1) / elementwise_threads;
     row = blockIdx.x / across;
     column = (blockIdx.x - row * across) * elementwise_threads + threadIdx.x;
     if (column >= p.columns) return;
     for (int64 part = 0; part < p.parts; ++part) range.merge(partial[(row * p.parts + part) * p.columns + column]);
+  } else {
+    for (int64 part = threadIdx.x; part < p.parts; part += elementwise_threads) range.merge(partial[part]);
+    range = reduce<elementwise_threads>(range, reinterpret_cast<Range*>(ptx::shared_memory()));
+    if (threadIdx.x != 0) return;
   }
   const auto chosen = Choose<Scale, W>::from(range, symmetric_limit<Out, W>(p.q_max), p.q_min, p.q_max);
   static_cast<Scale*>(p.scale)[row * p.scale_stride + column] = chosen.stored;
