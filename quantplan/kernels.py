@@ -261,7 +261,9 @@ def compile_cubin(specs: Iterable[KernelSpec], arch: str) -> bytes:
 def compile_options() -> tuple[str, ...]:
     """Return the options that decide what a kernel computes, as NVRTC spells them; the architecture is apart."""
     # the numeric contract: no contraction, no flush to zero, true divisions
-    return ("--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true")
+    numbers = ("--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true")
+    # NVRTC before 13.1 or so takes a generic lambda in a kernel for a function of the host without the second option
+    return ("--std=c++17", "--device-as-default-execution-space", *numbers)
 
 
 @cache
@@ -295,7 +297,14 @@ def compile_text(text: str, arch: str, to: str = "cubin") -> bytes:
     root = source_root()
     includes = [str(root / "include"), str(root)]
     options = ProgramOptions(
-        arch=arch, std="c++17", include_path=includes, fma=False, ftz=False, prec_div=True, prec_sqrt=True
+        arch=arch,
+        std="c++17",
+        device_as_default_execution_space=True,
+        include_path=includes,
+        fma=False,
+        ftz=False,
+        prec_div=True,
+        prec_sqrt=True,
     )
     try:
         return bytes(Program(text, "c++", options).compile(to).code)

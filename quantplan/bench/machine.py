@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shutil
@@ -11,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from quantplan.bench import peers
 from quantplan.devices.target import TargetKind
+from quantplan.errors import CompilerNotFound
+from quantplan.kernels import nvrtc_version
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from quantplan.devices.target import Target
 
-_PACKAGES = ("numpy", "ml_dtypes", "cupy-cuda13x", "cupy-cuda12x", "cuda-core", "cuda-bindings", "nvidia-cuda-nvrtc")
+_PACKAGES = ("numpy", "ml_dtypes", "cupy-cuda13x", "cupy-cuda12x", "cuda-core", "cuda-bindings")
 _ASKED = (
     *("driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.limit"),
     *("temperature.gpu", "ecc.mode.current", "mig.mode.current"),
@@ -67,6 +70,8 @@ def clocks(index: int) -> dict[str, str]:
 
 def _software() -> dict[str, str]:
     found = {"python": platform.python_version(), "system": platform.platform(), "cpus": str(os.cpu_count())}
+    with contextlib.suppress(CompilerNotFound):
+        found["nvrtc"] = nvrtc_version()
     for package in _PACKAGES:
         try:
             found[package] = metadata.version(package)
