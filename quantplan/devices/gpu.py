@@ -129,7 +129,7 @@ class CudaDevice:
         CompilerNotFound, KernelBuildError
             See `cubins.cubin`.
         CaptureError
-            A graph is being captured on this thread: loading cannot be a part of it.
+            A graph is being captured on this thread, and the driver loads nothing then.
         DriverError
             The driver refuses the cubin.
         Unsupported

@@ -24,7 +24,7 @@ __device__ inline unsigned one_nan_x2(unsigned pair, unsigned most) {
 
 __device__ inline Word compute(long long which, Word a, Word b) {
   switch (which) {
-    case widen_f16: return __float_as_uint(f32_from_f16((unsigned short)a));
+    case widen_f16: return one_nan(__float_as_uint(f32_from_f16((unsigned short)a)), 0x80000000, 0x7f800000);
     case to_f16_from_f32: return one_nan(f16_from_f32(as_float(a)), 0x8000, 0x7c00);
     case to_f16_from_f64: return one_nan(f16_from_f64(__longlong_as_double((long long)a)), 0x8000, 0x7c00);
     case to_bf16: return one_nan(bf16_from_f32(as_float(a)), 0x8000, 0x7f80);

@@ -129,18 +129,22 @@ def test_plans_that_are_loaded_can_be_run_in_full_while_a_graph_is_captured(prob
     problem.check(stream)
 
 
-def test_kernels_are_not_loaded_while_a_graph_is_captured(cupy, target, stream):
+def test_loading_kernels_while_a_graph_is_captured_is_refused_or_harmless(cupy, target, stream, problem):
+    """Drivers differ: 580 loads them, others refuse, which spoils the capture."""
     device = gpu.device(target.index, target.arch)
     (known, *_) = qp.DynamicRangeQuantizePlan.choose(target, DESC).kernels(DESC)
     unknown = attrs.evolve(known, threads=32)  # no plan has it, so that no other test has loaded it
     stream.begin_capture(cupy.cuda.runtime.streamCaptureModeGlobal)
     try:
-        with pytest.raises(qp.CaptureError, match="captur") as caught:
-            device.load([unknown])
-    finally:
-        with contextlib.suppress(cupy.cuda.runtime.CUDARuntimeError):  # the refusal has spoilt the capture
+        device.load([unknown])
+    except qp.CaptureError as refusal:
+        assert "before the capture" in refusal.hint
+        with contextlib.suppress(cupy.cuda.runtime.CUDARuntimeError):
             stream.end_capture()
-    assert "before the capture" in caught.value.hint
+    else:
+        problem.bound.run(stream)
+        stream.end_capture().launch(stream)
+        problem.check(stream)
     assert device.load([unknown])
 
 
