@@ -126,6 +126,9 @@ __device__ void int8_gemm(const LinearParams& p) {
     }
   }
 
+  TileFinisher<Out, A, ZeroPoint, BN, Shape::threads> finisher(
+      p, row, static_cast<int>(min(p.m - row, int64(BM))), column, threadIdx.x);
+
   // The ring is done with, and takes the sums.
   ptx::cp_async_wait_group<0>();
   __syncthreads();
@@ -150,14 +153,12 @@ __device__ void int8_gemm(const LinearParams& p) {
     }
   }
   __syncthreads();
-  finish_tile<Out, A, ZeroPoint, BN, Shape::threads>(
-      p, row, static_cast<int>(min(p.m - row, int64(BM))), column, threadIdx.x,
-      [&](int i, int j) { return tile.template total<sums_at_once<Out>>(i, j); },
-      [&](int j) {
-        int sum = 0;
-        for (int part = 0; part < Shape::WarpsK; ++part) sum += all_weight_sums[part][j];
-        return sum;
-      });
+  finisher.finish([&](int i, int j) { return tile.template total<sums_at_once<Out>>(i, j); },
+                  [&](int j) {
+                    int sum = 0;
+                    for (int part = 0; part < Shape::WarpsK; ++part) sum += all_weight_sums[part][j];
+                    return sum;
+                  });
 }
 
 }  // namespace qp

@@ -21,6 +21,7 @@
 #include <qp/pipeline.cuh>
 #include <qp/ptx/address.cuh>
 #include <qp/ptx/barrier.cuh>
+#include <qp/ptx/bulk.cuh>
 #include <qp/ptx/cluster.cuh>
 #include <qp/ptx/registers.cuh>
 #include <qp/ptx/tensor_map.cuh>
@@ -29,7 +30,7 @@
 namespace qp {
 
 struct MappedLinearParams {
-  ptx::TensorMap act_map, weight_map;  // boxes of a tile's rows and 128 bytes of K, swizzled by 128 bytes
+  ptx::TensorMap act_map, weight_map;  // boxes of copied_rows() and of a tile's rows, 128 bytes of K, swizzled by as many
   LinearParams linear;
 };
 
@@ -53,6 +54,24 @@ __device__ inline int add_row(const unsigned char* tile, int row, int first, int
     sum = add_bytes(bytes.x, add_bytes(bytes.y, add_bytes(bytes.z, add_bytes(bytes.w, sum))));
   }
   return sum;
+}
+
+// Rows of a tile of activations that are copied: a copy spends as much time on rows beyond the last one as on others.
+template <int Rows>
+__device__ inline int copied_rows(int64 m) {
+  return static_cast<int>(min(int64(Rows), (m + 7) / 8 * 8));
+}
+
+// Clears the rows that no copy fills, in all stages; what they are multiplied to is stored nowhere. By all threads.
+template <int Rows, int Stages, int stage_bytes>
+__device__ inline void clear_others(unsigned char* tile, int copied) {
+  const int bytes = (Rows - copied) * wgmma_bk;
+  if (bytes == 0) return;
+  for (int stage = 0; stage < Stages; ++stage)
+    for (int at = threadIdx.x * 16; at < bytes; at += blockDim.x * 16)
+      *reinterpret_cast<uint4*>(tile + stage * stage_bytes + copied * wgmma_bk + at) = uint4{};
+  ptx::fence_proxy_async_shared();
+  __syncthreads();  // the cluster's relaxed barrier would order none of it
 }
 
 // A barrier of the block, or of the cluster, that publishes mbarriers and nothing else, and waits for no stores.
@@ -86,17 +105,48 @@ struct WgmmaShape {
   static constexpr int BM = 128, BN = Columns, Cluster = Blocks, Stages = Depth;
   static constexpr int consumers = 256, threads = 128 + consumers;
   static constexpr int act_bytes = BM * wgmma_bk, stage_bytes = act_bytes + BN * wgmma_bk;
-  static constexpr int strip = 32;  // columns that a warp finishes at once
+};
+
+// What the columns of a tile give to its outputs.
+template <class W, int BN>
+struct Columns {
+  W weight_scale[BN], bias[BN];
+};
+
+// A warp's outputs, 16 rows of 128 bytes: it makes them where wgmma leaves sums, and stores whole lines.
+template <class Out>
+struct Strip {
+  static constexpr int columns = 128 / sizeof(Out), pitch = columns + 16 / sizeof(Out), bytes = 16 * pitch * sizeof(Out);
+  static constexpr int V = outputs_at_once<Out>, across = columns / V;
+
+  Out (*const rows)[pitch];
+
+  __device__ explicit Strip(void* shared) : rows(static_cast<Out (*)[pitch]>(shared)) {}
+
+  __device__ void put(int row, int column, const Vec<Out, 2>& two) const {
+    *reinterpret_cast<Vec<Out, 2>*>(&rows[row][column]) = two;
+  }
+  // Stores the rows that exist of columns that begin at (row, column).
+  __device__ void store(const LinearParams& p, int64 row, int count, int64 column, int lane) const {
+    const int first = lane % across * V, width = left(static_cast<int>(min(p.n - column, int64(columns))) - first, V);
+    if (width == 0) return;
+#pragma unroll
+    for (int i = lane / across; i < 16; i += 32 / across)
+      if (i < count)
+        store_outputs<Out>(p, row + i, column + first, *reinterpret_cast<const Vec<Out, V>*>(&rows[i][first]), width);
+  }
 };
 
 template <class Act, class Out, Activation A, bool ZeroPoint, class Shape>
 __device__ void int8_wgmma(const MappedLinearParams& p) {
-  constexpr int BM = Shape::BM, BN = Shape::BN, Cluster = Shape::Cluster, Stages = Shape::Stages, strip = Shape::strip;
-  using Staging = SumsInShared<16, strip>;
+  constexpr int BM = Shape::BM, BN = Shape::BN, Cluster = Shape::Cluster, Stages = Shape::Stages;
+  using W = wide<Out>;
+  using Staging = Strip<Out>;
   const LinearParams& linear = p.linear;
   unsigned char* const shared = ptx::shared_memory();
   unsigned char* const staging = shared + Stages * Shape::stage_bytes;
-  int* const weight_sums = reinterpret_cast<int*>(staging + Shape::consumers / 32 * Staging::bytes);  // one a consumer
+  Columns<W, BN>& columns = *reinterpret_cast<Columns<W, BN>*>(staging + Shape::consumers / 32 * Staging::bytes);
+  int* const weight_sums = reinterpret_cast<int*>(&columns + 1);  // one a consumer
   const Ring<Stages, Cluster> ring(weight_sums + Shape::consumers);
 
   const int depth = (linear.k + wgmma_bk - 1) / wgmma_bk;
@@ -109,6 +159,8 @@ __device__ void int8_wgmma(const MappedLinearParams& p) {
     ptx::prefetch_tensor_map(&p.weight_map);
     ring.init(Shape::consumers / 32);
   }
+  const int act_rows = copied_rows<BM>(linear.m);
+  clear_others<BM, Stages, Shape::stage_bytes>(shared, act_rows);
   meet_relaxed<Cluster>();
 
   RingPlace<Stages> at;
@@ -122,7 +174,7 @@ __device__ void int8_wgmma(const MappedLinearParams& p) {
           unsigned char* const stage = shared + at.stage * Shape::stage_bytes;
           unsigned long long* const full = &ring.full[at.stage];
           ring.wait_empty(at);
-          ring.announce(at, Shape::stage_bytes);
+          ring.announce(at, (act_rows + BN) * wgmma_bk);
           ptx::cp_async_bulk_tensor_load_2d(stage, &p.act_map, part * wgmma_bk, act_row, full);
           unsigned char* const weight = stage + Shape::act_bytes + rank * (BN / Cluster * wgmma_bk);
           if constexpr (Cluster == 1)
@@ -138,8 +190,14 @@ __device__ void int8_wgmma(const MappedLinearParams& p) {
     ptx::setmaxnreg_inc<232>();
     const int thread = threadIdx.x - 128, group = thread / 128, warp = thread / 32, lane = thread % 32;
     const Staging own(staging + warp * Staging::bytes);
+    const f32 scale = output_scale<Out>(linear);
     for (unsigned tile = first; tile < tiles_m * tiles_n; tile += clusters) {
       const Place2d place = raster(tile, tiles_m, tiles_n);
+      const int64 row = (int64(place.m) * Cluster + rank) * BM + warp * 16, column = int64(place.n) * BN;
+      const int rows = left(static_cast<int>(min(linear.m - row, int64(16))), 16);
+      const ColumnFactor<W> factor = column_factor<W>(linear, min(column + thread % BN, linear.n - 1));
+      const RowFactor<W> row_factors[2] = {row_factor<W, ZeroPoint>(linear, min(row + lane / 4, linear.m - 1)),
+                                           row_factor<W, ZeroPoint>(linear, min(row + lane / 4 + 8, linear.m - 1))};
       int sums[BN / 2] = {};
       int weight_sum = 0;
       RingPlace<Stages> before = at;
@@ -170,33 +228,38 @@ __device__ void int8_wgmma(const MappedLinearParams& p) {
       ptx::wgmma_fence_operand(sums);
       ring.release(before, lane);
 
-      if constexpr (ZeroPoint) {
-        ptx::bar_sync(1, Shape::consumers);  // all are done with the sums of the tile before
-        weight_sums[thread] = weight_sum;
-        ptx::bar_sync(1, Shape::consumers);
-      }
-      const int64 row = (int64(place.m) * Cluster + rank) * BM + warp * 16, column = int64(place.n) * BN;
-      const int rows = left(static_cast<int>(min(linear.m - row, int64(16))), 16);
+      ptx::bar_sync(1, Shape::consumers);  // all are done with the columns of the tile before
+      if (thread < BN) columns.weight_scale[thread] = factor.weight_scale, columns.bias[thread] = factor.bias;
+      if constexpr (ZeroPoint) weight_sums[thread] = weight_sum;
+      ptx::bar_sync(1, Shape::consumers);
 #pragma unroll
-      for (int from = 0; from < BN; from += strip) {
+      for (int from = 0; from < BN; from += Staging::columns) {
         __syncwarp();
 #pragma unroll
-        for (int j = 0; j < strip / 8; ++j)
+        for (int j = from; j < from + Staging::columns; j += 8) {
+          const int at = j + lane % 4 * 2;
+          const auto weight_scale = *reinterpret_cast<const Vec<W, 2>*>(&columns.weight_scale[at]);
+          const auto bias = *reinterpret_cast<const Vec<W, 2>*>(&columns.bias[at]);
+          Vec<int, 2> weight = {};
+          if constexpr (ZeroPoint) {
+#pragma unroll
+            for (int part = 0; part < Shape::consumers; part += BN) {
+              const auto some = *reinterpret_cast<const Vec<int, 2>*>(&weight_sums[part + at]);
+              weight.item[0] += some.item[0], weight.item[1] += some.item[1];
+            }
+          }
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
-            const int i = from / 2 + 4 * j + 2 * half;
-            own.put(0, 8 * half, 8 * j, lane, sums[i], sums[i + 1]);
-          }
-        __syncwarp();
-        finish_tile<Out, A, ZeroPoint, strip, 32>(
-            linear, row, rows, column + from, lane,
-            [&](int i, int j) { return own.template total<sums_at_once<Out>>(i, j); },
-            [&](int j) {
-              int sum = 0;
+            Vec<Out, 2> two;
 #pragma unroll
-              for (int part = 0; part < Shape::consumers / BN; ++part) sum += weight_sums[part * BN + from + j];
-              return sum;
-            });
+            for (int n = 0; n < 2; ++n)
+              two.item[n] = output_of<Out, A>(sums[j / 2 + 2 * half + n], weight.item[n], row_factors[half],
+                                              ColumnFactor<W>{weight_scale.item[n], bias.item[n]}, scale);
+            own.put(lane / 4 + 8 * half, at - from, two);
+          }
+        }
+        __syncwarp();
+        own.store(linear, row, rows, column + from, lane);
       }
     }
   }
@@ -250,9 +313,16 @@ __device__ void int8_wgmma_swapped(const MappedLinearParams& p) {
     ptx::prefetch_tensor_map(&p.act_map);
     ring.init(Shape::consumers / 32);
   }
+  const int act_rows = copied_rows<Tokens>(linear.m);
+  clear_others<Tokens, Stages, Shape::stage_bytes>(shared + Shape::weight_bytes, act_rows);
   __syncthreads();  // the ring is the block's own
 
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
+  constexpr int share = Tokens / Cluster;  // tokens that this block finishes
+  const int64 row = rank * share;
+  const int rows = thread < Shape::consumers ? left(static_cast<int>(min(linear.m - row, int64(share))), share) : 0;
+  TileFinisher<Out, A, ZeroPoint, BN, Shape::consumers> finisher(linear, row, rows, column, thread);
+
   RingPlace<Stages> at;
   if (thread >= Shape::consumers) {
     if (lane == 0) {
@@ -260,7 +330,7 @@ __device__ void int8_wgmma_swapped(const MappedLinearParams& p) {
         unsigned char* const stage = shared + at.stage * Shape::stage_bytes;
         unsigned long long* const full = &ring.full[at.stage];
         ring.wait_empty(at);
-        ring.announce(at, Shape::stage_bytes);
+        ring.announce(at, (BN + act_rows) * wgmma_bk);
         ptx::cp_async_bulk_tensor_load_2d(stage, &p.weight_map, part * wgmma_bk, static_cast<int>(column), full);
         ptx::cp_async_bulk_tensor_load_2d(stage + Shape::weight_bytes, &p.act_map, part * wgmma_bk, 0, full);
       }
@@ -300,29 +370,25 @@ __device__ void int8_wgmma_swapped(const MappedLinearParams& p) {
   }
 
   meet<Cluster>();  // from here to the second barrier, the blocks of a cluster have each other's sums
-  if (thread < Shape::consumers) {
-    constexpr int share = Tokens / Cluster, count = sums_at_once<Out>;
-    const int64 row = rank * share;
-    finish_tile<Out, A, ZeroPoint, BN, Shape::consumers>(
-        linear, row, left(static_cast<int>(min(linear.m - row, int64(share))), share), column, thread,
-        [&](int i, int j) {
-          Vec<unsigned, count> sum = {};
+  constexpr int count = sums_at_once<Out>;
+  finisher.finish(
+      [&](int i, int j) {
+        Vec<unsigned, count> sum = {};
 #pragma unroll
-          for (int from = 0; from < Cluster; ++from) {
-            const Vec<unsigned, count> some = load_from<Cluster, count>(&sums_of[row + i][j], from);
+        for (int from = 0; from < Cluster; ++from) {
+          const Vec<unsigned, count> some = load_from<Cluster, count>(&sums_of[row + i][j], from);
 #pragma unroll
-            for (int n = 0; n < count; ++n) sum.item[n] += some.item[n];
-          }
-          return sum;
-        },
-        [&](int j) {
-          unsigned sum = 0;
-          for (int from = 0; from < Cluster; ++from)
-            sum += load_from<Cluster, 1>(&weight_sums[j], from).item[0] +
-                   load_from<Cluster, 1>(&weight_sums[j + BN], from).item[0];
-          return sum;
-        });
-  }
+          for (int n = 0; n < count; ++n) sum.item[n] += some.item[n];
+        }
+        return sum;
+      },
+      [&](int j) {
+        unsigned sum = 0;
+        for (int from = 0; from < Cluster; ++from)
+          sum += load_from<Cluster, 1>(&weight_sums[j], from).item[0] +
+                 load_from<Cluster, 1>(&weight_sums[j + BN], from).item[0];
+        return sum;
+      });
   if constexpr (Cluster > 1) meet<Cluster>();  // nobody returns whose sums are still read
 }
 

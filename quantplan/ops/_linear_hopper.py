@@ -28,11 +28,17 @@ MAPPED_PARAMS = ParamStruct(
 )
 
 _BK = 128  # bytes of K in a tile: a line of the swizzle
+_SWIZZLED_ROWS = 8  # of a tile, from which on the swizzle begins anew
 _ROW_BYTES = 16  # what the rows' distance is a multiple of, for tensor maps
 _MOST_ROWS = 2**31 - 512  # a copy's coordinates are signed, and the last tile may begin in the last row
 _BARRIERS = 2 * 8  # bytes of a stage's two mbarriers
 _SMS = 132  # of an H100 or H200, which clusters are made to fill: they must not depend on the GPU at hand
 _CLUSTERS = (1, 2, 4, 8)
+
+
+def _copied_rows(tile: int, desc: Desc) -> int:
+    """Return how many rows of activations are copied: `copied_rows` of the kernels."""
+    return min(tile, max(1, ceil_div(desc.m, _SWIZZLED_ROWS)) * _SWIZZLED_ROWS)
 
 
 @attrs.frozen
@@ -58,14 +64,14 @@ class WgmmaTile:
 
     @property
     def name(self) -> str:
-        """Name of the variant."""
-        return f"wgmma-{self.bm}x{self.bn}"
+        """Name of the variant: rows and columns of a cluster's tiles."""
+        return f"wgmma-{self.bm * self.cluster}x{self.bn}"
 
     @property
     def shared_bytes(self) -> int:
-        """Shared memory of a block: the ring, eight warps' staging of outputs, sums of the weight's rows, mbarriers."""
-        staging = 8 * 16 * (32 + 8) * 4
-        return self.stages * (self.stage_bytes + _BARRIERS) + staging + 256 * 4
+        """Shared memory of a block: ring and mbarriers, eight warps' staging, what columns give, sums of the weight."""
+        staging, columns = 8 * 16 * (128 + 16), self.bn * 2 * 8
+        return self.stages * (self.stage_bytes + _BARRIERS) + staging + columns + 256 * 4
 
     @property
     def stage_bytes(self) -> int:
@@ -88,9 +94,9 @@ class WgmmaTile:
         """Return the kernel's name, its shape, and the blocks of a cluster."""
         return "int8_wgmma", f"WgmmaShape<{self.bn}, {self.cluster}, {self.stages}>", self.cluster
 
-    def boxes(self) -> tuple[int, int]:
+    def boxes(self, desc: Desc) -> tuple[int, int]:
         """Return how many rows of activations and of the weight are copied at once."""
-        return self.bm, self.bn // self.cluster
+        return _copied_rows(self.bm, desc), self.bn // self.cluster
 
     def grid(self, desc: Desc, selected: Desc) -> Grid:  # noqa: ARG002 - the other tile looks at it
         """Return the launch's extent: blocks go from tile to tile."""
@@ -160,9 +166,9 @@ class SwappedTile:
         cluster = self.cluster(desc)
         return "int8_wgmma_swapped", f"SwappedShape<{self.tokens}, {cluster}, {self.stages}>", cluster
 
-    def boxes(self) -> tuple[int, int]:
+    def boxes(self, desc: Desc) -> tuple[int, int]:
         """Return how many rows of activations and of the weight are copied at once."""
-        return self.tokens, self.bn
+        return _copied_rows(self.tokens, desc), self.bn
 
     def grid(self, desc: Desc, selected: Desc) -> Grid:
         """Return the launch's extent: a cluster for each tile."""
@@ -171,7 +177,7 @@ class SwappedTile:
 
 TILES = (
     *(SwappedTile(8, 12), SwappedTile(16, 10), SwappedTile(32, 9), SwappedTile(64, 6)),
-    *(WgmmaTile(128, 6), WgmmaTile(256, 4, cluster=2)),
+    *(WgmmaTile(128, 6), WgmmaTile(128, 6, cluster=2), WgmmaTile(256, 4, cluster=2)),
 )
 
 
@@ -220,7 +226,7 @@ class WgmmaProgram:
     def launches(self, call: Call) -> Iterator[Launch]:
         """Yield the launch."""
         views = {"act_q": call.args.act_q, "weight_q": call.args.weight_q}
-        boxes = dict(zip(views, ((rows, _BK) for rows in self.tile.boxes()), strict=True))
+        boxes = dict(zip(views, ((rows, _BK) for rows in self.tile.boxes(call.desc)), strict=True))
         if not all(mappable(view, box=boxes[name], swizzle=Swizzle.B128) for name, view in views.items()):
             yield from self._otherwise(call.selected).launches(call)
             return

@@ -21,7 +21,7 @@ PORTABLE = {tile.name: tile for tile in portable.TILES}
 SWAPPED = {tile.name: tile for tile in hopper.TILES if isinstance(tile, hopper.SwappedTile)}
 WGMMA = {tile.name: tile for tile in hopper.TILES}
 VARIANTS = PORTABLE | WGMMA
-TYPICAL = ("mma-16x32", "mma-128x128", "wgmma-8x64", "wgmma-128x256")
+TYPICAL = ("mma-16x32", "mma-128x128", "wgmma-8x64", "wgmma-256x256")
 """They stand for the others in the normal run: one warp of rows or many, one tile a block or many, with clusters."""
 EACH = [v if v in TYPICAL else pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS]
 FACTORS = {
@@ -303,7 +303,7 @@ class TestSelection:
             16: "wgmma-16x64",
             48: "wgmma-64x64",
             128: "wgmma-128x128",
-            4096: "wgmma-128x256",
+            4096: "wgmma-256x256",
         }
 
     @pytest.mark.parametrize("k", [0, 8, 1000])

@@ -46,7 +46,7 @@ def wgmma(twin):
         L(m=270, n=300, k=128 * 7 + 48, output_element="bf16"),
         L(m=300, n=530, k=272, act_element="u8", act_zero_point=True, bias=True),
     ):
-        for variant in ("wgmma-128x128", "wgmma-128x256"):
+        for variant in ("wgmma-128x128", "wgmma-256x128", "wgmma-256x256"):
             yield Case(desc, variant=variant, layout="padded", schedule=LATE)
             yield Case(desc, variant=variant, schedule=EARLY)
     yield Case(L(m=70, n=70, k=272, output_element="bf16"), variant="wgmma-128x128", layout="misaligned")

@@ -69,62 +69,108 @@ struct LinearParams {
   int act_aligned, weight_aligned, output_aligned;  // whether every row is aligned to 16 bytes
 };
 
-// Outputs that a thread makes at once, 16 bytes of them, and the sums that it asks for at once.
+// Outputs that a thread stores at once, 16 bytes of them, and the sums that it asks for at once.
 template <class Out> constexpr int outputs_at_once = 16 / sizeof(Out);
 template <class Out> constexpr int sums_at_once = outputs_at_once<Out> < 4 ? outputs_at_once<Out> : 4;
 
-// Makes outputs of sums: `rows` rows of a tile of Columns columns, which begins at (row, column). Threads lie over it row
-// by row, and each stays in its columns. `sums(i, j)` returns the sums of row i of the tile from column j on, modulo 2³²;
-// `weight_sum(j)` returns Σ_k weight_q of column j, and is asked only where there are zero points.
-template <class Out, Activation A, bool ZeroPoint, int Columns, int Threads, class Sums, class WeightSum>
-__device__ inline void finish_tile(const LinearParams& p, int64 row, int rows, int64 column, int thread,
-                                   const Sums& sums, const WeightSum& weight_sum) {
-  using W = wide<Out>;
-  constexpr int V = outputs_at_once<Out>, across = Columns / V, piece = sums_at_once<Out>;
-  static_assert(Columns % V == 0 && Threads % across == 0, "a thread stays in its columns");
-  const int first = thread % across * V, count = left(static_cast<int>(min(p.n - column, int64(Columns))) - first, V);
-  if (count == 0) return;
+// What an output takes from its row, and from its column. They come from far, and are asked for long before the sums.
+template <class W>
+struct RowFactor {
+  W act_scale;
+  unsigned zero_point;
+};
+template <class W>
+struct ColumnFactor {
+  W weight_scale, bias;  // to add −0 changes nothing
+};
 
-  W weight_scale[V], bias[V];
-  unsigned weight[V];
-#pragma unroll
-  for (int j = 0; j < V; ++j) {
-    const int64 at = column + first + (j < count ? j : 0);
-    weight_scale[j] = static_cast<const W*>(p.weight_scale)[at * p.weight_scale_stride];
-    bias[j] = p.bias ? static_cast<const W*>(p.bias)[at] : W(0);
-    weight[j] = ZeroPoint ? static_cast<unsigned>(weight_sum(first + j)) : 0;
-  }
-  f32 output_scale = p.host_output_scale;
-  if (same<Out, s8> && p.output_scale) output_scale = *p.output_scale;
+template <class W, bool ZeroPoint>
+__device__ inline RowFactor<W> row_factor(const LinearParams& p, int64 row) {
+  RowFactor<W> factor = {W(p.host_act_scale), 0};
+  if (p.act_scale) factor.act_scale = static_cast<const W*>(p.act_scale)[row * p.act_scale_stride];
+  if constexpr (ZeroPoint)
+    factor.zero_point = static_cast<unsigned>(p.act_zero_point ? p.act_zero_point[row] : p.host_act_zero_point);
+  return factor;
+}
+template <class W>
+__device__ inline ColumnFactor<W> column_factor(const LinearParams& p, int64 column) {
+  return {static_cast<const W*>(p.weight_scale)[column * p.weight_scale_stride],
+          p.bias ? static_cast<const W*>(p.bias)[column] : W(-0.0)};
+}
+template <class Out>
+__device__ inline f32 output_scale(const LinearParams& p) {
+  return same<Out, s8> && p.output_scale ? *p.output_scale : p.host_output_scale;
+}
 
-  for (int i = thread / across; i < rows; i += Threads / across) {
-    W act_scale = W(p.host_act_scale);
-    if (p.act_scale) act_scale = static_cast<const W*>(p.act_scale)[(row + i) * p.act_scale_stride];
-    unsigned zero_point = 0;
-    if constexpr (ZeroPoint)
-      zero_point = static_cast<unsigned>(p.act_zero_point ? p.act_zero_point[row + i] : p.host_act_zero_point);
-    Vec<Out, V> result;
+// Makes an output of Σ_k act_q·weight_q, modulo 2³², and of Σ_k weight_q, which counts only where there are zero points.
+template <class Out, Activation A, class W>
+__device__ inline Out output_of(unsigned sum, unsigned weight_sum, const RowFactor<W>& row, const ColumnFactor<W>& column,
+                                f32 scale) {
+  const W exact = static_cast<W>(static_cast<int>(sum - row.zero_point * weight_sum));
+  const W y = add(multiply(exact, multiply(row.act_scale, column.weight_scale)), column.bias);
+  return to_output<Out>(activate<A>(y), scale);
+}
+
+template <class Out>
+__device__ inline void store_outputs(const LinearParams& p, int64 row, int64 column,
+                                     const Vec<Out, outputs_at_once<Out>>& outputs, int count) {
+  Out* const output = static_cast<Out*>(p.output) + row * p.output_stride + column;
+  if (p.output_aligned) {
+    store<Out, outputs_at_once<Out>>(output, outputs, count);
+  } else {
 #pragma unroll
-    for (int j = 0; j < V; j += piece) {
-      const Vec<unsigned, piece> some = sums(i, first + j);
-#pragma unroll
-      for (int n = 0; n < piece; ++n) {
-        const int sum = static_cast<int>(some.item[n] - zero_point * weight[j + n]);
-        W y = multiply(static_cast<W>(sum), multiply(act_scale, weight_scale[j + n]));
-        if (p.bias) y = add(y, bias[j + n]);
-        result.item[j + n] = to_output<Out>(activate<A>(y), output_scale);
-      }
-    }
-    Out* const output = static_cast<Out*>(p.output) + (row + i) * p.output_stride + column + first;
-    if (p.output_aligned) {
-      store<Out, V>(output, result, count);
-    } else {
-#pragma unroll
-      for (int j = 0; j < V; ++j)
-        if (j < count) output[j] = result.item[j];
-    }
+    for (int j = 0; j < outputs_at_once<Out>; ++j)
+      if (j < count) output[j] = outputs.item[j];
   }
 }
+
+// Makes outputs of sums that lie in shared memory: `rows` rows of a tile of Columns columns, which begins at (row, column).
+// Threads lie over it row by row, and each stays in its columns, whose factors it asks for when it is made.
+template <class Out, Activation A, bool ZeroPoint, int Columns, int Threads>
+struct TileFinisher {
+  using W = wide<Out>;
+  static constexpr int V = outputs_at_once<Out>, across = Columns / V, piece = sums_at_once<Out>;
+  static_assert(Columns % V == 0 && Threads % across == 0, "a thread stays in its columns");
+
+  const LinearParams& p;
+  const int64 row, column;
+  const int rows, top, first, count;
+  ColumnFactor<W> columns[V];
+  RowFactor<W> next;
+  f32 scale;
+
+  __device__ TileFinisher(const LinearParams& params, int64 row_, int rows_, int64 column_, int thread)
+      : p(params), row(row_), column(column_), rows(rows_), top(thread / across), first(thread % across * V),
+        count(left(static_cast<int>(min(params.n - column_, int64(Columns))) - first, V)) {
+    if (count == 0 || top >= rows) return;
+#pragma unroll
+    for (int j = 0; j < V; ++j) columns[j] = column_factor<W>(p, column + first + (j < count ? j : 0));
+    next = row_factor<W, ZeroPoint>(p, row + top);
+    scale = output_scale<Out>(p);
+  }
+
+  // `sums(i, j)` returns the sums of row i of the tile from column j on; `weight_sum(j)` returns Σ_k weight_q of column j.
+  template <class Sums, class WeightSum>
+  __device__ void finish(const Sums& sums, const WeightSum& weight_sum) {
+    if (count == 0 || top >= rows) return;
+    unsigned weight[V];
+#pragma unroll
+    for (int j = 0; j < V; ++j) weight[j] = ZeroPoint ? static_cast<unsigned>(weight_sum(first + j)) : 0;
+    for (int i = top; i < rows; i += Threads / across) {
+      const RowFactor<W> now = next;
+      if (i + Threads / across < rows) next = row_factor<W, ZeroPoint>(p, row + i + Threads / across);
+      Vec<Out, V> result;
+#pragma unroll
+      for (int j = 0; j < V; j += piece) {
+        const Vec<unsigned, piece> some = sums(i, first + j);
+#pragma unroll
+        for (int n = 0; n < piece; ++n)
+          result.item[j + n] = output_of<Out, A>(some.item[n], weight[j + n], now, columns[j + n], scale);
+      }
+      store_outputs<Out>(p, row + i, column + first, result, count);
+    }
+  }
+};
 
 // Sums in shared memory: Parts partial ones of each of Rows x Columns. Rows lie so that a warp's pairs of sums, as mma.sync
 // and wgmma leave them in registers, go to different banks.
