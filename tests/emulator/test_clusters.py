@@ -180,6 +180,14 @@ def test_what_another_block_sends_is_waited_for(bench, scenario, at, schedule):
     assert line(at) in {found.place, found.other_place}
 
 
+@pytest.mark.parametrize("scenario, at", [("send", "sends"), ("send_values", "sends_value")])
+def test_nothing_is_sent_in_a_launch_without_clusters(bench, scenario, at):
+    """On an H200 both are illegal instructions, even from a block to itself."""
+    found, line = fault(bench, scenario, "nothing", cluster=1)
+    assert (found.kind, found.place) == (INVALID, line(at))
+    assert "in a launch without clusters" in found.message
+
+
 def test_a_block_does_not_end_while_something_is_sent_to_it(bench):
     found, line = fault(bench, "mistake", "send_leave")
     assert (found.kind, found.place) == (IN_FLIGHT, line("send_leave"))

@@ -44,7 +44,7 @@ def cut(tensor, start, box):
 
 # ---- where bytes go
 
-STARTS = [(0, 0), (8, 64), (35, 160), (-3, -5), (100, 0), (0, 208), (0, -200)]
+STARTS = [(0, 0), (8, 64), (35, 160), (-3, -16), (100, 0), (0, 208), (0, -192)]
 
 
 @pytest.mark.parametrize("completion", Completion)
@@ -181,6 +181,8 @@ def test_a_box_that_is_still_read_is_not_overwritten(boxes, schedule):
     [
         ("misaligned_box", FaultKind.MISALIGNED, "no multiple of 128"),
         ("misaligned_map", FaultKind.MISALIGNED, "no multiple of 64"),
+        ("odd_column", FaultKind.MISALIGNED, "begins -24 bytes into its rows, which is no multiple of 16"),
+        ("odd_target", FaultKind.MISALIGNED, "begins 8 bytes into its rows, which is no multiple of 16"),
         ("local_map", FaultKind.INVALID, "not among the kernel's parameters"),
         ("missing_map", FaultKind.INVALID, "not a legal tensor map: it is none"),
         ("prefetch_missing", FaultKind.INVALID, "not a legal tensor map: it is none"),

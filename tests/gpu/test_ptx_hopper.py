@@ -72,6 +72,8 @@ def test_a_ring_of_boxes(both):
 def test_exchanges(both, scenario, cluster):
     if scenario == "reduce" and 64 % cluster:
         pytest.skip("it shares 64 sums out")
+    if scenario.startswith("send") and cluster == 1:
+        pytest.skip("nothing is sent in a launch without clusters")
     data = random_bytes(2 * cluster * 1024)
     got = check_cluster(both, scenario, data, data.size, cluster)
     assert (got != POISON).any()

@@ -170,6 +170,8 @@ void* cluster_pointer(unsigned address, size_t bytes, Where where) {
 namespace {
 
 void send(unsigned to, const char* from, size_t bytes, size_t alignment, unsigned barrier, Where where) {
+  if (block.cluster == 1)  // Hopper takes it for an illegal instruction, even if a block means itself
+    fail_invalid("a copy to the shared memory of a cluster, in a launch without clusters", where);
   if (to >> 24 != barrier >> 24)
     fail_invalid("a copy reports to an mbarrier that is not in the block that it goes to", where);
   auto* const target = static_cast<char*>(cluster_pointer(to, bytes, where));

@@ -53,6 +53,14 @@ TensorMap map_of(const void* pointer, unsigned rank, Where where) {
   return map;
 }
 
+// Hopper takes any other column for an illegal instruction; rows, and multiples of 16 below 0, it accepts.
+void check_column(const TensorMap& map, Coordinates from, Where where) {
+  const int64_t bytes = int64_t(from.at[0]) * map.item_bytes;
+  if (bytes % 16)
+    fail(Fault::misaligned, site_of(where), 0, "a box begins %lld bytes into its rows, which is no multiple of 16",
+         static_cast<long long>(bytes));
+}
+
 size_t row_bytes(const TensorMap& map) { return size_t(map.box[0]) * map.item_bytes; }
 
 size_t box_bytes(const TensorMap& map) {
@@ -104,6 +112,7 @@ void tensor_load(void* shared, const void* pointer, unsigned rank, Coordinates f
     fail(Fault::invalid, site_of(where), 0, "a tensor load for blocks %#x of a cluster of %u", mask, block.cluster);
   touch(shared, bytes, Access::write, 128, where);
   check_in_shared(shared, bytes, "a tensor load", where);
+  check_column(map, from, where);
   const std::vector<Piece> pieces = cut_box(map, static_cast<char*>(shared), from);
   for (const Piece& piece : pieces)
     if (piece.global) touch(piece.global, piece.bytes, Access::read, 1, where);
@@ -126,6 +135,7 @@ void tensor_store(const void* pointer, unsigned rank, Coordinates to, const void
   if (reinterpret_cast<uintptr_t>(shared) % 128)
     fail_misaligned(reinterpret_cast<uintptr_t>(shared), "a box", 128, site_of(where));
   check_in_shared(shared, box_bytes(map), "a tensor store", where);
+  check_column(map, to, where);
   for (const Piece& piece : cut_box(map, source, to)) {
     if (!piece.global) continue;
     touch(piece.shared, piece.bytes, Access::read, 1, where);

@@ -2,7 +2,8 @@
 // addresses of 32 bits, which mapa gives; a block's own are as shared_address() says.
 //
 // Nobody may touch a block's shared memory before that block has begun, or after it has returned: a cluster's barrier
-// stands between its beginning and the first access, and between the last access and its end.
+// stands between its beginning and the first access, and between the last access and its end. What is sent, by st.async
+// or cp.async.bulk, is an illegal instruction in a launch without clusters, even from a block to itself.
 #pragma once
 
 #include <qp/ptx/address.cuh>
