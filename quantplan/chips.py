@@ -1,7 +1,7 @@
 """What GPUs can do, as far as cost models need it to compare kernels: one typical chip of each compute capability.
 
-The figures are round ones from the vendors' whitepapers (A100, RTX 3090, RTX 4090, H100 SXM, B200, RTX 5090). They rank
-candidates on any machine alike, with no GPU at hand; they are no promise of speed.
+The figures are round ones from the vendors' whitepapers (A100, RTX 3090, RTX 4090, B200, RTX 5090), and for 9.0 what
+kernels reached on an H200. They rank candidates on any machine alike, with no GPU at hand; they promise no speed.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ class Chip:
         Cycles per second under load.
     bandwidth, l2_bandwidth : float
         Bytes per second from memory, and from the L2 cache.
+    sm_bytes : float
+        Bytes that come to an SM in a cycle.
     shared_bytes : int
         Shared memory of an SM.
     int8_macs : int
@@ -38,6 +40,7 @@ class Chip:
     shared_bytes: int
     int8_macs: int
     wgmma_macs: int = 0
+    sm_bytes: float = 48.0
 
 
 _KB = 1024
@@ -55,8 +58,8 @@ _CHIPS = {
         int8_macs=1024,
     ),
     (9, 0): Chip(
-        sms=132, clock=1700 * _MEGA, bandwidth=3.35 * _TERA, l2_bandwidth=5.5 * _TERA, shared_bytes=228 * _KB,
-        int8_macs=2560, wgmma_macs=4096,
+        sms=132, clock=1700 * _MEGA, bandwidth=4.2 * _TERA, l2_bandwidth=12 * _TERA, shared_bytes=228 * _KB,
+        int8_macs=1800, wgmma_macs=3400,
     ),
     (10, 0): Chip(
         sms=148, clock=1850 * _MEGA, bandwidth=8 * _TERA, l2_bandwidth=10 * _TERA, shared_bytes=228 * _KB,

@@ -10,6 +10,7 @@ from quantplan.chips import chip
 from quantplan.devices.device import Grid
 from quantplan.kernels import KernelSpec, ParamStruct
 from quantplan.ops import _linear_kernels as portable
+from quantplan.ops._linear_cost import Tile, expected_seconds
 from quantplan.ops._quantize_kernels import ceil_div, element_name, flag
 from quantplan.programs import KernelVariant, Launch
 from quantplan.tensor_maps import Swizzle, TensorMap, mappable
@@ -86,9 +87,17 @@ class WgmmaTile:
     def cost(self, desc: Desc, capability: tuple[int, int]) -> float:
         """Return the seconds that a problem is expected to take on a typical chip."""
         gpu = chip(capability)
-        ring = portable.Ring(self.bm, self.bn, self.stages * _BK, self.shared_bytes, shared_by=self.cluster)
-        cycles = self.bm * self.bn / gpu.wgmma_macs
-        return portable.expected_seconds(desc, gpu, ring, ceil_div(desc.k, _BK) * _BK, cycles)
+        tile = Tile(
+            bm=self.bm,
+            bn=self.bn,
+            bk=_BK,
+            stages=self.stages,
+            shared_bytes=self.shared_bytes,
+            cycles=self.bm * self.bn / gpu.wgmma_macs,
+            below=self.cluster,
+            persistent=True,
+        )
+        return expected_seconds(desc, gpu, tile)
 
     def body(self, desc: Desc) -> tuple[str, str, int]:  # noqa: ARG002 - the other tile looks at it
         """Return the kernel's name, its shape, and the blocks of a cluster."""
@@ -156,10 +165,17 @@ class SwappedTile:
 
     def cost(self, desc: Desc, capability: tuple[int, int]) -> float:
         """Return the seconds that a problem is expected to take on a typical chip."""
-        gpu, split = chip(capability), self.cluster(desc)
-        ring = portable.Ring(self.tokens, self.bn, self.stages * _BK, self.shared_bytes, split)
-        cycles = max(self.tokens, 16) * self.bn / gpu.wgmma_macs
-        return portable.expected_seconds(desc, gpu, ring, ceil_div(desc.k, _BK) * _BK, cycles)
+        gpu = chip(capability)
+        tile = Tile(
+            bm=self.tokens,
+            bn=self.bn,
+            bk=_BK,
+            stages=self.stages,
+            shared_bytes=self.shared_bytes,
+            cycles=max(self.tokens, 16) * self.bn / gpu.wgmma_macs,
+            split=self.cluster(desc),
+        )
+        return expected_seconds(desc, gpu, tile)
 
     def body(self, desc: Desc) -> tuple[str, str, int]:
         """Return the kernel's name, its shape, and the blocks of a cluster."""
@@ -176,7 +192,7 @@ class SwappedTile:
 
 
 TILES = (
-    *(SwappedTile(8, 12), SwappedTile(16, 10), SwappedTile(32, 9), SwappedTile(64, 6)),
+    *(SwappedTile(8, 12), SwappedTile(16, 10), SwappedTile(32, 8), SwappedTile(64, 5)),
     *(WgmmaTile(128, 6), WgmmaTile(128, 6, cluster=2), WgmmaTile(256, 4, cluster=2)),
 )
 

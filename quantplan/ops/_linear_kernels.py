@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
 
-from quantplan.chips import Chip, chip
+from quantplan.chips import chip
 from quantplan.devices.device import Grid
 from quantplan.elements import ElementKind
 from quantplan.kernels import KernelSpec, ParamStruct
 from quantplan.ops import _linear as linear
+from quantplan.ops._linear_cost import Tile, expected_seconds
 from quantplan.ops._quantize_kernels import ceil_div, element_name, flag, row_pitch, width_of
 from quantplan.programs import KernelVariant, Launch
 from quantplan.reference.bounds import LinearErrorBound
@@ -39,71 +40,10 @@ LINEAR_PARAMS = ParamStruct(
 
 ACTIVATION_ULPS = 16.0
 """What evaluating GELU or SiLU in the arithmetic of the epilogue is off by, in its units: see docs/numerics.md."""
-_LATENCY = 1.5e-6  # seconds from the request to the data, in a busy memory system
 _SHARED_BYTES_PER_CYCLE = 128
-_RESERVED = 1024  # of each block's shared memory, for CUDA
+_SUMS_THAT_KEEP_BUSY = 16  # tiles of 16 x 8 that a warp adds to in turn
 _WARP = 32
 _CHUNK = 16
-
-
-@attrs.frozen
-class Ring:
-    """What a block keeps under way: rows of both operands, so many bytes of K of each.
-
-    Parameters
-    ----------
-    bm, bn : int
-        Rows and columns of its tile of the output.
-    depth : int
-        Bytes of K in all stages.
-    shared_bytes : int
-        Its shared memory.
-    split : int
-        Blocks that share the K of one tile.
-    shared_by : int
-        Blocks that read their columns of the weight together.
-    """
-
-    bm: int
-    bn: int
-    depth: int
-    shared_bytes: int
-    split: int = 1
-    shared_by: int = 1
-
-
-def expected_seconds(desc: Desc, gpu: Chip, ring: Ring, depth: int, cycles: float) -> float:
-    """Return the seconds that a product is expected to take, by its slowest resource.
-
-    Three of them are looked at: the tensor cores of the fullest SM; L2, from which every block reads its rows of both
-    operands; and memory, from which each byte comes once, as fast as the bytes that are under way at once allow. Before
-    any of that there is one latency.
-
-    Parameters
-    ----------
-    desc : descriptor
-        The product.
-    gpu : Chip
-        What it runs on.
-    ring : Ring
-        How blocks work.
-    depth : int
-        K, as the kernel rounds it up.
-    cycles : float
-        What a tile takes of an SM for each column of K.
-    """
-    blocks = ceil_div(desc.m, ring.bm) * ceil_div(desc.n, ring.bn) * ring.split
-    fit = max(1, gpu.shared_bytes // (ring.shared_bytes + _RESERVED))
-    together = min(blocks, fit * gpu.sms)
-    math = ceil_div(blocks, gpu.sms) * depth / ring.split * cycles / gpu.clock
-    side = min(ring.bm, desc.m) + min(ring.bn, desc.n)
-    read = min(ring.bm, desc.m) + min(ring.bn, desc.n) / ring.shared_by
-    cached = blocks // ring.split * read * desc.k / gpu.l2_bandwidth
-    under_way = max(1, together * side * min(ring.depth, ceil_div(desc.k, ring.split)))
-    needed = (desc.m + desc.n) * desc.k
-    written = desc.m * desc.n * desc.output_element.itemsize
-    memory = needed / min(gpu.bandwidth, under_way / _LATENCY) + written / gpu.bandwidth
-    return float(_LATENCY + max(math, cached, memory))
 
 
 @attrs.frozen
@@ -157,11 +97,21 @@ class MmaTile:
     def cost(self, desc: Desc, capability: tuple[int, int]) -> float:
         """Return the seconds that a problem is expected to take on a typical chip; see `expected_seconds`."""
         gpu = chip(capability)
-        multiplied = self.bm * self.bn / gpu.int8_macs
         warps = self.warps_m * self.warps_n  # of those along K, each reads what the others do not
         read = warps * (self.bm // self.warps_m + self.bn // self.warps_n) / _SHARED_BYTES_PER_CYCLE
-        ring = Ring(self.bm, self.bn, (self.stages - 1) * self.bk, self.shared_bytes)
-        return expected_seconds(desc, gpu, ring, ceil_div(desc.k, self.bk) * self.bk, max(multiplied, read))
+        # neither hides the other wholly, and a warp with few sums of its own waits for each product
+        multiplied = self.bm * self.bn / gpu.int8_macs
+        own = self.bm // self.warps_m // 16 * (self.bn // self.warps_n // 8)
+        busy = min(1.0, own * max(1, ceil_div(self.blocks(desc), gpu.sms)) / _SUMS_THAT_KEEP_BUSY)
+        tile = Tile(
+            bm=self.bm,
+            bn=self.bn,
+            bk=self.bk,
+            stages=self.stages - 1,
+            shared_bytes=self.shared_bytes,
+            cycles=(multiplied + read) / busy,
+        )
+        return expected_seconds(desc, gpu, tile)
 
 
 TILES = (
