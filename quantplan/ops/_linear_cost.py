@@ -80,7 +80,7 @@ def expected_seconds(desc: Desc, gpu: Chip, tile: Tile) -> float:
     blocks = ceil_div(desc.m, together) * tile.below * ceil_div(desc.n, tile.bn) * tile.split
     fit = max(1, gpu.shared_bytes // (tile.shared_bytes + _RESERVED))
     rows, columns = min(tile.bm, desc.m), min(tile.bn, desc.n)
-    copied = rows + columns * (_MULTICAST if 1 < tile.below and tile.bm < desc.m else 1)
+    copied = rows + columns * (_MULTICAST if tile.below > 1 and tile.bm < desc.m else 1)
 
     depth = ceil_div(desc.k, tile.bk) * tile.bk / tile.split
     in_turn = ceil_div(blocks, gpu.sms)
