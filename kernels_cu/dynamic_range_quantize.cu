@@ -8,6 +8,10 @@
 //          └ chunk of V elements: lane 0, 1, 2, …, again lane 0, …: Keep chunks a lane stay in registers, and what is
 //            left of a longer segment is read a second time, from cache
 //
+// All chunks are whole: V is 1 where rows do not end with a vector. Short segments are many: where they follow each other
+// without gaps, each lane has Abreast of them, so that what a thread does once serves more elements. Segments with a NaN or
+// an infinity, and those whose scale is huge, are read again and rounded with more care.
+//
 // Segments that cross rows (tensor, channel:1, group along a column) need every row before the first code. They take
 // three kernels: `ranges` reduces parts of them, `scales` joins the parts, and quantize.cu's `quantize` reads x again.
 #pragma once
@@ -36,59 +40,110 @@ struct SegmentsParams {
 constexpr int most_lanes = 1024;  // only then can a segment be longer than what is kept
 template <int Lanes> constexpr int segment_threads = Lanes > 32 ? Lanes : 256;
 
-template <class In, class Out, class Scale, bool Asymmetric, bool Saturate, int V, int Lanes, int Keep>
+// A segment, and what of it lies from a lane's first element on.
+template <class In, class Out>
+struct Segment {
+  bool present;
+  int64 row;
+  unsigned index;  // in its row
+  int rest;  // elements, or none where it is not positive
+  const In* x;
+  Out* q;
+};
+
+// Finds segment i of those that a thread has abreast. Several are all of one row, as long as each other. K < 2³¹, and a
+// row has no more segments than elements.
+template <class In, class Out, int V, int Lanes, int Abreast>
+__device__ inline Segment<In, Out> find_segment(const SegmentsParams& p, int i) {
+  constexpr int per_block = segment_threads<Lanes> / Lanes;
+  const unsigned per_row = static_cast<unsigned>(p.per_row), length = static_cast<unsigned>(p.length);
+  const unsigned aside = threadIdx.x / Lanes + i * per_block;
+  int64 row = 0;
+  unsigned index = 0;
+  if (Lanes > 32 && per_row == 1) {
+    row = blockIdx.x;
+  } else if (Abreast > 1 || p.m == 1) {
+    index = blockIdx.x * (per_block * Abreast) + aside;
+  } else {
+    // a 64-bit division a block, then 32-bit ones: its segments are neighbours
+    const unsigned long long first = static_cast<unsigned long long>(blockIdx.x) * (per_block * Abreast);
+    const unsigned long long first_row = first / per_row;
+    const unsigned ahead = static_cast<unsigned>(first - first_row * per_row) + aside, rows_on = ahead / per_row;
+    row = static_cast<int64>(first_row) + rows_on;
+    index = ahead - rows_on * per_row;
+  }
+  const bool present = (Abreast > 1 || row < p.m) && index < per_row;
+  const unsigned begin = index * length;
+  const unsigned end = Abreast > 1 ? begin + length : min(begin + length, static_cast<unsigned>(p.k));
+  const int lane = threadIdx.x % Lanes, rest = present ? static_cast<int>(end - begin) - lane * V : 0;
+  return {present, row, index, rest, static_cast<const In*>(p.x) + row * p.x_stride + begin + lane * V,
+          static_cast<Out*>(p.q) + row * p.q_stride + begin + lane * V};
+}
+
+template <class In, class Out, class Scale, bool Asymmetric, bool Saturate, int V, int Lanes, int Keep, int Abreast>
 __device__ void quantize_segments(const SegmentsParams& p) {
   static_assert((Lanes & (Lanes - 1)) == 0 && Lanes <= most_lanes, "Lanes is a power of two, at most a block");
+  static_assert(Abreast == 1 || Lanes <= 32, "a block reduces one segment, a warp several");
   using W = wide<In>;
-  constexpr int per_block = segment_threads<Lanes> / Lanes;
-
-  // one 64-bit division a block, then 32-bit ones: the segments of a block are neighbours
-  const unsigned per_row = static_cast<unsigned>(p.per_row), length = static_cast<unsigned>(p.length);
-  const unsigned long long first = static_cast<unsigned long long>(blockIdx.x) * per_block, first_row = first / per_row;
-  const unsigned ahead = static_cast<unsigned>(first - first_row * per_row) + threadIdx.x / Lanes;
-  const unsigned rows_on = ahead / per_row, index = ahead - rows_on * per_row;
-  const int64 row = static_cast<int64>(first_row) + rows_on;
-  const bool present = row < p.m;
-
-  // of the segment, from this lane's first element on; K < 2³¹
-  const unsigned begin = index * length, end = min(begin + length, static_cast<unsigned>(p.k));
-  const int lane = threadIdx.x % Lanes, rest = present ? static_cast<int>(end - begin) - lane * V : 0;
-  const In* const x = static_cast<const In*>(p.x) + row * p.x_stride + begin + lane * V;
-  Out* const q = static_cast<Out*>(p.q) + row * p.q_stride + begin + lane * V;
+  using Range = State<Asymmetric, W>;
   constexpr int step = Lanes * V;
-  const auto chunk_at = [&](unsigned at) { return load<In, V>(x + at, left(static_cast<int>(rest - at), V)); };
-  const auto behind_kept = [&](auto use) {
-    if constexpr (Lanes == most_lanes)
-      for (unsigned at = Keep * step; static_cast<int>(rest - at) > 0; at += step) use(at);
+  const Segment<In, Out> first = find_segment<In, Out, V, Lanes, Abreast>(p, 0);
+  const auto find = [&](int i) {  // again, for all that are abreast would take many registers
+    return Abreast == 1 ? first : find_segment<In, Out, V, Lanes, Abreast>(p, i);
   };
+  const int lane = threadIdx.x % Lanes;
 
-  Chunk<In, V> kept[Keep];
-  Gather<In, State<Asymmetric, W>> gather;
+  Chunk<In, V> kept[Abreast][Keep];
 #pragma unroll
-  for (int i = 0; i < Keep; ++i) kept[i] = chunk_at(i * step);
+  for (int a = 0; a < Abreast; ++a) {
+    const Segment<In, Out> segment = find(a);
 #pragma unroll
-  for (int i = 0; i < Keep; ++i) gather.add(unpack<In, V>(kept[i]));
-  behind_kept([&](unsigned at) { gather.add(unpack<In, V>(chunk_at(at))); });
-
-  const auto range = reduce<Lanes>(gather.state(), reinterpret_cast<State<Asymmetric, W>*>(ptx::shared_memory()));
-  const auto chosen = Choose<Scale, W>::from(range, symmetric_limit<Out, W>(p.q_max), p.q_min, p.q_max);
-  if (lane == 0 && present) {
-    static_cast<Scale*>(p.scale)[row * p.scale_stride + index] = chosen.stored;
-    if constexpr (Asymmetric) p.zero_point[row * p.zero_point_stride + index] = chosen.zero_point;
+    for (int i = 0; i < Keep; ++i) kept[a][i] = load_whole<In, V>(segment.x + i * step, i * step < segment.rest);
   }
-
-  const DivisorOf<Scale, W> divisor(chosen.scale);
-  const Codes<W> codes(p.q_min, p.q_max, chosen.zero_point);
-  const auto write = [&](Chunk<In, V> chunk, unsigned at) {
-    const Vec<Out, V> rounded = quantize_chunk<Out, Saturate>(
-        widen_all<W, In, V>(chunk), [&](int, W value) { return divisor.divide_within(value); },
-        [&](int, W quotient) { return codes(quotient); });
-    store<Out, V>(q + at, rounded, left(static_cast<int>(rest - at), V));
-  };
 #pragma unroll
-  for (int i = 0; i < Keep; ++i)
-    if (i * step < rest) write(kept[i], i * step);
-  behind_kept([&](unsigned at) { write(chunk_at(at), at); });
+  for (int a = 0; a < Abreast; ++a) {
+    const Segment<In, Out> segment = find(a);
+    const auto from = [&](unsigned begin, auto use) {  // every step of the segment from one on, loaded again
+#pragma unroll 1
+      for (unsigned at = begin; static_cast<int>(segment.rest - at) > 0; at += step)
+        use(load_whole<In, V>(segment.x + at, true), at);
+    };
+    Gather<In, Range> gather;
+#pragma unroll
+    for (int i = 0; i < Keep; ++i) gather.add(unpack<In, V>(kept[a][i]));
+    if constexpr (Lanes == most_lanes)
+      from(Keep * step, [&](Chunk<In, V> chunk, unsigned) { gather.add(unpack<In, V>(chunk)); });
+
+    const Range range = reduce<Lanes>(gather.state(), reinterpret_cast<Range*>(ptx::shared_memory()));
+    const auto chosen = Choose<Scale, W>::from(range, symmetric_limit<Out, W>(p.q_max), p.q_min, p.q_max);
+    if (lane == 0 && segment.present) {
+      static_cast<Scale*>(p.scale)[segment.row * p.scale_stride + segment.index] = chosen.stored;
+      if constexpr (Asymmetric) p.zero_point[segment.row * p.zero_point_stride + segment.index] = chosen.zero_point;
+    }
+
+    const Codes<W> codes(p.q_min, p.q_max, chosen.zero_point);
+    const bool ordinary = is_ordinary<Out, Asymmetric>(chosen, p.q_min, p.q_max);
+    if (ordinary) {
+      const auto divisor = own_divisor<In, Asymmetric>(chosen);
+#pragma unroll
+      for (int i = 0; i < Keep; ++i) {
+        Vec<W, V> values = widen_all<W, In, V>(kept[a][i]);
+#pragma unroll
+        for (int j = 0; j < V; ++j) values.item[j] = divisor.divide_within(values.item[j]);
+        if (i * step < segment.rest)
+          store_whole<Out, V>(segment.q + i * step, round_ordinary<Out, Saturate, Asymmetric>(values, codes));
+      }
+    }
+    if (Lanes == most_lanes || !ordinary) {
+      const DivisorOf<Scale, W> divisor(chosen.scale);
+      from(ordinary ? Keep * step : 0, [&](Chunk<In, V> chunk, unsigned at) {
+        const Vec<Out, V> rounded = quantize_chunk<Out, Saturate>(
+            widen_all<W, In, V>(chunk), [&](int, W value) { return divisor.divide_within(value); },
+            [&](int, W quotient) { return codes(quotient); });
+        store_whole<Out, V>(segment.q + at, reinterpret<Chunk<Out, V>>(rounded));
+      });
+    }
+  }
 }
 
 // ---- segments that cross rows

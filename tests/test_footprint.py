@@ -81,7 +81,7 @@ def hold(arch, found):
 def moves_vectors(kernel, where):
     """Chunks of 16 bytes of real values are moved whole, and as many loads are under way as a thread keeps chunks."""
     (family, given), code = arguments(kernel), kernel.code
-    if family == "scales" or given[-3 if family == "quantize_segments" else -1] == "1":
+    if family == "scales" or given[-4 if family == "quantize_segments" else -1] == "1":
         return
     first, second = BYTES[given[0]], BYTES.get(given[1])
     match family:
@@ -90,7 +90,7 @@ def moves_vectors(kernel, where):
         case "dequantize":
             width, load, store, chunks = int(given[-1]), first, second, 4
         case "quantize_segments":
-            width, load, store, chunks = int(given[-3]), first, second, int(given[-1])
+            width, load, store, chunks = int(given[-4]), first, second, int(given[-2]) * int(given[-1])
         case "ranges":
             width, load, store, chunks = int(given[-1]), first, None, 4
     assert width * max(load, store or 0) == 16, where
@@ -184,12 +184,12 @@ def test_a_plan_that_reads_rows_once_moves_no_more_than_it_must(answer):
     assert aligned.bytes_least == aligned.bytes_moved == 4096 * 4096 * (2 + 1) + 4096 * 4
     assert aligned.traffic == other.traffic == 1.0
     (kernel,) = aligned.kernels
-    assert kernel.kernel == "quantize_segments<bf16, s8, f32, false, true, 8, 128, 4>"
+    assert kernel.kernel == "quantize_segments<bf16, s8, f32, false, true, 8, 128, 4, 1>"
     assert (kernel.blocks, kernel.threads, kernel.dynamic_shared_bytes) == (4096, 128, 16)
     assert kernel.occupancy.fraction >= 0.5
     assert kernel.code.loads_in_flight == 4
     assert kernel.bytes_in_flight == 4 * 16 * 128 * kernel.occupancy.blocks >= 64 * 1024
-    assert other.kernels[0].kernel == "quantize_segments<bf16, s8, f32, false, true, 1, 1024, 4>"
+    assert other.kernels[0].kernel == "quantize_segments<bf16, s8, f32, false, true, 1, 512, 8, 1>"
 
 
 def test_a_plan_whose_scale_depends_on_all_rows_reads_them_twice(answer):
@@ -210,11 +210,18 @@ def test_operands_that_change_nothing_are_listed_once():
     assert row.kernels[0].kernel.endswith(", 1>")
 
 
+def but_for_instructions(rows):
+    """Return rows without their instructions: which of equal ones are taken depends on what is compiled beside."""
+    kernels = [[kernel.replace(code=kernel.code.replace(instructions=())) for kernel in row.kernels] for row in rows]
+    return [row.replace(kernels=found) for row, found in zip(rows, kernels, strict=True)]
+
+
 def test_a_problem_that_is_asked_twice_is_answered_once(answer):
     """An emulated device is asked about by its architecture, and several processes find the same."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(footprint, "_BATCH", 2)
-        assert qp.resources("emulated:sm_90a", [TOKEN, TOKEN.replace(), TENSOR], processes=2) == answer
+        found = qp.resources("emulated:sm_90a", [TOKEN, TOKEN.replace(), TENSOR], processes=2)
+    assert but_for_instructions(found) == but_for_instructions(answer)
 
 
 def test_only_one_op():

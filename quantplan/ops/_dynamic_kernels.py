@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 _SOURCE = "dynamic_range_quantize.cu"
 _WARP = 32
 _MOST_LANES = 1024
-_SECTOR = 32  # bytes: neighbouring lanes write whole ones
-_KEPT = 4  # chunks of a lane: enough loads in flight, and enough work for one division
-_MOST_KEPT = 8  # the same, where a block of the most lanes would have to read the rest a second time
+_CHUNK, _SECTOR, _LINE = 16, 32, 128  # bytes: neighbouring lanes read whole lines and write whole sectors
+_KEPT = 4  # chunks of a thread: enough loads in flight, and enough work for what it does once
+_MOST_KEPT = 8  # the same, where more lanes would leave an SM one block, or the rest would be read a second time
 _ENOUGH_THREADS = 132 * 256  # for a large GPU: with fewer, lanes are spent rather than registers
+_MOST_COLUMNS = 1 << 31  # of a row: the kernels count them in 32 bits
 _MOST_BLOCKS = 1024  # of a reduction to one scale: how many states its last step reads
 _MOST_PARTS = 64  # of a reduction to a scale per column
 _ROWS_PER_THREAD = 8  # of a part of a column, at least
@@ -63,6 +64,34 @@ def _scale_pitches(args: Args, *, of_a_row: int) -> tuple[int, int]:
 
 
 @attrs.frozen
+class _Shape:
+    """What a segment's instance is made for, in the order of its parameters.
+
+    Chunks of so many elements, which each of so many lanes keeps so many of, of so many segments at once.
+    """
+
+    width: int
+    lanes: int
+    kept: int
+    abreast: int
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return self.lanes if self.lanes > _WARP else THREADS
+
+    @property
+    def per_block(self) -> int:
+        """Segments of a block."""
+        return self.threads // self.lanes * self.abreast
+
+    @property
+    def shared_states(self) -> int:
+        """Ranges that the warps of a block tell each other."""
+        return self.lanes // _WARP if self.lanes > _WARP else 0
+
+
+@attrs.frozen
 class SegmentsProgram:
     """Segments within a row: one kernel reads each once."""
 
@@ -79,18 +108,21 @@ class SegmentsProgram:
         return 0
 
     def specs(self, desc: Desc) -> tuple[KernelSpec, ...]:
-        """Return the kernel in both widths."""
-        return tuple(self._spec(desc, width) for width in family.widths(desc, desc.input_element))
+        """Return the kernel in both widths, for dense operands and for others."""
+        shapes = (self._shape(desc, width, dense=dense) for width in self._widths(desc) for dense in (True, False))
+        return tuple(self._spec(desc, shape) for shape in dict.fromkeys(shapes))
 
     def launches(self, call: Call) -> Iterator[Launch]:
         """Yield the launch."""
         desc, args, selected = call.desc, call.args, call.selected
-        width = family.width_of(family.widths(desc, desc.input_element), args.x, args.q)
-        length, per_row = self._segments(desc)
-        lanes, _ = self._lanes(selected, width)
-        m, k = desc.m, desc.k
+        dense = self._dense(desc, args)
+        shape = self._shape(selected, family.width_of(self._widths(desc), args.x, args.q), dense=dense)
+        m, k, (length, per_row) = desc.m, desc.k, self._segments(desc)
         if desc.scope.kind is ScopeKind.TENSOR and not m:
             m, k, length = 1, 0, 0  # no row has a scale, but a tensor without rows has one
+        segments = m * per_row
+        if dense:
+            m, k, per_row = 1, m * k, segments
         values = (
             *("x", "q", "scale", "zero_point"),
             *(m, k, family.row_pitch(args.x), family.row_pitch(args.q), length, per_row),
@@ -98,21 +130,22 @@ class SegmentsProgram:
             *_limits(desc),
         )
         yield Launch(
-            self._spec(selected, width),
-            Grid(
-                ceil_div(m * per_row, max(1, THREADS // lanes)) if lanes <= _WARP else m * per_row,
-                lanes // _WARP * _state_bytes(desc) if lanes > _WARP else 0,
-            ),
+            self._spec(selected, shape),
+            Grid(ceil_div(segments, shape.per_block), shape.shared_states * _state_bytes(desc)),
             values,
             written=("q", "scale", "zero_point"),
         )
 
-    def _spec(self, desc: Desc, width: int) -> KernelSpec:
-        lanes, kept = self._lanes(desc, width)
+    def _spec(self, desc: Desc, shape: _Shape) -> KernelSpec:
         flags = (flag(_asymmetric(desc)), flag(desc.saturate))
-        body = f"quantize_segments<{', '.join((*_elements(desc), *flags, str(width), str(lanes), str(kept)))}>"
-        threads = lanes if lanes > _WARP else THREADS
-        return KernelSpec(source=self.source, body=body, threads=threads, params=family.SEGMENTS_PARAMS)
+        body = f"quantize_segments<{', '.join((*_elements(desc), *flags, *map(str, attrs.astuple(shape))))}>"
+        return KernelSpec(source=self.source, body=body, threads=shape.threads, params=family.SEGMENTS_PARAMS)
+
+    @staticmethod
+    def _widths(desc: Desc) -> tuple[int, ...]:
+        """Return the widths of the kernels: in vectors only where rows end with one."""
+        widths = family.widths(desc, desc.input_element)
+        return widths[-1:] if desc.k % widths[0] else widths
 
     @staticmethod
     def _segments(desc: Desc) -> tuple[int, int]:
@@ -120,21 +153,37 @@ class SegmentsProgram:
         length = min(desc.scope.group_size or desc.k, desc.k)
         return length, ceil_div(desc.k, length) if length else 1
 
-    def _lanes(self, desc: Desc, width: int) -> tuple[int, int]:
-        """Return how many lanes share a segment, and how many chunks each keeps in registers.
+    def _dense(self, desc: Desc, args: Args) -> bool:
+        """Whether groups follow each other across rows too, as if all rows were one."""
+        length, per_row = self._segments(desc)
+        if per_row <= 1 or desc.k % length or desc.m * desc.k >= _MOST_COLUMNS:
+            return False
+        pitches = ((args.x, desc.k), (args.q, desc.k), (args.scale, per_row), (args.zero_point, per_row))
+        return all(view is None or family.row_pitch(view) == pitch for view, pitch in pitches)
 
-        A few chunks a lane, unless that leaves much of a GPU idle. Up to a warp they need no barrier.
+    def _shape(self, desc: Desc, width: int, *, dense: bool) -> _Shape:
+        """Return how threads share the segments of a problem.
+
+        A thread has a few chunks, unless that leaves much of a GPU idle. Up to a warp lanes need no barrier, and beyond
+        512 a block is alone on its SM, which has nothing to load while that one computes.
         """
         length, per_row = self._segments(desc)
-        chunks = ceil_div(length, width)
-        least = min(power_of_two(chunks), _SECTOR // width)
+        segments, chunks = desc.m * per_row, ceil_div(length, width)
+        least = min(power_of_two(chunks), max(_LINE // _CHUNK, _SECTOR // width))
         lanes = _MOST_LANES
         for kept in (_KEPT, _KEPT // 2, 1):
             lanes = min(_MOST_LANES, max(least, power_of_two(ceil_div(chunks, kept))))
-            if desc.m * per_row * lanes >= _ENOUGH_THREADS:
+            if segments * lanes >= _ENOUGH_THREADS:
                 break
         most = _KEPT if desc.input_element is ElementKind.F64 else _MOST_KEPT  # f64 leaves fewer registers
-        return lanes, min(most, power_of_two(ceil_div(chunks, lanes)))
+        half = _MOST_LANES // 2
+        if lanes > half and chunks <= half * most and segments * half >= 4 * _ENOUGH_THREADS:
+            lanes = half
+        kept, abreast = min(most, ceil_div(chunks, lanes)), 1
+        if dense and lanes <= _WARP:
+            while 2 * abreast * kept <= _KEPT and segments * lanes >= 2 * abreast * _ENOUGH_THREADS:
+                abreast *= 2
+        return _Shape(width, lanes, max(1, kept), abreast)
 
 
 @attrs.frozen

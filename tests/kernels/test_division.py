@@ -64,3 +64,55 @@ def test_quotients_of_what_is_special(x, d):
     else:
         np.testing.assert_array_equal(general, true)
         assert np.isnan(true[0]) or np.signbit(general[0]) == np.signbit(true[0])
+
+
+SHORT = """
+#include <qp/divide.cuh>
+struct P { const float* x; const float* d; float* quotient; long long n; };
+__device__ void body(const P& p) {
+  for (long long i = threadIdx.x; i < p.n; i += 32) {
+    const qp::ShortDivisor divisor(p.d[i]);
+    for (long long j = 0; j < p.n; ++j) p.quotient[i * p.n + j] = divisor.divide_within(p.x[j]);
+  }
+}
+"""
+LIMITS = (127, 255, 448, 57344, 1, 3, 100)
+OTHERS = sorted(set(range(1, 256)) - set(LIMITS))
+NOT_ROUNDED = 1  # of all pairs of significands and limits: what lies there is beside no number that decides a code
+
+
+def short_quotients(x, d):
+    """Return what each number is when divided by each divisor."""
+    quotient = np.zeros((len(d), len(x)), np.float32)
+    Bench().run(SHORT, {"x": x, "d": d, "quotient": quotient}, outputs=("quotient",), scalars=(len(x),), checked=False)
+    return quotient
+
+
+def unequal_short_quotients(limit):
+    """Try every significand that an f16 has, and so those of a bf16, with the scale of every other."""
+    significands = np.arange(1024, 2048, dtype=np.float32)
+    scales = significands / np.float32(limit)
+    return np.count_nonzero(short_quotients(significands, scales) != significands / scales[:, None])
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_short_numbers_are_divided_by_their_own_scale(limit):
+    assert unequal_short_quotients(limit) == 0
+
+
+@pytest.mark.slow
+def test_short_numbers_are_divided_by_the_scale_of_every_limit():
+    assert sum(map(unequal_short_quotients, OTHERS)) == NOT_ROUNDED
+
+
+def test_short_quotients_have_their_sign_and_range():
+    x = np.array([0.0, -0.0, 1.0, -1.0, 1e-40, -1e-40, 65504, 2.0**-133, 2.0**107, -3.0 * 2.0**50, -0.1], np.float32)
+    d = np.array([2.0**-126, 1.1754945e-38, 1 / 3, 1.0, 3.7, 511.9, 3e20, 2.0**99, 1.1e30, 2.0**100, 0.1], np.float32)
+    quotient = short_quotients(x, d)
+    with np.errstate(all="ignore"):
+        true = x / d[:, None]
+    np.testing.assert_array_equal(np.signbit(quotient), np.signbit(true))
+    told = (np.abs(true) > 2.0**-30) & (np.abs(true) < 2.0**20)
+    np.testing.assert_array_equal(quotient[told], true[told])
+    small = np.abs(true) <= 2.0**-30
+    assert np.all(np.abs(quotient[small]) < 2.0**-29)

@@ -116,6 +116,36 @@ def test_groups_of_every_size(twin, group):
         twin.check(desc, {"x": twin.awkward(m, k, "f16")})
 
 
+@pytest.mark.parametrize("quantized", ["s8", "u8", "fp8_e4m3", "fp8_e5m2"])
+@pytest.mark.parametrize("real", ["bf16", "f16", "f32"])
+def test_scales_of_every_size(twin, real, quantized):
+    """Codes of what lies on the middle between two, in segments of every exponent, and in those beyond 2¹⁰⁰."""
+    dtype, limit = qp.ElementKind.of(real).dtype, {"s8": 127, "u8": 255, "fp8_e4m3": 448, "fp8_e5m2": 57344}[quantized]
+    exponents = np.arange(-24, 15) if real == "f16" else np.arange(-149, 127)
+    steps = np.concatenate([[limit], np.arange(-40, 40) / 2, limit / 2.0 ** np.arange(1, 16), [0.0, -0.0]])
+    mantissas = 1 + twin.rng.integers(0, 128, exponents.size) / 128
+    mantissas[::5] = 254 / 128
+    mantissas[1::5] = 196 / 128
+    with np.errstate(all="ignore"):
+        amax = (mantissas * 2.0**exponents).astype(dtype).astype(np.float64)
+        x = (steps / limit * amax[:, None]).astype(dtype)
+    k = x.shape[1] // 16 * 16
+    for scale in ("f32", "e8m0")[: 1 + quantized.startswith("fp8")]:
+        desc = qp.DynamicRangeQuantizeDescriptor(
+            m=len(x), k=k, input_element=real, output_element=quantized, scope="token", scale_element=scale
+        )
+        twin.check(desc, {"x": x[:, :k].copy()}, checked=False)
+
+
+@pytest.mark.parametrize("limits", [(-127, 127), (-128, 127), (-128, 100), (-20, 127), (0, 127), (-1, 1)])
+def test_limits_of_codes(twin, limits):
+    for mode in ("symmetric", "asymmetric"):
+        desc = qp.DynamicRangeQuantizeDescriptor(
+            m=9, k=64, input_element="bf16", scope="group:32", mode=mode, q_min=limits[0], q_max=limits[1]
+        )
+        twin.check(desc, {"x": twin.awkward(9, 64, "bf16")})
+
+
 # ---- host values, and empty problems
 
 

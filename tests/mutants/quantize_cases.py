@@ -45,24 +45,35 @@ def both(desc, x=None, **inputs):
 
 
 def part_of_a_warp(twin):
-    yield from both(Y(m=7, k=37, mode="asymmetric"), spread(twin, 7, 37))
+    for k in (37, 40):  # rows of whole vectors, and others
+        yield from both(Y(m=7, k=k, mode="asymmetric"), spread(twin, 7, k))
     yield Case(Y(m=5, k=0, mode="asymmetric"))
 
 
 def warps(twin):
     yield from both(Y(m=300, k=131, mode="asymmetric"), spread(twin, 300, 131))
+    yield from both(Y(m=300, k=136, mode="asymmetric"), spread(twin, 300, 136))
+    yield from both(Y(m=3, k=264, input_element="bf16"), spread(twin, 3, 264, "bf16"))
     yield from both(Y(m=300, k=101, mode="asymmetric"), spread(twin, 300, 101))
 
 
 def blocks(twin):
     """Longer than what its threads keep in registers."""
-    desc = Y(m=2, k=8197, input_element="f64", output_element="fp8_e5m2", scale_element="e8m0")
-    yield from both(desc, spread(twin, 2, 8197, "f64"))
+    for k in (8197, 8202):
+        desc = Y(m=2, k=k, input_element="f64", output_element="fp8_e5m2", scale_element="e8m0")
+        yield from both(desc, spread(twin, 2, k, "f64"))
 
 
 def groups(twin):
     yield from both(Y(m=70, k=42, scope="group:4"), twin.awkward(70, 42, "f32"))
     yield from both(Y(m=70, k=42, scope="group:5", mode="asymmetric"), twin.awkward(70, 42, "f32"))
+    yield from both(Y(m=70, k=44, scope="group:8"), twin.awkward(70, 44, "f32"))
+
+
+def groups_abreast(twin):
+    """So many that each thread has several, the last ones fewer."""
+    desc = Y(m=136, k=1000, scope="group:2", output_element="fp8_e4m3", scale_element="e8m0")
+    yield Case(desc, {"x": spread(twin, 136, 1000)})
 
 
 def tensor(twin):
@@ -283,8 +294,8 @@ def _factors(twin, excess, odd):
 
 
 UNITS = (
-    part_of_a_warp, groups, scopes, scopes_back, quotients, zero_points, tensor, columns, pairs, warps, blocks,
-    crossing_pairs, crossing_magnitudes, scales_of_columns, tiles, host_values, products, quotients_of_a_row,
+    part_of_a_warp, groups, groups_abreast, scopes, scopes_back, quotients, zero_points, tensor, columns, pairs, warps,
+    blocks, crossing_pairs, crossing_magnitudes, scales_of_columns, tiles, host_values, products, quotients_of_a_row,
     powers_of_two, extremes, elements_f32, fp8_in_integers, quotients_of_pairs, quotients_f64, elements, elements_f16,
     elements_bf16,
 )  # fmt: skip

@@ -63,8 +63,29 @@ struct PowerOfTwoDivisor {
 
   PowerOfTwoDivisor() = default;
   __device__ explicit PowerOfTwoDivisor(W divisor) : reciprocal(qp::divide(W(1), divisor)) {}
+  // Of a scale that is not NaN: its exponent changes its sign, and 2¹²⁷ becomes subnormal.
+  __device__ explicit PowerOfTwoDivisor(e8m0 scale)
+      : reciprocal(static_cast<W>(__int_as_float(max((254 - scale.bits) << 23, 0x00400000)))) {}
   __device__ W divide_within(W x) const { return multiply(x, reciprocal); }
   __device__ W divide(W x) const { return multiply(x, reciprocal); }
+};
+
+// The scale of a symmetric segment of f16 or bf16, d = fl(amax / limit) in [2⁻¹²⁶, 2¹⁰⁰], divides what lies in it by two
+// multiplications: 1 / d is h + l, h rounded towards zero and l ≥ 0, so that a zero keeps its sign, and fl(x·h + fl(x·l))
+// is off by 2⁻⁴⁷ of itself before it is rounded. There are 2²⁰ pairs of significands of amax and x: for 448, 57344 and all
+// limits up to 255, every such pair gives the code of fl(x / d), as tests/kernels/test_division.py finds by trying them.
+struct ShortDivisor {
+  f32 high, low;
+
+  __device__ explicit ShortDivisor(f32 divisor) : high(qp::divide(1.0f, divisor)) {
+    f32 error = __fmaf_rn(-high, divisor, 1.0f);
+    if (error < 0) {
+      high = __uint_as_float(__float_as_uint(high) - 1);
+      error = __fmaf_rn(-high, divisor, 1.0f);
+    }
+    low = multiply(error, high);
+  }
+  __device__ f32 divide_within(f32 x) const { return __fmaf_rn(x, high, multiply(x, low)); }
 };
 
 template <class Scale, class W> struct DivisorOf_ { using type = Divisor<W>; };

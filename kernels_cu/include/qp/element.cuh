@@ -135,13 +135,20 @@ __device__ inline T round_fp8_in_integers(f32 x) {
   return T{static_cast<unsigned char>(min(code, limit) | sign)};
 }
 
+#if __CUDA_ARCH__ >= 890
+// Rounds two neighbours, the first into the low byte; of a NaN comes some NaN.
+template <class T>
+__device__ inline unsigned short fp8_pair(f32 first, f32 second) {
+  return same<T, e4m3> ? ptx::e4m3x2_from_f32(second, first) : ptx::e5m2x2_from_f32(second, first);
+}
+#endif
+
 // Rounds two neighbours, as the hardware does from sm_89 on.
 template <class T, bool Saturate>
 __device__ inline void round_fp8_pair(f32 first, f32 second, T& a, T& b) {
 #if __CUDA_ARCH__ >= 890
   if constexpr (Saturate) {
-    const unsigned pair =
-        same<T, e4m3> ? ptx::e4m3x2_from_f32(second, first) : ptx::e5m2x2_from_f32(second, first);
+    const unsigned pair = fp8_pair<T>(first, second);
     a = is_nan(first) ? T{0x7f} : T{static_cast<unsigned char>(pair & 0xff)};
     b = is_nan(second) ? T{0x7f} : T{static_cast<unsigned char>(pair >> 8)};
     return;

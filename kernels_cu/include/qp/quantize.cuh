@@ -125,6 +125,72 @@ __device__ inline Vec<Out, V> quantize_chunk(const Vec<W, V>& x, Quotient quotie
   return q;
 }
 
+// ---- the same for an ordinary segment of dynamic quantization: its values and its scale are finite
+
+// What divides the values of a segment by their own scale.
+template <class In, class Scale, bool Asymmetric> struct OwnDivisor_ { using type = DivisorOf<Scale, wide<In>>; };
+template <> struct OwnDivisor_<f16, f32, false> { using type = ShortDivisor; };
+template <> struct OwnDivisor_<bf16, f32, false> { using type = ShortDivisor; };
+template <class In, bool Asymmetric, class Scale, class W>
+__device__ inline auto own_divisor(const Chosen<Scale, W>& chosen) {
+  using Own = typename OwnDivisor_<In, Scale, Asymmetric>::type;
+  if constexpr (same<Scale, e8m0> && same<W, f32>) return Own(chosen.stored);
+  else return Own(chosen.scale);
+}
+
+// Symmetric quotients are at most `limit`, but for a rounding that no code sees: they need no upper limit, and none below
+// if codes go down to −limit.
+template <class Out, bool Asymmetric>
+__device__ inline bool needs_no_limit(int q_min, int q_max) {
+  return is_fp8<Out> || Asymmetric || same<Out, u8> || q_min <= -q_max;
+}
+
+// Whether a segment is such a one. Scales beyond 2¹⁰⁰ are not: no ShortDivisor divides by them, and they are rare.
+template <class Out, bool Asymmetric>
+__device__ inline bool is_ordinary(const Chosen<f32, f32>& chosen, int q_min, int q_max) {
+  return chosen.scale <= 0x1p100f && needs_no_limit<Out, Asymmetric>(q_min, q_max);
+}
+template <class Out, bool Asymmetric>
+__device__ inline bool is_ordinary(const Chosen<e8m0, f32>& chosen, int, int) { return chosen.stored.bits != 0xff; }
+template <class Out, bool Asymmetric, class Scale>
+__device__ inline bool is_ordinary(const Chosen<Scale, f64>&, int, int) { return true; }  // as any other: f64 is slow
+
+// Rounds a chunk of its quotients.
+template <class Out, bool Saturate, bool Asymmetric, int V>
+__device__ inline Chunk<Out, V> round_ordinary(const Vec<f32, V>& quotient, const Codes<f32>& codes) {
+  Vec<Out, V> q;
+  if constexpr (!is_fp8<Out>) {
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      f32 within = quotient.item[i];
+      if constexpr (Asymmetric || same<Out, u8>) within = greater(within, codes.low);
+      if constexpr (Asymmetric) within = lesser(within, codes.high);
+      // this addition rounds to an integer, whose last bits are the sum's: a conversion would take longer
+      q.item[i] = static_cast<Out>(__float_as_int(__fadd_rn(within, 0x1.8p23f)) + codes.zero_point);
+    }
+  } else {
+#if __CUDA_ARCH__ >= 890
+    if constexpr (Saturate && V % 4 == 0) {
+      struct { unsigned word[V / 4]; } words;
+#pragma unroll
+      for (int i = 0; i < V; i += 4) {
+        const unsigned low = fp8_pair<Out>(quotient.item[i], quotient.item[i + 1]);
+        const unsigned high = fp8_pair<Out>(quotient.item[i + 2], quotient.item[i + 3]);
+        words.word[i / 4] = high << 16 | low;
+      }
+      return reinterpret<Chunk<Out, V>>(words);
+    }
+#endif
+    q = quantize_chunk<Out, Saturate>(quotient, [](int, f32 value) { return value; }, [](int, f32) { return 0; });
+  }
+  return reinterpret<Chunk<Out, V>>(q);
+}
+template <class Out, bool Saturate, bool Asymmetric, int V>
+__device__ inline Chunk<Out, V> round_ordinary(const Vec<f64, V>& quotient, const Codes<f64>& codes) {
+  return reinterpret<Chunk<Out, V>>(quantize_chunk<Out, Saturate>(
+      quotient, [](int, f64 value) { return value; }, [&](int, f64 value) { return codes(value); }));
+}
+
 // ---- and back
 
 // rne((q − zero_point) · scale) in f32. The difference has up to 33 bits and the product up to 57, more than f64 has:

@@ -120,9 +120,14 @@ template <class In> struct Gather<In, Interval<f32>> {
 
 // ---- reductions: every lane gets the result; the order does not matter, for minima and maxima are exact
 
+// Whether one instruction reduces a warp: magnitudes in f32 are in order as the unsigned integers that they are.
+template <class State> constexpr bool reduced_at_once = same<State, Magnitude<f32>>;
+
 // Over `Lanes` neighbouring lanes of a warp, a power of two.
 template <int Lanes, class State>
 __device__ inline State reduce_lanes(State state) {
+  if constexpr (Lanes == 32 && reduced_at_once<State>)
+    return {__uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(state.amax)))};
 #pragma unroll
   for (int lanes = Lanes / 2; lanes > 0; lanes /= 2) state.merge(state.from_lane(lanes));
   return state;
@@ -135,12 +140,13 @@ __device__ inline State reduce(State state, State* shared) {
   if constexpr (Lanes <= 32) {
     return reduce_lanes<Lanes>(state);
   } else {
-    constexpr int warps = Lanes / 32;
+    constexpr bool at_once = reduced_at_once<State>;
+    constexpr int warps = Lanes / 32, joined = at_once ? 32 : warps;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     state = reduce_lanes<32>(state);
     if (lane == 0) shared[warp] = state;
     __syncthreads();
-    return reduce_lanes<warps>(shared[lane % warps]);
+    return reduce_lanes<joined>(shared[lane % warps]);
   }
 }
 

@@ -85,6 +85,13 @@ __device__ inline Chunk<T, V> load(const T* p, int count) {
   return reinterpret<Chunk<T, V>>(v);
 }
 
+// Loads a chunk that is there as a whole, or not at all: then it is zeros.
+template <class T, int V>
+__device__ inline Chunk<T, V> load_whole(const T* p, bool there) {
+  if constexpr (V == 1) return load<T, 1>(p, there);
+  else return there ? Chunk<T, V>::load(p) : Chunk<T, V>{};
+}
+
 // Stores the first `count` elements, at least one and at most V.
 template <class T, int V>
 __device__ inline void store(T* p, const Vec<T, V>& v, int count) {
@@ -96,6 +103,13 @@ __device__ inline void store(T* p, const Vec<T, V>& v, int count) {
 #pragma unroll
     for (int i = 0; i < V; ++i) if (i < count) p[i] = v.item[i];
   }
+}
+
+// Stores a whole chunk.
+template <class T, int V>
+__device__ inline void store_whole(T* p, const Chunk<T, V>& chunk) {
+  if constexpr (sizeof(T) * V == 1) *p = unpack<T, V>(chunk).item[0];
+  else chunk.store(p);
 }
 
 // How many of a chunk's V elements there are, where `rest` are left of the row from its first on, or fewer than none.

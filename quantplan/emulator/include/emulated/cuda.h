@@ -131,6 +131,15 @@ EMULATED_INSTRUCTION T __shfl_up_sync(unsigned mask, T value, unsigned delta, in
   return emulated::shuffle(mask, value, inside ? emulated::lane() - delta : emulated::lane(), where);
 }
 
+// The largest of a whole warp's, in five exchanges.
+EMULATED_INSTRUCTION unsigned __reduce_max_sync(unsigned mask, unsigned value, EMULATED_CALLER) {
+  for (unsigned with = 16; with > 0; with /= 2) {
+    const unsigned other = emulated::shuffle(mask, value, emulated::lane() ^ with, where);
+    value = other > value ? other : value;
+  }
+  return value;
+}
+
 EMULATED_INSTRUCTION unsigned __ballot_sync(unsigned mask, int predicate, EMULATED_CALLER) {
   emulated::Ballot mine{predicate != 0, 0};
   emulated::meet(emulated::Collective::ballot, mask, &mine, emulated::Ballot::complete, where);
