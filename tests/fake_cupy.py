@@ -57,7 +57,7 @@ class Gpus:
         }
         self._current = threading.local()
         self._addresses = itertools.count(2**40, 2**30)
-        self._modules = {}
+        self._modules, self.sizes = {}, {}
 
     @property
     def current(self):
@@ -106,6 +106,7 @@ class Gpus:
             Memory=self.memory,
             Stream=lambda **options: Stream(self, **options),
             get_elapsed_time=lambda start, end: (end.at - start.at) / 1e3,
+            function=SimpleNamespace(CPointer=CPointer),
         )
         return cupy
 
@@ -326,7 +327,7 @@ class Function:
         assert stream is not None, "CuPy would take its own current stream"
         if self.gpus.current != self.device or shared_mem > self.shared_bytes:
             self.gpus.refuses["launch"] = "CUDA_ERROR_INVALID_VALUE"
-        values = b"".join(map(by_value, args))
+        values = b"".join(by_value(argument, self.gpus.sizes.get(self.name)) for argument in args)
         # CuPy makes one block of none
         self.gpus.did("launch", self.name, max(1, *grid), *block, values, shared_mem, int(stream.ptr))
         details = (self.name, max(1, *grid), *block, values, shared_mem)
@@ -336,8 +337,17 @@ class Function:
             self.gpus.launched(*details)
 
 
-def by_value(argument):
-    """Return the bytes that the driver reads for an argument: those of a NumPy array of one element."""
+class CPointer:
+    """CuPy's: where an argument is, which CuPy hands on as it is."""
+
+    def __init__(self, address):
+        self.address = address
+
+
+def by_value(argument, size):
+    """Return the bytes that the driver reads: a kernel's parameters, or a NumPy array of one element."""
+    if isinstance(argument, CPointer):
+        return ctypes.string_at(argument.address, size)
     assert isinstance(argument, np.ndarray)
     assert argument.size == 1
     return ctypes.string_at(argument.__array_interface__["data"][0], argument.nbytes)
@@ -351,6 +361,13 @@ def install(monkeypatch, gpus):
     monkeypatch.setitem(sys.modules, "cupy", gpus.module())
     gpu._device.cache_clear()
     monkeypatch.setattr(gpu, "_after_fork", False)
+    load = gpu.CudaDevice._load
+
+    def sized(device, spec):
+        gpus.sizes[spec.name] = spec.params.size
+        return load(device, spec)
+
+    monkeypatch.setattr(gpu.CudaDevice, "_load", sized)
     return gpus
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import sys
 from functools import cache, cached_property
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
-import numpy as np
 
 from quantplan import cache as disk
 from quantplan import cubins
@@ -55,14 +55,16 @@ class CudaKernel:
 
     def prepare(self, grid: Grid, params: bytes, touched: Callable[[], Sequence[Touched]]) -> Any:  # noqa: ANN401, ARG002 - a callable; the hardware checks what it touches
         """Return the launch, for a checked stream: nothing is allocated, compiled or waited for."""
-        # a size-1 array travels by value; the operands' owners are kept alive by the plan that is bound to them
-        value = np.frombuffer(bytearray(params), np.dtype([("params", f"V{len(params)}")]))
+        # CuPy would ask a NumPy structure for its description at every launch, which takes longer than the launch; it
+        # hands a pointer on as it is. The operands' owners are kept alive by the plan that is bound to them.
+        value = ctypes.create_string_buffer(params, len(params))
+        pointer = self.device.cupy.cuda.function.CPointer(ctypes.addressof(value))
         blocks = (grid.launched(self.device.sms, self.spec.cluster),)
-        threads, arguments = (self.spec.threads,), (value,)
+        threads, arguments = (self.spec.threads,), (pointer,)
         function, shared, index, runtime = self.function, grid.shared_bytes, self.device.index, self.device.runtime
         name = self.spec.name
 
-        def launch(stream: Stream) -> None:
+        def launch(stream: Stream, _alive: object = value) -> None:
             if _after_fork:
                 _refuse_fork()
             before = runtime.getDevice()
