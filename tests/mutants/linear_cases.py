@@ -50,11 +50,12 @@ def wgmma(twin):
             yield Case(desc, variant=variant, layout="padded", schedule=LATE)
             yield Case(desc, variant=variant, schedule=EARLY)
     yield Case(L(m=70, n=70, k=272, output_element="bf16"), variant="wgmma-128x128", layout="misaligned")
+    yield Case(L(m=70, n=70, k=128 * 7 + 48, output_element="s8"), variant="wgmma-256x128", schedule=EARLY)
 
 
 def swapped(twin):
     for tokens, n, k in ((8, 70, 128 * 30 + 48), (64, 130, 128 * 17), (16, 6500, 160)):
-        m, variant = tokens - 1, f"wgmma-{tokens}x64"
+        m, variant = tokens - 1 if tokens < 64 else 41, f"wgmma-{tokens}x64"
         desc = L(m=m, n=n, k=k, output_element="f16", bias=True)
         offset = L(m=m, n=n, k=k, act_element="u8", act_zero_point=True, output_element="f64")
         yield Case(desc, variant=variant, schedule=LATE)
