@@ -27,8 +27,6 @@ struct RingPlace {
 
 template <int Stages, int Cluster = 1>
 struct Ring {
-  static constexpr int bytes = 2 * Stages * 8;
-
   unsigned long long *const full, *const empty;
 
   __device__ explicit Ring(void* shared)
