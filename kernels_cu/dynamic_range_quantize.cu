@@ -56,11 +56,12 @@ struct Segment {
 template <class In, class Out, int V, int Lanes, int Abreast>
 __device__ inline Segment<In, Out> find_segment(const SegmentsParams& p, int i) {
   constexpr int per_block = segment_threads<Lanes> / Lanes;
+  constexpr bool alone = per_block == 1;  // in its block, of which there are as many as segments
   const unsigned per_row = static_cast<unsigned>(p.per_row), length = static_cast<unsigned>(p.length);
-  const unsigned aside = threadIdx.x / Lanes + i * per_block;
+  const unsigned aside = alone ? 0 : threadIdx.x / Lanes + i * per_block;
   int64 row = 0;
   unsigned index = 0;
-  if (Lanes > 32 && per_row == 1) {
+  if (alone && per_row == 1) {
     row = blockIdx.x;
   } else if (Abreast > 1 || p.m == 1) {
     index = blockIdx.x * (per_block * Abreast) + aside;
@@ -68,16 +69,17 @@ __device__ inline Segment<In, Out> find_segment(const SegmentsParams& p, int i) 
     // a 64-bit division a block, then 32-bit ones: its segments are neighbours
     const unsigned long long first = static_cast<unsigned long long>(blockIdx.x) * (per_block * Abreast);
     const unsigned long long first_row = first / per_row;
-    const unsigned ahead = static_cast<unsigned>(first - first_row * per_row) + aside, rows_on = ahead / per_row;
+    const unsigned ahead = static_cast<unsigned>(first - first_row * per_row) + aside;
+    const unsigned rows_on = alone ? 0 : ahead / per_row;
     row = static_cast<int64>(first_row) + rows_on;
     index = ahead - rows_on * per_row;
   }
-  const bool present = (Abreast > 1 || row < p.m) && index < per_row;
+  const bool present = alone || ((Abreast > 1 || row < p.m) && index < per_row);
   const unsigned begin = index * length;
   const unsigned end = Abreast > 1 ? begin + length : min(begin + length, static_cast<unsigned>(p.k));
   const int lane = threadIdx.x % Lanes, rest = present ? static_cast<int>(end - begin) - lane * V : 0;
-  return {present, row, index, rest, static_cast<const In*>(p.x) + row * p.x_stride + begin + lane * V,
-          static_cast<Out*>(p.q) + row * p.q_stride + begin + lane * V};
+  return {present, row, index, rest, static_cast<const In*>(p.x) + (row * p.x_stride + begin) + lane * V,
+          static_cast<Out*>(p.q) + (row * p.q_stride + begin) + lane * V};
 }
 
 template <class In, class Out, class Scale, bool Asymmetric, bool Saturate, int V, int Lanes, int Keep, int Abreast>

@@ -25,7 +25,7 @@ _MOST_LANES = 1024
 _CHUNK, _SECTOR, _LINE = 16, 32, 128  # bytes: neighbouring lanes read whole lines and write whole sectors
 _KEPT = 4  # chunks of a thread: enough loads in flight, and enough work for what it does once
 _MOST_KEPT = 8  # the same, where more lanes would leave an SM one block, or the rest would be read a second time
-_ENOUGH_THREADS = 132 * 256  # for a large GPU: with fewer, lanes are spent rather than registers
+_ENOUGH_THREADS = 132 * 256  # for a large GPU: with fewer, threads have less to do
 _MOST_COLUMNS = 1 << 31  # of a row: the kernels count them in 32 bits
 _MOST_BLOCKS = 1024  # of a reduction to one scale: how many states its last step reads
 _MOST_PARTS = 64  # of a reduction to a scale per column
@@ -164,21 +164,19 @@ class SegmentsProgram:
     def _shape(self, desc: Desc, width: int, *, dense: bool) -> _Shape:
         """Return how threads share the segments of a problem.
 
-        A thread has a few chunks, unless that leaves much of a GPU idle. Up to a warp lanes need no barrier, and beyond
-        512 a block is alone on its SM, which has nothing to load while that one computes.
+        A thread has a few chunks. Where that leaves much of a GPU idle, more threads have fewer, but not many of a
+        block: an SM issues for each of them what a thread does once. Up to a warp lanes need no barrier, and beyond 512
+        a block is alone on its SM, which has nothing to load while that one computes.
         """
         length, per_row = self._segments(desc)
         segments, chunks = desc.m * per_row, ceil_div(length, width)
         least = min(power_of_two(chunks), max(_LINE // _CHUNK, _SECTOR // width))
-        lanes = _MOST_LANES
-        for kept in (_KEPT, _KEPT // 2, 1):
-            lanes = min(_MOST_LANES, max(least, power_of_two(ceil_div(chunks, kept))))
-            if segments * lanes >= _ENOUGH_THREADS:
-                break
+        lanes = max(least, power_of_two(ceil_div(chunks, _KEPT)))
+        while segments * lanes < _ENOUGH_THREADS and lanes < min(THREADS, chunks):
+            lanes *= 2
         most = _KEPT if desc.input_element is ElementKind.F64 else _MOST_KEPT  # f64 leaves fewer registers
         half = _MOST_LANES // 2
-        if lanes > half and chunks <= half * most and segments * half >= 4 * _ENOUGH_THREADS:
-            lanes = half
+        lanes = min(lanes, half if chunks <= half * most else _MOST_LANES)
         kept, abreast = min(most, ceil_div(chunks, lanes)), 1
         if dense and lanes <= _WARP:
             while 2 * abreast * kept <= _KEPT and segments * lanes >= 2 * abreast * _ENOUGH_THREADS:

@@ -27,25 +27,26 @@ def test_neighbouring_lanes_read_whole_lines_and_write_whole_sectors():
 
 
 def test_small_problems_spend_lanes():
-    assert lanes(1, 4096) == (512, 1, 1)
-    assert lanes(100, 4096) == (512, 1, 1)
+    assert lanes(1, 512) == (64, 1, 1)
+    assert lanes(1, 4096) == (256, 2, 1)
     assert lanes(200, 4096) == (256, 2, 1)
-    assert lanes(0, 4096) == (512, 1, 1)
+    assert lanes(300, 4096) == (128, 4, 1)
+    assert lanes(0, 4096) == (256, 2, 1)
+    assert lanes(1, 8192) == (256, 4, 1)
+    assert lanes(16, 4096, scope="group:128") == (16, 1, 1)
     assert lanes(16, 4096, scope="group:32") == (4, 1, 1)
 
 
 def test_long_rows_stay_in_registers_as_far_as_they_go():
-    assert lanes(1, 28_672) == (1024, 4, 1)
     assert lanes(1, 65_536) == (1024, 8, 1)
     assert lanes(4096, 1 << 20) == (1024, 8, 1)
     assert lanes(4096, 0) == (1, 1, 1)
 
 
-def test_many_long_rows_leave_an_sm_two_blocks():
-    assert lanes(4096, 28_672) == (512, 7, 1)
+def test_long_rows_leave_an_sm_two_blocks():
+    assert lanes(1, 28_672) == lanes(4096, 28_672) == (512, 7, 1)
     assert lanes(4096, 32_768) == (512, 8, 1)
     assert lanes(4096, 32_776) == (1024, 5, 1)
-    assert lanes(200, 28_672) == (1024, 4, 1)
 
 
 @pytest.fixture

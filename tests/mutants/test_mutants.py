@@ -171,7 +171,11 @@ def test_the_table_shares_a_reason_among_mutants(tmp_path):
 SAMPLE = (
     ("dynamic_range_quantize.cu", "__syncthreads();", "barrier-removed"),
     ("include/qp/range.cuh", "__syncthreads();", "barrier-removed"),
-    ("dynamic_range_quantize.cu", "const bool present = (Abreast > 1 || row < p.m) && index < per_row;", "less-equal"),
+    (
+        "dynamic_range_quantize.cu",
+        "const bool present = alone || ((Abreast > 1 || row < p.m) && index < per_row);",
+        "less-equal",
+    ),
     ("quantize.cu", "if (row >= p.m) break;", "if-false"),
     ("quantize.cu", "for (int i = 0; i < elementwise_rows; ++i) {", "bound-minus-one"),
     ("include/qp/vec.cuh", "__device__ inline int left(int rest, int v) { return max(0, min(rest, v)); }", "max"),
