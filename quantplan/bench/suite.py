@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _ROOT = Path(__file__).resolve().parents[2]
 ON_SILICON = ("tests/gpu",)
-FIRST = ("ptx", "plans", "streams", "operands")
+FIRST = ("ptx_hopper", "ptx", "plans", "streams", "operands")
 """Of those, the files that tell most."""
 EMULATED = ("tests/gpu", *(f"tests/kernels/test_gpu_{name}.py" for name in ("ptx", "plans", "twin")))
 """The same tests, on a stand-in for CuPy over the emulated device; those that need a GPU are skipped."""
