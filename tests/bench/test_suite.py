@@ -104,7 +104,7 @@ def test_without_a_checkout_the_tests_are_absent(day, monkeypatch):
 
 def test_the_files_that_tell_most_are_the_first():
     names = [file.name for file in suite._files(suite.ON_SILICON)]
-    assert names[:4] == ["test_ptx.py", "test_plans.py", "test_streams.py", "test_operands.py"]
+    assert names[:4] == ["test_ptx_hopper.py", "test_ptx.py", "test_plans.py", "test_streams.py"]
     assert set(names) == {file.name for file in (ROOT / "tests" / "gpu").glob("test_*.py")}
     emulated = {file.relative_to(ROOT).as_posix() for file in suite._files(suite.EMULATED)}
     assert {"tests/gpu/test_ptx.py", "tests/kernels/test_gpu_plans.py"} <= emulated
