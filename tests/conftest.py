@@ -1,5 +1,6 @@
 """What the tests of all ops share: operands for any descriptor, a run on the CPU, and awkward memory."""
 
+import contextlib
 from fractions import Fraction
 
 import numpy as np
@@ -7,7 +8,10 @@ import pytest
 from hypothesis import settings
 
 import quantplan as qp
+from quantplan.emulator import compiler
+from quantplan.errors import QuantPlanError
 from quantplan.plan import plan_type
+from tests import headers
 
 # The same examples in every run, and on a busy machine no test fails for being slow; `make test-full` draws new ones.
 settings.register_profile("sample", deadline=None, derandomize=True)
@@ -151,6 +155,17 @@ def _plans_anew():
     """Let no test see another's plans, which may hold a stand-in's kernels."""
     yield
     qp.Plan.forget()
+
+
+@pytest.fixture(scope="session")
+def precompiled():
+    """Build kernels with precompiled headers from here on, which takes two thirds of the time."""
+    folders = compiler._folders
+    with pytest.MonkeyPatch.context() as patch:
+        with contextlib.suppress(QuantPlanError):  # no compiler: the tests that need one say so
+            folder = headers.cached()
+            patch.setattr(compiler, "_folders", lambda: (folder, *folders()))
+        yield
 
 
 @pytest.fixture
