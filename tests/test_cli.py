@@ -275,7 +275,8 @@ def test_doctor_as_json(quantplan):
     assert all(row.keys() >= {"name", "found", "detail", "remedy", "needed_for"} for row in data["findings"])
 
 
-@pytest.mark.parametrize("target", ["cpu", "sm_90a"])
+@pytest.mark.untraced
+@pytest.mark.parametrize("target", [pytest.param("cpu", marks=pytest.mark.slow), "sm_90a"])
 def test_plans_prints_every_sku_on_a_line_of_its_own(quantplan, target):
     """In a file or pipe nothing is cut off or folded."""
     code, out, err = quantplan("plans", "--target", target)

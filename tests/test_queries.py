@@ -43,6 +43,7 @@ def test_plans_lists_every_sku_of_every_op_and_the_reference_runs_on_cpu():
     assert len({row.sku.name for row in rows}) == len(rows)
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("target", ["sm_80", "sm_90a", "sm_121", "emulated:sm_90a"])
 def test_plans_lists_the_same_skus_for_every_target_with_reasons(target):
     rows = qp.plans(target)
@@ -53,6 +54,7 @@ def test_plans_lists_the_same_skus_for_every_target_with_reasons(target):
         assert row.supported or target in row.reason
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("op", PLANS)
 def test_plans_of_one_op_are_a_part_of_all(op):
     rows = qp.plans("cpu", op)
@@ -159,6 +161,7 @@ def test_find_op_by_name():
 # ---- as data
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("target", ["cpu", "sm_90a"])
 def test_answers_survive_json(target):
     for answer in (qp.explain(LINEAR, target), *qp.plans(target), *qp.doctor(), *qp.devices()):
@@ -186,6 +189,7 @@ def described():
                 yield kind(**fields, **own)
 
 
+@pytest.mark.untraced
 def test_every_descriptor_selects_a_sku_that_is_listed():
     listed = {row.sku.name for row in qp.plans()}
     count = 0

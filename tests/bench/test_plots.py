@@ -12,6 +12,7 @@ def draw(panels, data):
     return plots.draw(data, panels(data))
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("panels", [plots.roofline, plots.speedups])
 def test_a_plot_is_svg_and_the_same_every_time(panels):
     data = synthetic.run()

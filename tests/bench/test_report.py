@@ -88,6 +88,7 @@ def test_with_one_they_show_what_it_measured_and_its_plots(measured):
     }
 
 
+@pytest.mark.untraced
 def test_writing_twice_changes_nothing(measured):
     run(measured)
     before = {path: path.read_bytes() for path in measured.rglob("*") if path.is_file()}
@@ -104,6 +105,7 @@ def test_a_check_accepts_what_was_written_and_writes_nothing(measured, capsys):
     assert run(measured, "--check") == 0
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("file", ["README.md", "docs/performance.md"])
 def test_a_figure_that_was_changed_by_hand_is_noticed(measured, file):
     run(measured)
@@ -186,6 +188,7 @@ def test_a_page_of_html_holds_its_plots(measured):
     assert texts(measured) == [README, PERFORMANCE], "nothing else is written"
 
 
+@pytest.mark.untraced
 def test_a_page_of_html_can_be_made_of_any_folder(measured, tmp_path):
     results = measured / "docs" / "performance" / "results"
     other = tmp_path / "elsewhere"

@@ -81,3 +81,8 @@ class Bench:
 @pytest.fixture
 def bench():
     return Bench()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _headers(precompiled):
+    """Build kernels faster."""

@@ -46,34 +46,46 @@ def multiply(bench):
     return run
 
 
-# ---- every shape
+# ---- every shape: in the normal run each n with some pair of elements, in the full run with every one
+
+STEP = pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.slow)])
 
 
+def some_columns(pair, step):
+    first = (INTEGERS + FLOATS).index(pair) % step
+    return columns(pair)[first::step]
+
+
+@STEP
 @pytest.mark.parametrize("registers", [False, True], ids=["shared", "registers"])
 @pytest.mark.parametrize("pair", INTEGERS, ids="x".join)
-def test_integers_are_exact_and_wrap_in_every_shape(multiply, pair, registers):
+def test_integers_are_exact_and_wrap_in_every_shape(multiply, pair, registers, step):
     rng = np.random.default_rng(1)
-    for i, n in enumerate(columns(pair)):
+    sizes = some_columns(pair, step)
+    for i, n in enumerate(sizes):
         swizzle = list(SWIZZLES)[i % 4]
         a, b, sums = integers(rng, pair, n, swizzle or 32)
         sums[:8], sums[8:16] = LIMITS.max, LIMITS.min
-        got = multiply(pair, a, b, sums, swizzle=swizzle, registers=registers)
+        got = multiply(pair, a, b, sums, sizes=sizes, swizzle=swizzle, registers=registers)
         np.testing.assert_array_equal(got, wrapped(a, b, sums), str((n, swizzle)))
     assert (got != a.astype(np.int64) @ b.T.astype(np.int64) + sums).any(), "no sum has wrapped"
 
 
+@STEP
 @pytest.mark.parametrize("registers", [False, True], ids=["shared", "registers"])
 @pytest.mark.parametrize("pair", FLOATS, ids="x".join)
-def test_floats_that_are_small_integers_are_exact_in_every_shape(multiply, pair, registers):
+def test_floats_that_are_small_integers_are_exact_in_every_shape(multiply, pair, registers, step):
     rng = np.random.default_rng(2)
     kinds = [ELEMENTS[element] for element in pair]
-    for i, n in enumerate(columns(pair)):
+    sizes = some_columns(pair, step)
+    for i, n in enumerate(sizes):
         swizzle = list(SWIZZLES)[i % 4]
         depth = (swizzle or 32) // np.dtype(kinds[0]).itemsize
         a, b = (rng.integers(-3, 4, (rows, depth)).astype(kind) for rows, kind in zip((64, n), kinds, strict=True))
         sums = rng.integers(-99, 100, (64, n)).astype(np.float32)
         accumulation = list(Accumulation)[i // 4 % 2]
-        got = multiply(pair, a, b, sums, swizzle=swizzle, registers=registers, schedule={"accumulation": accumulation})
+        how = {"swizzle": swizzle, "registers": registers, "schedule": {"accumulation": accumulation}}
+        got = multiply(pair, a, b, sums, sizes=sizes, **how)
         np.testing.assert_array_equal(got, a.astype(np.float32) @ b.T.astype(np.float32) + sums, str((n, swizzle)))
 
 
@@ -485,10 +497,23 @@ def mnemonic(pair, n):
     return f"HGMMA.{shape}.F32.BF16" if pair == ("bf16", "bf16") else f"QGMMA.{shape}.F32.{kinds}"
 
 
-@pytest.mark.parametrize("registers", [False, True], ids=["shared", "registers"])
-@pytest.mark.parametrize("pair", INTEGERS + FLOATS, ids="x".join)
+TYPICAL = [("s8", "s8"), ("f16", "f16"), ("e4m3", "e5m2")]
+
+
+@pytest.mark.parametrize(
+    "pair, registers",
+    [
+        pytest.param(
+            *(pair, registers),
+            id=f"{'x'.join(pair)}-{'registers' if registers else 'shared'}",
+            marks=pytest.mark.slow if registers and pair not in TYPICAL else (),
+        )
+        for pair in INTEGERS + FLOATS
+        for registers in (False, True)
+    ],
+)
 def test_the_instruction_is_in_the_machine_code_and_nothing_is_spilled(nvrtc, pair, registers):
-    for n in (24, 256) if pair in {("s8", "s8"), ("f16", "f16"), ("e4m3", "e5m2")} else (112,):
+    for n in (24, 256) if pair in TYPICAL else (112,):
         code = disassemble(nvrtc(steps(pair, n, registers=registers), "sm_90a"))["k"]
         counts = dict(code.instructions)
         assert counts[mnemonic(pair, n)] == 4, counts

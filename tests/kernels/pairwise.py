@@ -22,7 +22,7 @@ def pairwise(factors, sound=lambda case: True, seed=0):
         for _ in range(60):
             case = {name: rng.choice(factors[name]) for name in names} | dict(goal)
             if sound(case):
-                pairs = {p for p in missing if all(case[name] == value for name, value in p)}
+                pairs = missing & {frozenset(pair) for pair in itertools.combinations(case.items(), 2)}
                 if len(pairs) > len(covered):
                     best, covered = case, pairs
         if best is None:

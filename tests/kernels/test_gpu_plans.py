@@ -21,11 +21,16 @@ def has_kernel(row):
 WITH_KERNELS = [row for row in test_plans.ROWS if has_kernel(row)]
 
 
-@pytest.fixture
-def target(monkeypatch, tmp_path):
+@pytest.fixture(scope="module")
+def built():
+    """Build the kernels of this file together."""
     ms, shapes = (0, 1, 3, *test_plans.SOME, test_plans.M), test_plans.ODD
     descs = [row.descriptor(m, shape) for row in WITH_KERNELS for m in ms for shape in (row.small, *shapes)]
     preload(descs, [ARCH], checked=False)
+
+
+@pytest.fixture
+def target(built, monkeypatch, tmp_path):
     fake_cupy.install_emulated(monkeypatch, tmp_path, fake_cupy.EmulatedGpus((9, 0)))
     monkeypatch.setattr(test_plans, "RUNS", 1)
     return qp.Target.parse("cuda:0")

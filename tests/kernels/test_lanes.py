@@ -4,6 +4,7 @@ import pytest
 
 import quantplan as qp
 from quantplan.ops import _dynamic_kernels
+from tests.kernels.twin import preload
 
 
 def lanes(m, k, width=8, *, dense=True, **fields):
@@ -61,10 +62,13 @@ def as_if_large(monkeypatch):
 @pytest.mark.usefixtures("as_if_large")
 @pytest.mark.parametrize("scope", ["token", "group:128", "group:64", "group:48", "group:32", "group:16"])
 def test_every_share_gives_the_references_bits(twin, scope):
-    for k in (37, 128, 300, 1000):
-        for element in ("bf16", "f32", "f64"):
-            desc = qp.DynamicRangeQuantizeDescriptor(
-                m=5, k=k, input_element=element, output_element="fp8_e4m3", scope=scope
-            )
-            for layout in ("dense", "misaligned"):
-                twin.check(desc, {"x": twin.awkward(5, k, element)}, layout=layout)
+    fields = {"m": 5, "output_element": "fp8_e4m3", "scope": scope}
+    descs = [
+        qp.DynamicRangeQuantizeDescriptor(k=k, input_element=element, **fields)
+        for k in (37, 128, 300, 1000)
+        for element in ("bf16", "f32", "f64")
+    ]
+    preload(descs)
+    for desc in descs:
+        for layout in ("dense", "misaligned"):
+            twin.check(desc, {"x": twin.awkward(5, desc.k, desc.input_element)}, layout=layout)

@@ -3,6 +3,7 @@
 import numpy as np
 
 import quantplan as qp
+from quantplan.devices import emulated
 from quantplan.devices.device import open_device
 from quantplan.devices.target import Target
 from quantplan.emulator.schedule import schedule
@@ -21,7 +22,8 @@ class Twin:
     def run(self, target, desc, arrays, variant=None, **how):
         """Run on a target, there by one of its variants if it is named; return the outputs' arrays."""
         kind = plan_type(desc)
-        plan = kind.select(target, desc, qp.PlanPreference(variant=None if target == "cpu" else variant))
+        with schedule(**how):  # select builds what this schedule runs, checked or not
+            plan = kind.select(target, desc, qp.PlanPreference(variant=None if target == "cpu" else variant))
         assert target == "cpu" or plan.sku.backend is qp.BackendKind.BESPOKE
         workspace = None
         if plan.workspace_size:
@@ -75,7 +77,11 @@ def bits(array):
 
 
 def preload(descriptors, archs=("sm_90a",), *, checked=True, wanted=None):
-    """Build the kernels of many problems together, which costs a tenth of building them one by one."""
+    """Build the kernels of many problems together, which costs a tenth of building them one by one.
+
+    They are the same translation units in each process, whatever it has built before: the first process to want them
+    builds them for all.
+    """
     for arch in archs:
         target = Target.parse(f"emulated:{arch}")
         specs = {}
@@ -83,5 +89,8 @@ def preload(descriptors, archs=("sm_90a",), *, checked=True, wanted=None):
             for variant in plan_type(desc).variants:
                 if wanted in (None, variant.name) and variant.why_not(desc, target) is None:
                     specs |= dict.fromkeys(variant.kernels(desc))
+        device = open_device(target)
+        for spec in specs:
+            emulated._libraries.pop((spec, device._arch, checked), None)
         with schedule(checked=checked):
-            open_device(target).load(specs)
+            device.load(specs)

@@ -23,12 +23,14 @@ import attrs
 from quantplan.emulator import compiler
 from quantplan.errors import KernelBuildError, KernelFault
 from quantplan.kernels import source_root
+from tests import headers
 from tests.mutants import linear_cases, quantize_cases, suite
 from tests.mutants.equivalent import Equivalents
 from tests.mutants.generate import mutants_of_folder
 
 say = partial(print, flush=True)
 FAMILIES = (quantize_cases, linear_cases)
+NAMES = {family.__name__.rpartition(".")[2].removesuffix("_cases"): family for family in FAMILIES}
 CASE_SECONDS = 5  # of CPU time; a case takes less than one
 MUTANT_SECONDS = 900  # of wall clock: what hangs outside of a case is a mistake of ours
 
@@ -45,12 +47,13 @@ class Outcome:
 class Runner:
     """Everything that mutants share: the sources, the prepared cases, and the runtime that kernels link."""
 
-    def __init__(self, scratch):
+    def __init__(self, scratch, families=FAMILIES):
         self.root = source_root()
         self.headers = Path(scratch, "headers")
-        suite.precompile(self.headers)
+        headers.precompile(self.headers)
         self.runtime = suite.build_runtime()
-        self.units = [suite.Unit(make) for family in FAMILIES for make in family.UNITS]
+        self.families = families
+        self.units = [suite.Unit(make) for family in families for make in family.UNITS]
         self.files = {unit: unit.files(self.root) for unit in self.units}
         self.lines = dict.fromkeys(self.units, frozenset())
 
@@ -75,7 +78,7 @@ class Runner:
         lines = []
         with self._sources(mutant) as root:
             try:
-                for family in FAMILIES:
+                for family in self.families:
                     suite.check_constants(root, family.CONSTANTS)
                 for unit in self.units_for(mutant) if mutant else self.units:
                     libraries = unit.build()
@@ -162,6 +165,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
     parser.add_argument("names", nargs="*", help="mutants, or parts of their names; all by default")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="how many at a time (default: %(default)s)")
+    parser.add_argument("--family", choices=NAMES, help="the cases of this family of kernels only; all by default")
     parser.add_argument("--list", action="store_true", help="print the mutants and run none")
     parser.add_argument("--verbose", action="store_true", help="print every outcome, not only the unexpected ones")
     options = parser.parse_args(arguments)
@@ -176,7 +180,7 @@ def main(arguments=None):
             say(f"{mutant.name}\n{difference(mutant)}")
         return 0
     with tempfile.TemporaryDirectory(prefix="quantplan-mutants-") as scratch:
-        runner = Runner(scratch)
+        runner = Runner(scratch, [NAMES[options.family]] if options.family else FAMILIES)
         unchanged = runner.learn()
         if unchanged.kind != "survived":
             say(f"the unchanged sources: {unchanged.kind}: {unchanged.why}")

@@ -6,7 +6,6 @@ and what the reference makes of them are prepared once, for all mutants. Each fa
 """
 
 import re
-from pathlib import Path
 
 import attrs
 import numpy as np
@@ -104,20 +103,6 @@ def lines(libraries):
 def build_runtime():
     """Build what all kernels link, unless it is in the cache."""
     return compiler._runtime(compiler.find_compiler())
-
-
-def precompile(folder):
-    """Make a folder that spares g++ reading the same headers for each kernel again; another compiler finds nothing."""
-    command = compiler.find_compiler()
-    if "clang" in compiler._identity(command)[-1]:
-        return
-    header = compiler.HERE / "include" / compiler.PRELUDE
-    options = (*compiler._CHECKED, *compiler._INSTRUMENTATION["gcc"], *(f"-I{place}" for place in compiler._folders()))
-    made = Path(folder, f"{compiler.PRELUDE}.gch")  # a folder: g++ takes from it what fits
-    made.mkdir(parents=True)
-    for arch in (800, 900):
-        what = (f"-D__CUDA_ARCH__={arch}", "-x", "c++-header", str(header), "-o", str(made / str(arch)))
-        compiler._call((*command, *options, *what))
 
 
 def check_constants(root, constants):

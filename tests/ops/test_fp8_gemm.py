@@ -468,6 +468,7 @@ def test_fp8_travels_in_bytes_too(lab):
     assert output.tobytes() == expected
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("how", ["strided", "misaligned"])
 def test_every_sku_gives_the_same_bits_from_awkward_memory(lab, how):
     """Faults 25 and 26: views at odd addresses, and rows that lie apart; nothing outside the rows is written."""
@@ -484,6 +485,7 @@ def test_every_sku_gives_the_same_bits_from_awkward_memory(lab, how):
             assert lab.gaps(awkward["output"]) == {0xA5}, desc
 
 
+@pytest.mark.untraced
 def test_every_sku_computes_a_row_alike_whatever_m(lab):
     """Fault 20."""
     for desc, pref in skus():
@@ -629,6 +631,7 @@ def test_a_preference_that_cannot_be_met_is_an_error(pref, reason):
     assert [reason in report.reason for report in caught.value.variants] == [True, True]
 
 
+@pytest.mark.untraced
 def test_the_error_bound_holds_for_every_exact_epilogue(lab):
     """Against the real-valued result in exact arithmetic, of PROMOTED and FAST; the bound has the output's shape."""
     for desc, pref in skus():

@@ -247,6 +247,7 @@ CHECKPOINTS = {
 }
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("dtype", [F16, BF16])
 @pytest.mark.parametrize("group_size", [-1, 32, 64, 128])
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS)

@@ -467,6 +467,7 @@ def scales(dtype):
     return np.array(spread, dtype)
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("output", FLOAT_OUTPUTS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("element", [ElementKind.S8, ElementKind.U8, ElementKind.FP8_E4M3, ElementKind.FP8_E5M2])
@@ -494,6 +495,7 @@ def test_the_dequantize_bound_of_mxfp8(output):
     assert np.isfinite(bounds[3, :0x7F]).all()
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("output", FLOAT_OUTPUTS)
 @pytest.mark.parametrize("overall", [1.0, 0.37, 1e-38, 2.0**-126, 1e36])
 def test_the_dequantize_bound_of_nvfp4(overall, output):

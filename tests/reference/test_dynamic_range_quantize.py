@@ -300,6 +300,7 @@ def expected_scale(result, values, mode, limits):
     return exact.symmetric_scale(amax, limit, arithmetic), 0
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("scope", SCOPES, ids=str)
 @pytest.mark.parametrize("input_element, element, scale_element, mode", list(all_cases()))
 def test_everything_is_what_exact_arithmetic_says(input_element, element, scale_element, mode, scope):
@@ -388,6 +389,7 @@ def test_round_trip_stays_within_half_a_step(element, mode, row):
     assert (error <= bound).all()
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize(
     "options",
     [
@@ -551,6 +553,7 @@ def test_temporaries_stay_beside_the_operands_whatever_the_shape(shape, options,
         assert peak_beside(operands, function) <= 4, function.__name__
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("element", [S8, S4, E4M3, FP4])
 @pytest.mark.parametrize(
     "scope", [*SCOPES, Scope.group(1), Scope.group(7), Scope.group(2**31 - 1), Scope.group(100, axis=0)], ids=str

@@ -70,6 +70,7 @@ def test_a_case_by_hand():
     assert output.tolist() == [[34 / 8 + 1, -0.25 / 8 - 1], [-6 / 8 + 1, -4.5 / 8 - 1]]
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("k", [1, 31, 32, 33, 127, 128, 129, 300])
 @pytest.mark.parametrize("scaling", Fp8Scaling)
 def test_it_follows_the_contract(scaling, k):
@@ -333,6 +334,7 @@ def test_a_long_sum_of_ones_stalls_when_it_is_not_promoted():
 # ---- memory
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("pair", [PAIRS[0], PAIRS[3]], ids=["e4m3", "e5m2"])
 @pytest.mark.parametrize("scaling, accumulation", MODES, ids=MODE_NAMES)
 @pytest.mark.parametrize("shape", [(256, 256, 2048), (16, 64, 16384), (1, 1024, 1024), (600, 600, 300)])

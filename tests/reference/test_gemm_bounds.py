@@ -188,6 +188,7 @@ def test_no_attack_exceeds_the_fp8_bound_and_some_come_near(mode, pair):
     assert max(worst) >= TIGHT
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("epilogue", EpilogueKind, ids=name)
 @pytest.mark.parametrize("element", [F32, F16, BF16, E4M3, E5M2], ids=name)
 @pytest.mark.parametrize("mode", [(TOKEN, PROMOTED), (TENSOR, FAST)], ids=["promoted", "fast"])

@@ -86,6 +86,7 @@ def test_a_case_by_hand():
     assert run(problem).tolist() == [[(7 - 2 + 4.5) * 0.5, (-6 + 0 - 4) * 2]]
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("act_order", [False, True], ids=["in-order", "act-order"])
 @pytest.mark.parametrize("zero_point", [False, True], ids=["symmetric", "asymmetric"])
 @pytest.mark.parametrize("group_size", [-1, 32, 64, 128])

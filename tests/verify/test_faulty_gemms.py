@@ -17,6 +17,8 @@ from quantplan.reference.gemm_bounds import Fp8GemmErrorBound, Int4GemmErrorBoun
 from quantplan.types import Accumulation, EpilogueKind
 from quantplan.verify import verify
 
+pytestmark = pytest.mark.untraced  # the tests of each part of it cover what this runs again and again
+
 BITS = {4: (np.uint32, 0x7FFFFFFF), 2: (np.uint16, 0x7FFF), 1: (np.uint8, 0x7F)}
 
 

@@ -47,6 +47,7 @@ def hold(monkeypatch, plan, function, *descs):
 # ---- the reference itself
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("stride", [7, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("op", PLANS)
 def test_the_reference_keeps_every_promise(monkeypatch, op, stride):
@@ -116,6 +117,7 @@ def test_a_right_static_quantizer_passes(monkeypatch):
     assert hold(monkeypatch, QuantizePlan, naive_quantize(), *STATIC).problems == ()
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("fault", STATIC_FAULTS)
 def test_a_faulty_static_quantizer_is_found_out(monkeypatch, fault):
     report = hold(monkeypatch, QuantizePlan, naive_quantize(fault), *STATIC)
@@ -202,6 +204,7 @@ def test_a_right_dynamic_quantizer_passes(monkeypatch):
     assert hold(monkeypatch, DynamicRangeQuantizePlan, naive_dynamic(), *DYNAMIC).problems == ()
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("fault", DYNAMIC_FAULTS)
 def test_a_faulty_dynamic_quantizer_is_found_out(monkeypatch, fault):
     report = hold(monkeypatch, DynamicRangeQuantizePlan, naive_dynamic(fault), *DYNAMIC)
@@ -373,6 +376,7 @@ def test_a_right_linear_passes(monkeypatch, plan):
     assert hold_linear(monkeypatch, plan, None).problems == ()
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("plan", [SmoothQuantLinearPlan, QuantizedLinearPlan])
 @pytest.mark.parametrize("fault", LINEAR_FAULTS)
 def test_a_faulty_linear_is_found_out(monkeypatch, plan, fault):
@@ -402,6 +406,7 @@ def test_another_activation_is_found_out(monkeypatch):
     assert report.plans[0].worst_fraction > 1
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("output", ["f32", "f16", "bf16", "s8"])
 def test_a_bound_of_another_size_is_found_out(monkeypatch, output):
     original = LinearErrorBound.bound
