@@ -37,6 +37,8 @@ struct SegmentsParams {
   int q_min, q_max;
 };
 
+template <> constexpr int least_blocks<SegmentsParams> = 1;  // loads under way at once count for more than blocks do
+
 constexpr int most_lanes = 1024;  // only then can a segment be longer than what is kept
 template <int Lanes> constexpr int segment_threads = Lanes > 32 ? Lanes : 256;
 
@@ -49,16 +51,22 @@ struct Segment {
   int rest;  // elements, or none where it is not positive
   const In* x;
   Out* q;
+
+  // The segment so many further on in the same row, of segments that are all as long.
+  __device__ Segment ahead(unsigned segments, const SegmentsParams& p) const {
+    const unsigned at = index + segments, elements = segments * static_cast<unsigned>(p.length);
+    const bool there = at < static_cast<unsigned>(p.per_row);
+    return {there, row, at, there ? rest : 0, x + elements, q + elements};
+  }
 };
 
-// Finds segment i of those that a thread has abreast. Several are all of one row, as long as each other. K < 2³¹, and a
-// row has no more segments than elements.
+// Finds a thread's segment, the first of those that it has abreast. K < 2³¹, and a row has no more segments than elements.
 template <class In, class Out, int V, int Lanes, int Abreast>
-__device__ inline Segment<In, Out> find_segment(const SegmentsParams& p, int i) {
+__device__ inline Segment<In, Out> find_segment(const SegmentsParams& p) {
   constexpr int per_block = segment_threads<Lanes> / Lanes;
   constexpr bool alone = per_block == 1;  // in its block, of which there are as many as segments
   const unsigned per_row = static_cast<unsigned>(p.per_row), length = static_cast<unsigned>(p.length);
-  const unsigned aside = alone ? 0 : threadIdx.x / Lanes + i * per_block;
+  const unsigned aside = alone ? 0 : threadIdx.x / Lanes;
   int64 row = 0;
   unsigned index = 0;
   if (alone && per_row == 1) {
@@ -89,10 +97,8 @@ __device__ void quantize_segments(const SegmentsParams& p) {
   using W = wide<In>;
   using Range = State<Asymmetric, W>;
   constexpr int step = Lanes * V;
-  const Segment<In, Out> first = find_segment<In, Out, V, Lanes, Abreast>(p, 0);
-  const auto find = [&](int i) {  // again, for all that are abreast would take many registers
-    return Abreast == 1 ? first : find_segment<In, Out, V, Lanes, Abreast>(p, i);
-  };
+  const Segment<In, Out> first = find_segment<In, Out, V, Lanes, Abreast>(p);
+  const auto find = [&](int a) { return a == 0 ? first : first.ahead(a * (segment_threads<Lanes> / Lanes), p); };
   const int lane = threadIdx.x % Lanes;
 
   Chunk<In, V> kept[Abreast][Keep];

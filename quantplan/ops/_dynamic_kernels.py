@@ -174,11 +174,12 @@ class SegmentsProgram:
         lanes = max(least, power_of_two(ceil_div(chunks, _KEPT)))
         while segments * lanes < _ENOUGH_THREADS and lanes < min(THREADS, chunks):
             lanes *= 2
-        most = _KEPT if desc.input_element is ElementKind.F64 else _MOST_KEPT  # f64 leaves fewer registers
+        narrow = desc.input_element is not ElementKind.F64  # which leaves fewer registers
+        most = _MOST_KEPT if narrow else _KEPT
         half = _MOST_LANES // 2
         lanes = min(lanes, half if chunks <= half * most else _MOST_LANES)
         kept, abreast = min(most, ceil_div(chunks, lanes)), 1
-        if dense and lanes <= _WARP:
+        if dense and narrow and lanes <= _WARP:
             while 2 * abreast * kept <= _KEPT and segments * lanes >= 2 * abreast * _ENOUGH_THREADS:
                 abreast *= 2
         return _Shape(width, lanes, max(1, kept), abreast)

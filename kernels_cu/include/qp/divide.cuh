@@ -63,9 +63,9 @@ struct PowerOfTwoDivisor {
 
   PowerOfTwoDivisor() = default;
   __device__ explicit PowerOfTwoDivisor(W divisor) : reciprocal(qp::divide(W(1), divisor)) {}
-  // Of a scale that is not NaN: its exponent changes its sign, and 2¹²⁷ becomes subnormal.
+  // Its exponent changes its sign, and 2¹²⁷ becomes subnormal. Of NaN comes any number.
   __device__ explicit PowerOfTwoDivisor(e8m0 scale)
-      : reciprocal(static_cast<W>(__int_as_float(max((254 - scale.bits) << 23, 0x00400000)))) {}
+      : reciprocal(static_cast<W>(__int_as_float(max(static_cast<int>((254u - scale.bits) << 23), 0x00400000)))) {}
   __device__ W divide_within(W x) const { return multiply(x, reciprocal); }
   __device__ W divide(W x) const { return multiply(x, reciprocal); }
 };

@@ -7,6 +7,12 @@ EMULATED_INSTRUCTION unsigned char* shared_memory() { return static_cast<unsigne
 
 }  // namespace qp::ptx
 
+namespace qp {
+
+template <class Params> constexpr int least_blocks = 0;
+
+}  // namespace qp
+
 // A function of a pointer to the parameters, and beside it how many threads, and blocks of a cluster, it was built for.
 #define QP_CLUSTER_KERNEL(name, cluster, threads, Params, ...)                              \
   extern "C" {                                                                              \
