@@ -6,7 +6,8 @@ enum Scenario { load, load_deep, store, ring, mistake };
 enum Step {
   nothing, wait, expect, init_fence, all_bytes, proxy_fence, empty_wait, misaligned_box, misaligned_map, local_map,
   missing_map, shallow_map, stray_box, beyond_operand, misaligned_source, stray_source, unwritten_source, store_leave,
-  load_leave, busy_source, prefetch_missing, policy, odd_column, odd_target
+  load_leave, busy_source, prefetch_missing, policy, odd_column, odd_target,
+  early_target, late_target
 };
 using Mbarrier = unsigned long long;
 
@@ -109,6 +110,8 @@ __device__ void run_mistake(const P& p) {
     case stray_source: cp_async_bulk_tensor_store_2d(&p.in_map, 0, 0, p.out); break;  // @stray_source
     case odd_column: cp_async_bulk_tensor_load_2d(to, &p.in_map, -24, 0, mbarrier); break;  // @odd_column
     case odd_target: cp_async_bulk_tensor_store_2d(&p.in_map, 8, 0, to); break;  // @odd_target
+    case early_target: cp_async_bulk_tensor_store_2d(&p.in_map, 0, -1, to); break;  // @early_target
+    case late_target: cp_async_bulk_tensor_store_2d(&p.in_map, 208, 0, to); break;  // @late_target
     case unwritten_source: cp_async_bulk_tensor_store_2d(&p.in_map, 0, 0, to); break;  // @unwritten_source
     default: p.out[0] = 1;
   }

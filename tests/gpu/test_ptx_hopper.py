@@ -6,7 +6,7 @@ import pytest
 from quantplan.tensor_maps import Swizzle, TensorMap
 from tests.emulator import scenarios, test_clusters, test_tensor_maps
 from tests.emulator.scenarios import POISON, random_bytes
-from tests.emulator.test_tensor_maps import COLUMNS, ROWS, STARTS, matrix_map
+from tests.emulator.test_tensor_maps import COLUMNS, ROWS, STARTS, STORED, matrix_map
 from tests.gpu.bench import Both
 
 
@@ -54,7 +54,7 @@ def test_boxes_of_three_dimensions(both):
 def test_stored_boxes(both, swizzle):
     box = (16, swizzle or 48)
     maps = (None, matrix_map("out", box, swizzle))
-    for row, column in STARTS:
+    for row, column in STORED:
         content = random_bytes(box[0] * box[1])
         check_box(both, "store", content, ROWS * COLUMNS, maps=maps, scalars=(column, row, 0, content.size))
 

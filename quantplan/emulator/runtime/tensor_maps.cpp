@@ -61,6 +61,14 @@ void check_column(const TensorMap& map, Coordinates from, Where where) {
          static_cast<long long>(bytes));
 }
 
+// Hopper stores boxes that end outside of the tensor. Of those that begin there it took some for illegal instructions;
+// which, is not known, so all of them are refused.
+void check_beginning(const TensorMap& map, Coordinates to, Where where) {
+  for (unsigned d = 0; d < map.rank; ++d)
+    if (to.at[d] < 0 || uint64_t(to.at[d]) >= map.extents[d])
+      fail(Fault::invalid, site_of(where), 0, "a tensor store of a box that begins outside of the tensor, at %d", to.at[d]);
+}
+
 size_t row_bytes(const TensorMap& map) { return size_t(map.box[0]) * map.item_bytes; }
 
 size_t box_bytes(const TensorMap& map) {
@@ -136,6 +144,7 @@ void tensor_store(const void* pointer, unsigned rank, Coordinates to, const void
     fail_misaligned(reinterpret_cast<uintptr_t>(shared), "a box", 128, site_of(where));
   check_in_shared(shared, box_bytes(map), "a tensor store", where);
   check_column(map, to, where);
+  check_beginning(map, to, where);
   for (const Piece& piece : cut_box(map, source, to)) {
     if (!piece.global) continue;
     touch(piece.shared, piece.bytes, Access::read, 1, where);

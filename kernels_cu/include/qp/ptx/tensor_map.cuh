@@ -8,8 +8,8 @@
 //    64 B   bits 4 to 5 ^= bits 7 to 8     rows of  64 bytes; every 512
 //    32 B   bit  4      ^= bit  7          rows of  32 bytes; every 256
 // Coordinates are signed numbers of elements, the innermost first, and may be negative; the innermost one is a multiple of
-// 16 bytes. What lies out of the tensor's bounds is read as zero, and is not written; an mbarrier is told of a whole box's
-// bytes all the same.
+// 16 bytes. What lies out of the tensor's bounds is read as zero; a box that is stored begins within them, and what of it
+// lies out of them is not written. An mbarrier is told of a whole box's bytes all the same.
 #pragma once
 
 #include <qp/ptx/address.cuh>
