@@ -173,8 +173,9 @@ def _run(data: Data) -> Iterator[Block]:
 def _floor(data: Data, points: Sequence[Measured]) -> Iterator[Block]:
     yield (
         "The floor of a problem is the larger of the time that a copy takes to move its bytes, each operand once, and "
-        "the time that its operations take at the rate measured here. 100% is as fast as it can be. Times are medians "
-        "in CUDA graphs, over operands that rotate beyond the L2 cache; ± is half the distance of the quartiles."
+        "the time that its operations take at the rate measured here, which is what torch's product reaches: more than "
+        "100% is faster than that. Times are medians in CUDA graphs, over operands that rotate beyond the L2 cache; ± "
+        "is half the distance of the quartiles."
     )
     rows = []
     for point in points:
@@ -251,6 +252,7 @@ def summary(results: Sequence[Data]) -> str:
         return "No GPU has run quantplan yet: there are no figures."
     data = results[-1]
     points = [p for p in measured(data) if p.m in FEW and p.shape == _first_shape(measured(data), p.row)]
+    points = [p for p in points if p.operations or p.m in FEW[:2]]
     rows = []
     for p in points:
         fraction = "" if p.fraction is None else f"{p.fraction:.0%}"
@@ -261,4 +263,5 @@ def summary(results: Sequence[Data]) -> str:
     device = data["machine"]["device"]["name"]
     bandwidth = Roofs.of(data).bandwidth
     copied = f", copy bandwidth {bandwidth / 1e12:.2f} TB/s" if bandwidth else ""
-    return f"{table(header, rows)}\n\nMeasured {data['date']} on {device}{copied}, in CUDA graphs."
+    floor = "The floor is what a copy, or torch's product of the same elements, would take."
+    return f"{table(header, rows)}\n\nMeasured {data['date']} on {device}{copied}, in CUDA graphs. {floor}"
