@@ -81,6 +81,14 @@ def outputs(twin):
     huge |= {"bias": np.array([-0.5, np.inf, 0, 3e38], np.float32)}
     for output in ("f16", "s8"):
         yield Case(L(m=3, n=4, k=40, output_element=output, bias=True, epilogue="relu"), huge, **scales())
+    few = np.zeros((3, 40), np.int8)  # a row of zeros, whose outputs are of either sign, and others between 0 and 1
+    few[1:, 0] = 3
+    small = {
+        "act_q": few,
+        "act_scale": np.full(3, 1e-3, np.float32),
+        "weight_scale": np.array([1, -1, 1, -1], np.float32),
+    }
+    yield Case(L(m=3, n=4, k=40, output_element="f32", epilogue="relu"), small, **scales())
 
 
 def activations(twin):
