@@ -70,6 +70,12 @@ def groups(twin):
     yield from both(Y(m=70, k=44, scope="group:8"), twin.awkward(70, 44, "f32"))
 
 
+def groups_of_blocks(twin):
+    """Each of a block of its own, two or three of them in a row, the last one shorter."""
+    for scope in ("group:2400", "group:4000"):
+        yield from both(Y(m=3, k=6002, scope=scope), spread(twin, 3, 6002))
+
+
 def groups_abreast(twin):
     """So many that each thread has several, the last ones fewer."""
     desc = Y(m=136, k=1000, scope="group:2", output_element="fp8_e4m3", scale_element="e8m0")
@@ -294,8 +300,8 @@ def _factors(twin, excess, odd):
 
 
 UNITS = (
-    part_of_a_warp, groups, groups_abreast, scopes, scopes_back, quotients, zero_points, tensor, columns, pairs, warps,
-    blocks, crossing_pairs, crossing_magnitudes, scales_of_columns, tiles, host_values, products, quotients_of_a_row,
-    powers_of_two, extremes, elements_f32, fp8_in_integers, quotients_of_pairs, quotients_f64, elements, elements_f16,
-    elements_bf16,
+    part_of_a_warp, groups, groups_abreast, groups_of_blocks, scopes, scopes_back, quotients, zero_points,
+    tensor, columns, pairs, warps, blocks, crossing_pairs, crossing_magnitudes, scales_of_columns, tiles,
+    host_values, products, quotients_of_a_row, powers_of_two, extremes, elements_f32, fp8_in_integers,
+    quotients_of_pairs, quotients_f64, elements, elements_f16, elements_bf16,
 )  # fmt: skip
