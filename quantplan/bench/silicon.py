@@ -251,8 +251,8 @@ def summary(results: Sequence[Data]) -> str:
     if not results:
         return "No GPU has run quantplan yet: there are no figures."
     data = results[-1]
-    points = [p for p in measured(data) if p.m in FEW and p.shape == _first_shape(measured(data), p.row)]
-    points = [p for p in points if p.operations or p.m in FEW[:2]]
+    found, most = measured(data), FEW[:2]  # of ops that only move bytes, a decode batch and a prefill say enough
+    points = [p for p in found if p.m in (FEW if p.operations else most) and p.shape == _first_shape(found, p.row)]
     rows = []
     for p in points:
         fraction = "" if p.fraction is None else f"{p.fraction:.0%}"

@@ -67,13 +67,21 @@ def test_a_ring_of_boxes(both):
 # ---- clusters
 
 
-@pytest.mark.parametrize("cluster", [1, 2, 3, 4, 8])
-@pytest.mark.parametrize("scenario", ["places", "reduce", "gather", "send", "send_values"])
+def possible(scenario, cluster):
+    """Whether 64 sums can be shared out, and whether there is a cluster that something can be sent in."""
+    return not (scenario == "reduce" and 64 % cluster) and not (scenario.startswith("send") and cluster == 1)
+
+
+EXCHANGES = [
+    (scenario, cluster)
+    for scenario in ("places", "reduce", "gather", "send", "send_values")
+    for cluster in (1, 2, 3, 4, 8)
+    if possible(scenario, cluster)
+]
+
+
+@pytest.mark.parametrize("scenario, cluster", EXCHANGES)
 def test_exchanges(both, scenario, cluster):
-    if scenario == "reduce" and 64 % cluster:
-        pytest.skip("it shares 64 sums out")
-    if scenario.startswith("send") and cluster == 1:
-        pytest.skip("nothing is sent in a launch without clusters")
     data = random_bytes(2 * cluster * 1024)
     got = check_cluster(both, scenario, data, data.size, cluster)
     assert (got != POISON).any()
