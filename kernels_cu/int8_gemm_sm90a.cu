@@ -19,13 +19,11 @@
 
 #include <int8_gemm.cu>
 #include <qp/pipeline.cuh>
-#include <qp/ptx/address.cuh>
 #include <qp/ptx/barrier.cuh>
-#include <qp/ptx/bulk.cuh>
-#include <qp/ptx/cluster.cuh>
 #include <qp/ptx/registers.cuh>
 #include <qp/ptx/tensor_map.cuh>
 #include <qp/ptx/wgmma.cuh>
+#include <qp/wgmma_tile.cuh>
 
 namespace qp {
 
@@ -34,16 +32,8 @@ struct MappedLinearParams {
   LinearParams linear;
 };
 
-constexpr int wgmma_bk = 128;  // bytes of K in a tile: a line of the swizzle
-constexpr int wgmma_steps = 4;  // instructions along them
-constexpr int wgmma_stride = 1024;  // from 8 rows of a tile to the next
-
 template <class Act>
 constexpr ptx::MatrixElement matrix_element = same<Act, u8> ? ptx::MatrixElement::u8 : ptx::MatrixElement::s8;
-
-__device__ inline ptx::MatrixDescriptor describe_tile(const void* tile) {
-  return ptx::describe_matrix(ptx::shared_address(tile), ptx::Swizzle::b128, wgmma_stride);
-}
 
 // Adds up `chunks` chunks of a tile's row from `first` on. The swizzle moves them about within the row, which does not
 // change their sum; neighbouring threads, which have neighbouring rows, begin with different ones, in different banks.
@@ -54,46 +44,6 @@ __device__ inline int add_row(const unsigned char* tile, int row, int first, int
     sum = add_bytes(bytes.x, add_bytes(bytes.y, add_bytes(bytes.z, add_bytes(bytes.w, sum))));
   }
   return sum;
-}
-
-// Rows of a tile of activations that are copied: a copy spends as much time on rows beyond the last one as on others.
-template <int Rows>
-__device__ inline int copied_rows(int64 m) {
-  return static_cast<int>(min(int64(Rows), (m + 7) / 8 * 8));
-}
-
-// Clears the rows that no copy fills, in all stages; what they are multiplied to is stored nowhere. By all threads.
-template <int Rows, int Stages, int stage_bytes>
-__device__ inline void clear_others(unsigned char* tile, int copied) {
-  const int bytes = (Rows - copied) * wgmma_bk;
-  if (bytes == 0) return;
-  for (int stage = 0; stage < Stages; ++stage)
-    for (int at = threadIdx.x * 16; at < bytes; at += blockDim.x * 16)
-      *reinterpret_cast<uint4*>(tile + stage * stage_bytes + copied * wgmma_bk + at) = uint4{};
-  ptx::fence_proxy_async_shared();
-  __syncthreads();  // the cluster's relaxed barrier would order none of it
-}
-
-// A barrier of the block, or of the cluster, that publishes mbarriers and nothing else, and waits for no stores.
-template <int Cluster>
-__device__ inline void meet_relaxed() {
-  if constexpr (Cluster == 1) {
-    __syncthreads();
-  } else {
-    ptx::cluster_arrive_relaxed();
-    ptx::cluster_wait();
-  }
-}
-
-// A barrier of the block, or of the cluster, behind which everybody sees what was written to shared memory.
-template <int Cluster>
-__device__ inline void meet() {
-  if constexpr (Cluster == 1) {
-    __syncthreads();
-  } else {
-    ptx::cluster_arrive();
-    ptx::cluster_wait();
-  }
 }
 
 // ---- many rows
@@ -111,30 +61,6 @@ struct WgmmaShape {
 template <class W, int BN>
 struct Columns {
   W weight_scale[BN], bias[BN];
-};
-
-// A warp's outputs, 16 rows of 128 bytes: it makes them where wgmma leaves sums, and stores whole lines.
-template <class Out>
-struct Strip {
-  static constexpr int columns = 128 / sizeof(Out), pitch = columns + 16 / sizeof(Out), bytes = 16 * pitch * sizeof(Out);
-  static constexpr int V = outputs_at_once<Out>, across = columns / V;
-
-  Out (*const rows)[pitch];
-
-  __device__ explicit Strip(void* shared) : rows(static_cast<Out (*)[pitch]>(shared)) {}
-
-  __device__ void put(int row, int column, const Vec<Out, 2>& two) const {
-    *reinterpret_cast<Vec<Out, 2>*>(&rows[row][column]) = two;
-  }
-  // Stores the rows that exist of columns that begin at (row, column).
-  __device__ void store(const LinearParams& p, int64 row, int count, int64 column, int lane) const {
-    const int first = lane % across * V, width = left(static_cast<int>(min(p.n - column, int64(columns))) - first, V);
-    if (width == 0) return;
-#pragma unroll
-    for (int i = lane / across; i < 16; i += 32 / across)
-      if (i < count)
-        store_outputs<Out>(p, row + i, column + first, *reinterpret_cast<const Vec<Out, V>*>(&rows[i][first]), width);
-  }
 };
 
 template <class Act, class Out, Activation A, bool ZeroPoint, class Shape>
@@ -276,24 +202,6 @@ struct SwappedShape {
   static constexpr int pitch = BN + 4;  // a lane's sums are in one column: its neighbours' go to other banks
   static_assert(Tokens % Cluster == 0, "each block finishes as many tokens");
 };
-
-// Loads numbers from where they are in the shared memory of one of the cluster's blocks.
-template <int Cluster, int count>
-__device__ inline Vec<unsigned, count> load_from(const int* shared, int rank) {
-  Vec<unsigned, count> numbers;
-  if constexpr (Cluster == 1) {
-    numbers = *reinterpret_cast<const Vec<unsigned, count>*>(shared);
-  } else {
-    const unsigned address = ptx::mapa(shared, rank);
-    if constexpr (count == 4) {
-      numbers = reinterpret<Vec<unsigned, 4>>(ptx::load_cluster_16(address));
-    } else {
-#pragma unroll
-      for (int i = 0; i < count; ++i) numbers.item[i] = ptx::load_cluster_4(address + 4 * i);
-    }
-  }
-  return numbers;
-}
 
 template <class Act, class Out, Activation A, bool ZeroPoint, class Shape>
 __device__ void int8_wgmma_swapped(const MappedLinearParams& p) {

@@ -8,7 +8,7 @@ from tests.mutants.suite import Case
 
 S, L = qp.SmoothQuantLinearDescriptor, qp.QuantizedLinearDescriptor
 
-CONSTANTS = {"int8_gemm_sm90a.cu": {"wgmma_bk": hopper._BK}}
+CONSTANTS = {"include/qp/wgmma_tile.cuh": {"wgmma_bk": hopper._BK}}
 LATE, EARLY = {"completion": "late", "order": "descending"}, {"completion": "early"}
 
 # ---- int8_gemm.cu: every tile, with tails on each side, and more of K than the ring holds

@@ -111,8 +111,9 @@ __device__ inline Out output_of(unsigned sum, unsigned weight_sum, const RowFact
   return to_output<Out>(activate<A>(y), scale);
 }
 
-template <class Out>
-__device__ inline void store_outputs(const LinearParams& p, int64 row, int64 column,
+// `p` says where outputs lie, as LinearParams do.
+template <class Out, class Params>
+__device__ inline void store_outputs(const Params& p, int64 row, int64 column,
                                      const Vec<Out, outputs_at_once<Out>>& outputs, int count) {
   Out* const output = static_cast<Out*>(p.output) + row * p.output_stride + column;
   if (p.output_aligned) {
