@@ -284,7 +284,7 @@ __device__ void int8_wgmma_swapped(const MappedLinearParams& p) {
         Vec<unsigned, count> sum = {};
 #pragma unroll
         for (int from = 0; from < Cluster; ++from) {
-          const Vec<unsigned, count> some = load_from<Cluster, count>(&sums_of[row + i][j], from);
+          const Vec<int, count> some = load_from<Cluster, count>(&sums_of[row + i][j], from);
 #pragma unroll
           for (int n = 0; n < count; ++n) sum.item[n] += some.item[n];
         }

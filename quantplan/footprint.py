@@ -161,7 +161,7 @@ def _launches(
 ) -> Iterator[Launch]:
     views = {
         operand.name: TensorView(
-            _FAR * number + (0 if aligned else operand.element.itemsize),
+            _FAR * number + (0 if aligned else max(operand.element.itemsize, operand.alignment)),
             operand.shape,
             operand.strides,
             operand.element,

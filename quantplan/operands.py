@@ -26,7 +26,8 @@ class Operand:
     """What an argument must look like for one problem.
 
     The memory rule is the same for every operand on every device: the last axis is contiguous, rows of a matrix may lie
-    any distance ≥ their length apart, and the pointer has the element's natural alignment.
+    any distance ≥ their length apart, and the pointer has the element's natural alignment. What is packed in the order
+    of a kernel may ask for more.
 
     Parameters
     ----------
@@ -40,6 +41,8 @@ class Operand:
         Whether the op writes it.
     hint : str
         What to do when it has another shape.
+    alignment : int
+        Bytes that each of its rows begins at a multiple of, where that is more than an element.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Operand:
     dims: tuple[tuple[str, int], ...]
     output: bool = False
     hint: str | None = None
+    alignment: int = 1
     shape: tuple[int, ...] = attrs.field(init=False, eq=False, repr=False)
     storage: tuple[int, ...] = attrs.field(init=False, eq=False, repr=False)
     strides: tuple[int, ...] = attrs.field(init=False, eq=False, repr=False)
@@ -85,18 +89,24 @@ class Operand:
             )
         if view.strides != self.strides:
             self._check_strides(op, view)
-        if view.pointer % self.element.itemsize:
+        step = max(self.alignment, self.element.itemsize)
+        if view.pointer % step or (self.alignment > 1 and self._pitch(view) % step):
+            rows = "rows" if self.alignment > 1 else "a pointer"
             raise MisalignedOperand(
                 op=op,
                 field=self.name,
-                expected=f"a pointer aligned to {self.element.itemsize} bytes",
-                got=f"{view.pointer:#x}",
+                expected=f"{rows} aligned to {step} bytes",
+                got=f"{view.pointer:#x}" + (f", rows {self._pitch(view)} bytes apart" if self.alignment > 1 else ""),
                 hint="copy the operand",
             )
         if view.location is not location and view.location != location:
             raise DeviceMismatch(op=op, field=self.name, expected=location, got=view.location)
         if self.output and view.readonly:
             raise InvalidProblem(op=op, field=self.name, expected="writable memory", got="a read-only array")
+
+    def _pitch(self, view: TensorView) -> int:
+        """Return the distance of rows in bytes, 0 where there is at most one."""
+        return view.strides[0] * self.element.itemsize if len(self.storage) > 1 and self.storage[0] > 1 else 0
 
     def _check_strides(self, op: str, view: TensorView) -> None:
         columns = self.storage[-1]

@@ -1,4 +1,4 @@
-"""What a kernel of a linear is expected to take: the model that ranks tiles where several run a problem."""
+"""What a matrix product is expected to take: the model that ranks tiles where several run a problem."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from quantplan.chips import Chip
 
 Desc: TypeAlias = Any
-"""A descriptor of either linear."""
+"""A descriptor of a matrix product."""
 
 # Fitted to an H200's times of every tile, for 50 problems of 1 to 4096 rows: mostly within 15% of them.
 _START = 3.3e-6  # seconds before the first bytes are there and after the last ones, the launch included
@@ -33,13 +33,15 @@ class Tile:
     bm, bn : int
         Rows and columns of a block's tile of the output.
     bk : int
-        Bytes of K in a stage of its ring.
+        Depth of a stage of its ring along K.
     stages : int
         Stages that are under way.
     shared_bytes : int
         A block's shared memory.
     cycles : float
-        What the tile takes of an SM for each byte of K.
+        What the tile takes of an SM for each step along K.
+    row_bytes, column_bytes : float
+        What each step along K has of a row of activations, and of a column of the weight.
     split : int
         Blocks that share the K of one tile.
     below : int
@@ -54,6 +56,8 @@ class Tile:
     stages: int
     shared_bytes: int
     cycles: float
+    row_bytes: float = 1
+    column_bytes: float = 1
     split: int = 1
     below: int = 1
     persistent: bool = False
@@ -79,7 +83,7 @@ def expected_seconds(desc: Desc, gpu: Chip, tile: Tile) -> float:
     together = tile.bm * tile.below
     blocks = ceil_div(desc.m, together) * tile.below * ceil_div(desc.n, tile.bn) * tile.split
     fit = max(1, gpu.shared_bytes // (tile.shared_bytes + _RESERVED))
-    rows, columns = min(tile.bm, desc.m), min(tile.bn, desc.n)
+    rows, columns = min(tile.bm, desc.m) * tile.row_bytes, min(tile.bn, desc.n) * tile.column_bytes
     copied = rows + columns * (_MULTICAST if tile.below > 1 and tile.bm < desc.m else 1)
 
     depth = ceil_div(desc.k, tile.bk) * tile.bk / tile.split
@@ -90,7 +94,7 @@ def expected_seconds(desc: Desc, gpu: Chip, tile: Tile) -> float:
 
     ring = (rows + columns) * min(tile.bk * tile.stages, depth)
     under_way = max(1.0, min(blocks, fit * gpu.sms) * ring)
-    needed = (desc.m + desc.n) * desc.k
+    needed = (desc.m * tile.row_bytes + desc.n * tile.column_bytes) * desc.k
     written = desc.m * desc.n * desc.output_element.itemsize
     memory = needed / min(gpu.bandwidth, under_way / _LATENCY) + written / gpu.bandwidth
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -11,6 +11,8 @@ from quantplan.elements import ElementKind, to_element
 from quantplan.errors import InvalidProblem
 from quantplan.formats.padding import TILE
 from quantplan.operands import Operand, Tensor, host, tensor_field
+from quantplan.ops import _int4_hopper as hopper
+from quantplan.ops import _int4_kernels as kernels
 from quantplan.plan import Plan
 from quantplan.record import Record, dimension, field, to_flag, to_integer
 from quantplan.reference.gemm_bounds import Int4GemmErrorBound
@@ -26,7 +28,8 @@ ACT = (ElementKind.F16, ElementKind.BF16)
 OUTPUT = (ElementKind.F16, ElementKind.BF16, ElementKind.F32)
 GROUP_SIZES = (-1, 32, 64, 128)
 _CODES_PER_WORD = 8
-_PACK_HINT = "quantplan.formats packs and pads checkpoints' weights"
+_PACKED: Any = {"hint": "quantplan.formats packs and pads checkpoints' weights", "alignment": 16}
+"""Of what is packed for kernels they copy 16 bytes at a time."""
 
 
 @attrs.frozen(kw_only=True, repr=False)
@@ -172,7 +175,7 @@ class Int4MarlinGemmPlan(Plan[Int4MarlinGemmDescriptor, Int4MarlinGemmArgs]):
     descriptor_type = Int4MarlinGemmDescriptor
     args_type = Int4MarlinGemmArgs
     rows_operand = "act"
-    variants = (ReferenceVariant(_run, _promise),)
+    variants = (*hopper.VARIANTS, *kernels.VARIANTS, ReferenceVariant(_run, _promise))
 
     @classmethod
     def operands(cls, desc: Int4MarlinGemmDescriptor) -> tuple[Operand, ...]:
@@ -180,13 +183,13 @@ class Int4MarlinGemmPlan(Plan[Int4MarlinGemmDescriptor, Int4MarlinGemmArgs]):
         kind, (k, n) = desc.act_element, desc.padded
         operands = [
             Operand("act", kind, (("M", desc.m), ("K", desc.k))),
-            Operand("weight_q", ElementKind.S32, (("K′/16", k // 16), ("2·N′", 2 * n)), hint=_PACK_HINT),
-            Operand("weight_scale", kind, (("groups", desc.groups), ("N′", n)), hint=_PACK_HINT),
+            Operand("weight_q", ElementKind.S32, (("K′/16", k // 16), ("2·N′", 2 * n)), **_PACKED),
+            Operand("weight_scale", kind, (("groups", desc.groups), ("N′", n)), **_PACKED),
             Operand("output", desc.output_element, (("M", desc.m), ("N", desc.n)), output=True),
         ]
         if desc.zero_point:
             dims = (("groups", desc.groups), ("N′/8", n // _CODES_PER_WORD))
-            operands.append(Operand("weight_zero_point", ElementKind.S32, dims, hint=_PACK_HINT))
+            operands.append(Operand("weight_zero_point", ElementKind.S32, dims, **_PACKED))
         if desc.act_order:
             operands.append(Operand("perm", ElementKind.S32, (("K", desc.k),)))
         if desc.bias:

@@ -155,20 +155,29 @@ def _after_sum(total: _Total, desc: Any, args: Any, epilogue: EpilogueKind) -> N
         return finish(np.minimum(error, most), sound)
 
 
-def _int4_blocks(desc: Any, args: Any) -> Iterator[Block]:  # noqa: ANN401 - the op's own types
+def int4_operands(
+    desc: Any,  # noqa: ANN401 - the op's own types
+    args: Any,  # noqa: ANN401 - the op's own types
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], int]:
+    """Return activations [M, K] in the weight's order, q − z [K, N], scales [groups, N], and the rows of a group."""
     act = f64(args.act)
     if args.perm is not None:
         act = act[:, np.asarray(args.perm)]
     K, N = desc.k, desc.n
     q = marlin.unpack_weight(np.asarray(args.weight_q))[:K, :N].astype(np.float64)
     scale = f64(marlin.unpack_scales(np.asarray(args.weight_scale), desc.group_size))[:, :N]
-    zero = np.full(scale.shape, float(SYMMETRIC_ZERO))
-    if args.weight_zero_point is not None:
-        zero = f64(marlin.unpack_zeros(np.asarray(args.weight_zero_point)))[:, :N]
     size = max(K, 1) if desc.group_size < 0 else desc.group_size
-    for g, start in enumerate(range(0, K, size)):
+    if args.weight_zero_point is None:
+        return act, q - SYMMETRIC_ZERO, scale, size
+    zero = f64(marlin.unpack_zeros(np.asarray(args.weight_zero_point)))[:, :N]
+    return act, q - zero[np.arange(K) // size], scale, size
+
+
+def _int4_blocks(desc: Any, args: Any) -> Iterator[Block]:  # noqa: ANN401 - the op's own types
+    act, weight, scale, size = int4_operands(desc, args)
+    for g, start in enumerate(range(0, desc.k, size)):
         part = slice(start, start + size)
-        yield act[:, part], (q[part] - zero[g]).T, scale[g][np.newaxis, :]
+        yield act[:, part], weight[part].T, scale[g][np.newaxis, :]
 
 
 def _fp8_blocks(

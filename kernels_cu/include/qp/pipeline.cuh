@@ -32,10 +32,11 @@ struct Ring {
   __device__ explicit Ring(void* shared)
       : full(static_cast<unsigned long long*>(shared)), empty(static_cast<unsigned long long*>(shared) + Stages) {}
 
-  // For the warps of a block that consume. By one thread; a barrier of all that use the ring must follow.
-  __device__ void init(unsigned consumers) const {
+  // For the warps of a block that consume, and for so many arrivals that make a buffer full: that of announce(), and of
+  // who fills a part of it otherwise. By one thread; a barrier of all that use the ring must follow.
+  __device__ void init(unsigned consumers, unsigned arrivals = 1) const {
     for (int stage = 0; stage < Stages; ++stage) {
-      ptx::mbarrier_init(&full[stage], 1);
+      ptx::mbarrier_init(&full[stage], arrivals);
       ptx::mbarrier_init(&empty[stage], consumers * Cluster);
     }
     ptx::fence_mbarrier_init();

@@ -57,22 +57,20 @@ __device__ inline void meet() {
   }
 }
 
-// Loads numbers from where they are in the shared memory of one of the cluster's blocks.
-template <int Cluster, int count>
-__device__ inline Vec<unsigned, count> load_from(const int* shared, int rank) {
-  Vec<unsigned, count> numbers;
+// Loads 4-byte numbers from where they are in the shared memory of one of the cluster's blocks.
+template <int Cluster, int count, class T>
+__device__ inline Vec<T, count> load_from(const T* shared, int rank) {
+  static_assert(sizeof(T) == 4, "numbers of 4 bytes");
   if constexpr (Cluster == 1) {
-    numbers = *reinterpret_cast<const Vec<unsigned, count>*>(shared);
+    return *reinterpret_cast<const Vec<T, count>*>(shared);
   } else {
     const unsigned address = ptx::mapa(shared, rank);
-    if constexpr (count == 4) {
-      numbers = reinterpret<Vec<unsigned, 4>>(ptx::load_cluster_16(address));
-    } else {
+    if constexpr (count == 4) return reinterpret<Vec<T, 4>>(ptx::load_cluster_16(address));
+    Vec<unsigned, count> numbers;
 #pragma unroll
-      for (int i = 0; i < count; ++i) numbers.item[i] = ptx::load_cluster_4(address + 4 * i);
-    }
+    for (int i = 0; i < count; ++i) numbers.item[i] = ptx::load_cluster_4(address + 4 * i);
+    return reinterpret<Vec<T, count>>(numbers);
   }
-  return numbers;
 }
 
 // A warp's outputs, 16 rows of 128 bytes: it makes them where wgmma leaves sums, and stores whole lines.

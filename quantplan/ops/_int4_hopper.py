@@ -1,0 +1,211 @@
+"""The host side of Int4MarlinGemm's kernels for sm_90a: tiles that wgmma multiplies and tensor maps bring."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import attrs
+
+from quantplan.chips import chip
+from quantplan.devices.device import Grid
+from quantplan.kernels import KernelSpec, ParamStruct
+from quantplan.ops import _int4_kernels as portable
+from quantplan.ops._linear_cost import Tile, expected_seconds
+from quantplan.ops._quantize_kernels import ceil_div
+from quantplan.programs import KernelVariant, Launch
+from quantplan.reference.int4_kernel_bounds import Int4KernelErrorBound
+from quantplan.tensor_maps import Swizzle, TensorMap, mappable
+from quantplan.types import ArchSku
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from quantplan.programs import Call
+    from quantplan.types import PrecisionGuarantee
+
+Desc: TypeAlias = Any
+"""Int4MarlinGemm's descriptor."""
+
+MAPPED_PARAMS = ParamStruct(
+    "MappedInt4Params", (("act_map", "T"), ("weight_map", "T"), *portable.INT4_PARAMS.fields)
+)
+
+_GROUPS = 2  # warp groups that multiply
+_LINE = 64  # columns of activations that a box brings: a line of the swizzle
+_SWIZZLED_ROWS = 8
+_TILE_ROWS = 16  # of Marlin's tiles
+_BOX_WORDS = 256  # two tiles of 64 columns
+_THREADS = 384
+_BARRIERS = 2 * 8  # bytes of a stage's two mbarriers
+_MOST_ROWS = 2**31 - 512  # a copy's coordinates are signed, and the last tile may begin in the last row
+_MOST_COLUMNS = 2**30 - 512  # the same, of the two words that each column has
+_SMS = 132  # of an H100 or H200, which clusters are made to fill: they must not depend on the GPU at hand
+_CLUSTERS = (1, 2, 4, 8)
+_SHARING = 0.02  # of a tile's time: what a cluster's exchange costs
+_UNPACKED = 12  # instructions that make a fragment of a word
+
+
+@attrs.frozen
+class Int4WgmmaTile:
+    """Tiles whose weights become fragments in registers, 64 rows of the instruction, and whose tokens are its columns.
+
+    Parameters
+    ----------
+    tokens : int
+        Rows of the output: 8 to 128.
+    words : int
+        Marlin's words that a lane has of each 16 rows of K: 64 columns each to a warp group.
+    share_k : bool
+        Whether the two warp groups share K, and with them the blocks of a cluster; else they share columns.
+    stages : int
+        Buffers of the ring.
+    """
+
+    tokens: int
+    words: int
+    share_k: bool
+    stages: int
+
+    @property
+    def groups_k(self) -> int:
+        """Warp groups along K."""
+        return _GROUPS if self.share_k else 1
+
+    @property
+    def bn(self) -> int:
+        """Columns of the tile."""
+        return portable.MARLIN_N * self.words * (_GROUPS // self.groups_k)
+
+    @property
+    def bk(self) -> int:
+        """Rows of K of a stage."""
+        return portable.RUN * self.groups_k
+
+    @property
+    def name(self) -> str:
+        """Name of the variant."""
+        return f"wgmma-{self.tokens}x{self.bn}"
+
+    @property
+    def stage_bytes(self) -> int:
+        """Bytes of a buffer of the ring: weights and activations."""
+        return self.bn * self.bk // 2 + self.tokens * self.bk * 2
+
+    @property
+    def shared_bytes(self) -> int:
+        """Shared memory of a block: ring and mbarriers; the ring becomes the sums that the epilogue reads."""
+        return self.stages * (self.stage_bytes + _BARRIERS)
+
+    def cluster(self, desc: Desc) -> int:
+        """Return how many blocks share K, by what fills the GPU best: a function of N and K alone."""
+        if not self.share_k:
+            return 1
+        tiles, depth = ceil_div(desc.n, self.bn), ceil_div(desc.k, self.bk)
+        fit = [c for c in _CLUSTERS if c == 1 or 2 * c <= depth]
+        return min(fit, key=lambda c: ceil_div(tiles * c, _SMS) * (1 / c + _SHARING))
+
+    def tiles(self, desc: Desc) -> int:
+        """Return the tiles of a problem's output."""
+        return ceil_div(desc.m, self.tokens) * ceil_div(desc.n, self.bn)
+
+    def cost(self, desc: Desc, capability: tuple[int, int]) -> float:
+        """Return the seconds that a problem is expected to take on a typical chip."""
+        gpu = chip(capability)
+        fold = portable.fold_rows(desc)
+        folded = self.tokens * self.bn / (_GROUPS * _LINE * 2) * (1 / fold if fold else 0)
+        issued = (self.bn / _LINE * 4 * _UNPACKED / _TILE_ROWS + folded * 4) / 4
+        tile = Tile(
+            bm=self.tokens,
+            bn=self.bn,
+            bk=self.bk,
+            stages=self.stages,
+            shared_bytes=self.shared_bytes,
+            cycles=max(self.tokens, 16) * self.bn / (gpu.wgmma_macs / 2) + issued / 2,
+            row_bytes=desc.act_element.itemsize,
+            column_bytes=0.5,
+            split=self.cluster(desc),
+        )
+        return expected_seconds(desc, gpu, tile)
+
+    def promise(self, desc: Desc) -> PrecisionGuarantee:
+        """Return the guarantee; kernels that cut K alike add in one order."""
+        fold, cluster = portable.fold_rows(desc), self.cluster(desc)
+        bound = Int4KernelErrorBound(
+            fold=fold, run=portable.RUN, warps=self.groups_k, cluster=cluster, cut=16, bits=25
+        )
+        reduction_id = f"wgmma-k16.runs-{portable.RUN}-of-{self.groups_k}.cluster-{cluster}.fold-{fold or 'all'}"
+        return portable.guarantee(reduction_id, bound, desc)
+
+
+TILES = (
+    Int4WgmmaTile(8, words=4, share_k=True, stages=8),
+    Int4WgmmaTile(16, words=4, share_k=True, stages=8),
+    Int4WgmmaTile(32, words=4, share_k=True, stages=7),
+    Int4WgmmaTile(64, words=2, share_k=True, stages=7),
+    Int4WgmmaTile(128, words=1, share_k=False, stages=8),
+)
+
+
+@attrs.frozen
+class Int4WgmmaProgram:
+    """int4_marlin_gemm_sm90a.cu: one launch.
+
+    Parameters
+    ----------
+    tile : Int4WgmmaTile
+        How the product is cut.
+    """
+
+    tile: Int4WgmmaTile
+    source: str = "int4_marlin_gemm_sm90a.cu"
+
+    def limit(self, desc: Desc) -> str | None:
+        """Return why the kernel cannot run the problem, or None."""
+        if desc.k == 0:
+            return "K=0, and tensor maps need rows"
+        if desc.m > _MOST_ROWS or desc.n > _MOST_COLUMNS:
+            return f"M={desc.m}, N={desc.n}, and tensor maps count up to {_MOST_ROWS} rows, {_MOST_COLUMNS} columns"
+        return portable.limit(desc, self.tile.tiles(desc) * self.tile.cluster(desc))
+
+    def workspace_size(self, desc: Desc) -> int:  # noqa: ARG002 - Program's signature
+        """Return 0: sums stay on the chip."""
+        return 0
+
+    def specs(self, desc: Desc) -> tuple[KernelSpec, ...]:
+        """Return the kernel."""
+        tile, cluster = self.tile, self.tile.cluster(desc)
+        numbers = (tile.tokens // 8, tile.words, _GROUPS // tile.groups_k, tile.groups_k, cluster, tile.stages)
+        return (
+            KernelSpec(
+                source=self.source,
+                body=f"int4_wgmma<{portable.template(desc)}, Int4WgmmaShape<{', '.join(map(str, numbers))}>>",
+                threads=_THREADS,
+                params=MAPPED_PARAMS,
+                shared_bytes=tile.shared_bytes,
+                cluster=cluster,
+            ),
+        )
+
+    def launches(self, call: Call) -> Iterator[Launch]:
+        """Yield the launch."""
+        desc, args, tile = call.desc, call.args, self.tile
+        (spec,) = self.specs(call.selected)
+        box = (min(tile.tokens, max(1, ceil_div(desc.m, _SWIZZLED_ROWS)) * _SWIZZLED_ROWS), _LINE)
+        mapped = not desc.act_order and mappable(args.act, box=box, swizzle=Swizzle.B128)
+        act_map = TensorMap.of("act", args.act, box=box, swizzle=Swizzle.B128) if mapped else None
+        weight_map = TensorMap.of("weight_q", args.weight_q, box=(tile.bk // _TILE_ROWS, _BOX_WORDS))
+        *values, _, output_aligned = portable.int4_values(call)
+        yield Launch(
+            spec,
+            Grid(tile.tiles(desc) * spec.cluster, tile.shared_bytes),
+            (act_map, weight_map, *values, int(mapped), output_aligned),
+            written=("output",),
+            ring_bytes=tile.stages * tile.stage_bytes,
+        )
+
+
+VARIANTS = tuple(
+    KernelVariant(tile.name, Int4WgmmaProgram(tile), tile.promise, arch=ArchSku.SM90A, price=tile.cost)
+    for tile in TILES
+)
+"""The kernels for sm_90a."""
