@@ -35,6 +35,9 @@ struct MappedInt4Params {
   Int4Params problem;
 };
 
+// A block has an SM for itself, so that the warp groups that multiply have the registers of the one that does not.
+template <> constexpr int least_blocks<MappedInt4Params> = 1;
+
 constexpr int wgmma_run = 64;  // rows of K that a warp group has of a stage: a line of activations
 constexpr int producers = 128, multipliers = 256;  // threads
 
@@ -79,7 +82,7 @@ __device__ inline void fill_line(unsigned char* line, const Int4Params& p, int64
   int column[8];
 #pragma unroll
   for (int j = 0; j < 8; ++j) column[j] = j < some && p.perm ? p.perm[k + first + j] : k + first + j;
-#pragma unroll 2
+#pragma unroll 1
   for (int i = lane / 8; i < rows; i += 4) {
     const auto token = reinterpret_cast<const unsigned short*>(static_cast<const unsigned char*>(p.act) + (row + i) * p.act_stride);
     Vec<unsigned short, 8> piece = {};
@@ -123,7 +126,7 @@ __device__ void int4_wgmma(const MappedInt4Params& mapped) {
   const TokenSums<Tokens, BN, Shape::ShareK> all(shared);
   RingPlace<Stages> at;
   if (threadIdx.x < producers) {
-    ptx::setmaxnreg_dec<56>();
+    ptx::setmaxnreg_dec<72>();
     for (int part = first; part < last; ++part, at.advance()) {
       unsigned char* const stage = shared + at.stage * Shape::stage_bytes;
       unsigned char* const lines = stage + Shape::weight_bytes;
@@ -156,7 +159,7 @@ __device__ void int4_wgmma(const MappedInt4Params& mapped) {
     }
     __syncwarp();
   } else {
-    ptx::setmaxnreg_inc<224>();
+    ptx::setmaxnreg_inc<216>();
     const int thread = threadIdx.x - producers, warp = thread / 32 % 4, group = thread / 128;
     const int group_n = group % Shape::ShareN, group_k = group / Shape::ShareN;
     const int word = warp * Words, tile = group_n * Words + word / 4, first_word = word % 4;  // of the block, and of its tile
@@ -270,7 +273,7 @@ __device__ void int4_wgmma(const MappedInt4Params& mapped) {
     const int top = rank * share, rows = left(static_cast<int>(min(p.m - row - top, int64(share))), share);
     finish_tokens<Act, Out, BN, multipliers>(p, row + top, rows, column, threadIdx.x - producers, [&](int i, int j) {
       Vec<f32, 4> sum;
-#pragma unroll
+#pragma unroll 4
       for (int from = 0; from < Cluster; ++from)
 #pragma unroll
         for (int n = 0; n < Shape::ShareK; ++n) {

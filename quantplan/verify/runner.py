@@ -247,7 +247,7 @@ class _Trial:
             if operand.output:
                 memories[operand.name] = outputs[operand.name] = Memory.allocate(operand.element, operand.shape)
             else:
-                memories[operand.name] = case.inputs[operand.name].memory()
+                memories[operand.name] = case.inputs[operand.name].memory(operand.alignment)
         operands = {name: self.memory.send(memory) for name, memory in memories.items()}
         try:
             plan.run(self.memory.stream, self.memory.workspace(plan), plan.args_type(**operands))

@@ -63,9 +63,9 @@ class HostTensor:
         width = self.shape[1] if len(self.shape) == 2 else 1  # noqa: PLR2004 - a matrix
         return HostTensor(self.element, (stop - start, *self.shape[1:]), self.codes[start * width : stop * width])
 
-    def memory(self) -> Memory:
+    def memory(self, alignment: int = 1) -> Memory:
         """Return memory of its own, with guard bytes around it, that holds the codes."""
-        memory = Memory.allocate(self.element, self.shape)
+        memory = Memory.allocate(self.element, self.shape, alignment)
         memory.store(self.codes)
         return memory
 
@@ -82,23 +82,32 @@ class Memory:
         Extents in elements.
     buffer : ndarray
         Rows of storage items, each with guard items before and after it.
+    guard : int
+        Guard items before a row.
     """
 
     element: ElementKind
     shape: tuple[int, ...]
     buffer: NDArray[Any]
+    guard: int = _GUARD
 
     @classmethod
-    def allocate(cls, element: ElementKind, shape: tuple[int, ...]) -> Self:
-        """Reserve memory in which every byte is poison."""
-        columns = element.storage_columns(shape[-1])
-        buffer = np.empty((math.prod(shape[:-1]), columns + 2 * _GUARD), dtype=np.dtype(f"u{element.itemsize}"))
+    def allocate(cls, element: ElementKind, shape: tuple[int, ...], alignment: int = 1) -> Self:
+        """Reserve memory in which every byte is poison; its rows begin at multiples of an alignment in bytes."""
+        columns, step = element.storage_columns(shape[-1]), max(1, alignment // element.itemsize)
+        guard = _GUARD if step == 1 else step
+        width = columns + 2 * guard + -columns % step
+        buffer = np.empty((math.prod(shape[:-1]), width), dtype=np.dtype(f"u{element.itemsize}"))
         buffer.view(np.uint8)[...] = _POISON
-        return cls(element, shape, buffer)
+        return cls(element, shape, buffer, guard)
+
+    @property
+    def _columns(self) -> int:
+        return self.element.storage_columns(self.shape[-1])
 
     @property
     def _items(self) -> NDArray[Any]:
-        items = self.buffer[:, _GUARD:-_GUARD]
+        items = self.buffer[:, self.guard : self.guard + self._columns]
         return items if len(self.shape) == 2 else items[0]  # noqa: PLR2004 - a matrix
 
     @property
@@ -128,8 +137,8 @@ class Memory:
     def faults(self) -> list[str]:
         """Say what was written where nothing, or zeros, belong."""
         found = []
-        guards = np.concatenate([self.buffer[:, :_GUARD], self.buffer[:, -_GUARD:]]).view(np.uint8)
-        if np.any(guards != _POISON):
+        guards = (self.buffer[:, : self.guard], self.buffer[:, self.guard + self._columns :])
+        if any(np.any(np.ascontiguousarray(part).view(np.uint8) != _POISON) for part in guards):
             found.append("wrote beyond the ends of its rows")
         if self.element.packed and self.shape[-1] % 2 and np.any(self._items[..., -1] >> 4):
             found.append("left the odd tail's unused nibble other than zero")

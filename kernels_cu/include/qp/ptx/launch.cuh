@@ -31,7 +31,8 @@ template <class Params> constexpr int least_blocks = 0;
 
 // The same for blocks that run in clusters of so many neighbours along the grid's x, whose extent is a multiple of it.
 #define QP_CLUSTER_KERNEL(name, cluster, threads, Params, ...)                                           \
-  extern "C" __global__ void __cluster_dims__(cluster) __launch_bounds__(threads, (threads) > 512 ? 1 : 0) \
-      name(const __grid_constant__ Params params) {                                                      \
+  extern "C" __global__ void __cluster_dims__(cluster)                                                   \
+      __launch_bounds__(threads, (threads) > 512 ? 1 : qp::least_blocks<Params>)                         \
+          name(const __grid_constant__ Params params) {                                                  \
     __VA_ARGS__(params);                                                                                 \
   }
