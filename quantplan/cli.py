@@ -1,12 +1,13 @@
-"""The command line: doctor, plans, explain, verify, bench. Every command prints tables, or JSON with ``--json``.
+"""The command line: doctor, plans, explain, verify, inspect, … Each prints tables, or JSON with ``--json``.
 
-Exit codes: 0 all is well; 1 a check failed (verify: a guarantee was broken); 2 the request makes no sense or an
-optional package is missing; 3 the op is sound but unsupported on the target.
+Exit codes: 0 all is well; 1 a check failed (verify: a guarantee was broken; inspect: a linear cannot be read); 2 the
+request makes no sense or an optional package is missing; 3 the op is sound but unsupported on the target.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import os
@@ -17,16 +18,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import attrs
 
 import quantplan
+from quantplan._printing import json_text, progress_bar, table
 from quantplan.bench import options as bench_options
 from quantplan.doctor import doctor
 from quantplan.errors import QuantPlanError
 from quantplan.ops import PLANS
 from quantplan.queries import EXTENT, explain, plans, problems, resources
-from quantplan.record import SCHEMA
 from quantplan.types import PlanPreference
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from quantplan.plan import Plan
     from quantplan.types import PrecisionGuarantee
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 OK, FAILED, USAGE, UNSUPPORTED = 0, 1, 2, 3
 
-_UNBOUNDED = 10_000
 _RESERVED = ("scale",)  # --scale is a number, in every op
 
 
@@ -117,6 +117,20 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--target", required=True, help="an architecture such as sm_90a, or cuda:0")
     sub.add_argument("--plans", type=Path, metavar="FILE", help="JSON list of descriptors (by default every SKU)")
     sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the cubins")
+    sub = command(
+        "inspect", _inspect, "What a checkpoint holds: its quantized linears, and what keeps them from being read."
+    )
+    sub.add_argument("path", type=Path, metavar="FILE", help="a .safetensors file, a folder of them, or an index")
+    sub.add_argument(
+        "--config", type=_object, metavar="JSON", help="entries that the quantization's configuration lacks"
+    )
+    sub = command("repack", _repack, "Convert a checkpoint's linears to Marlin's layout, and copy all else.")
+    sub.add_argument("source", type=Path, metavar="SRC", help="as for inspect")
+    sub.add_argument("destination", type=Path, metavar="DST", help="a file if SRC is one, otherwise a folder")
+    sub.add_argument("--scale-element", metavar="ELEMENT", help="f16, bf16 or f32: what scales are rounded to")
+    sub.add_argument(
+        "--config", type=_object, metavar="JSON", help="entries that the quantization's configuration lacks"
+    )
     sub = command("bench", _bench, "Check and measure everything on a GPU within minutes, most valuable first.")
     bench_options.add(sub)
     sub.add_argument("--out", type=Path, default=Path("quantplan-bench"), metavar="DIR", help="folder of the result")
@@ -134,9 +148,9 @@ def _parser() -> argparse.ArgumentParser:
 def _doctor(args: argparse.Namespace) -> tuple[int, str]:
     findings = doctor()
     if args.json:
-        return OK, _json({"findings": [_data(f) for f in findings]})
+        return OK, json_text({"findings": [_data(f) for f in findings]})
     rows = [("yes" if f.found else "no", f.name, f.detail, f.remedy) for f in findings]
-    return OK, _table("quantplan doctor", ("", "what", "detail", "remedy"), rows)
+    return OK, table("quantplan doctor", ("", "what", "detail", "remedy"), rows)
 
 
 def _plans(args: argparse.Namespace) -> tuple[int, str]:
@@ -144,19 +158,19 @@ def _plans(args: argparse.Namespace) -> tuple[int, str]:
         return _resources(args)
     rows = plans(args.target, args.op)
     if args.json:
-        return OK, _json({"target": args.target, "plans": [_data(row) for row in rows]})
+        return OK, json_text({"target": args.target, "plans": [_data(row) for row in rows]})
     cells = [
         (row.sku.name, "yes" if row.supported else row.reason, guarantee_text(row.sku.precision_guarantee))
         for row in rows
     ]
-    return OK, _table(f"{len(rows)} SKUs, target {args.target}", ("SKU", "supported", "guarantee"), cells)
+    return OK, table(f"{len(rows)} SKUs, target {args.target}", ("SKU", "supported", "guarantee"), cells)
 
 
 def _resources(args: argparse.Namespace) -> tuple[int, str]:
     wanted = problems(args.op, m=args.m, n=args.n, k=args.k)
     rows = resources(args.target, wanted, processes=os.cpu_count() or 1)
     if args.json:
-        return OK, _json({"target": args.target, "resources": [_data(row) for row in rows]})
+        return OK, json_text({"target": args.target, "resources": [_data(row) for row in rows]})
     cells = [
         (
             *(row.sku, "aligned" if row.aligned else "others", "" if number else f"{row.traffic:.2f}"),
@@ -176,7 +190,7 @@ def _resources(args: argparse.Namespace) -> tuple[int, str]:
         *("blocks of an SM", "loads in flight: of a thread, of an SM", "instructions"),
     )
     title = f"kernels of {len({row.sku for row in rows})} SKUs on {args.target}; m, n, k: {args.m}, {args.n}, {args.k}"
-    return OK, _table(title, columns, cells)
+    return OK, table(title, columns, cells)
 
 
 def _explain(args: argparse.Namespace) -> tuple[int, str]:
@@ -185,11 +199,11 @@ def _explain(args: argparse.Namespace) -> tuple[int, str]:
     found = explain(desc, args.target, PlanPreference(**_given(args, PlanPreference)))
     code = OK if found.sku else UNSUPPORTED
     if args.json:
-        return code, _json(_data(found))
+        return code, json_text(_data(found))
     answer = f"{found.sku.name} ({found.sku.backend.name})" if found.sku else "unsupported"
     lines = [f"{found.op} on {found.target}: {answer}"]
     rows = [(v.name, "yes" if v.supported else "no", v.reason or _cost(v)) for v in found.variants]
-    lines.append(_table("variants, best first", ("variant", "supported", "reason"), rows))
+    lines.append(table("variants, best first", ("variant", "supported", "reason"), rows))
     if found.sku:
         lines.append(guarantee_text(found.sku.precision_guarantee))
     return code, "\n".join(lines)
@@ -219,7 +233,7 @@ def _verify(args: argparse.Namespace) -> tuple[int, str]:
     columns = ("SKU", "backend", "cases", "mismatches", "worst fraction")
     count = len(report.problems)
     verdict = "every guarantee holds" if report.ok else f"{count} problem{'s' if count > 1 else ''}"
-    return code, "\n".join([_table(f"verify on {report.target}", columns, rows), *report.problems, verdict])
+    return code, "\n".join([table(f"verify on {report.target}", columns, rows), *report.problems, verdict])
 
 
 def _warmup(args: argparse.Namespace) -> tuple[int, str]:
@@ -228,15 +242,55 @@ def _warmup(args: argparse.Namespace) -> tuple[int, str]:
     descriptors = None if args.plans is None else read_descriptors(args.plans)
     if args.json:
         made = warmup(args.target, args.out, descriptors)
-        return OK, _json({"target": args.target, "cubins": [str(path) for path in made]})
-    from rich.console import Console  # noqa: PLC0415 - JSON output does without
-    from rich.progress import Progress  # noqa: PLC0415
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(f"compiling for {args.target}", total=None)
-        made = warmup(args.target, args.out, descriptors, lambda done, of: bar.update(task, completed=done, total=of))
+        return OK, json_text({"target": args.target, "cubins": [str(path) for path in made]})
+    with progress_bar(f"compiling for {args.target}") as progress:
+        made = warmup(args.target, args.out, descriptors, progress)
     size = sum(path.stat().st_size for path in made)
     return OK, f"{len(made)} cubins for {args.target}, {size / 1e6:.1f} MB, in {args.out}"
+
+
+def _inspect(args: argparse.Namespace) -> tuple[int, str]:
+    from quantplan.formats import Checkpoint  # noqa: PLC0415 - files are read by nothing else
+
+    checkpoint = Checkpoint(args.path, config=args.config)
+    linears = list(checkpoint.survey())
+    problems = [linear for linear in linears if linear.problem]
+    others = {name: checkpoint.tensors[name].tensors[name] for name in checkpoint.others}
+    code = FAILED if problems else OK
+    if args.json:
+        data = {"files": [file.path for file in checkpoint.files], "linears": [_data(linear) for linear in linears]}
+        rest = [{"name": name, "dtype": i.dtype, "shape": i.shape, "nbytes": i.nbytes} for name, i in others.items()]
+        return code, json_text({**data, "others": rest})
+    cells = [
+        (
+            *(i.prefix, i.format, f"{i.k} × {i.n}", str(i.group_size), "8" if i.symmetric else "its own"),
+            *("reordered" if i.act_order else "in order", str(i.scale_element), "yes" if i.bias else "no"),
+            f"{i.nbytes:,}",
+        )
+        for i in linears
+        if not i.problem
+    ]
+    columns = ("linear", "format", "k × n", "group size", "zero points", "rows", "scales", "bias", "bytes")
+    title = f"{len(cells)} of {len(linears)} quantized linears"
+    rows = [(name, i.dtype, " × ".join(map(str, i.shape)), f"{i.nbytes:,}") for name, i in others.items()]
+    lines = [table(title, columns, cells)]
+    lines += [table(f"{len(rows)} other tensors", ("tensor", "element", "shape", "bytes"), rows)] if rows else []
+    lines += [f"cannot read {linear.prefix}: {linear.problem}" for linear in problems]
+    return code, "\n".join(lines)
+
+
+def _repack(args: argparse.Namespace) -> tuple[int, str]:
+    from quantplan.formats import repack  # noqa: PLC0415 - files are read by nothing else
+
+    options = {"scale_element": args.scale_element, "config": args.config}
+    if args.json:
+        done = repack(args.source, args.destination, **options)
+        return OK, json_text({"linears": done.linears, "written": done.written, "complete": done.complete})
+    with progress_bar(f"repacking {args.source}") as progress:
+        done = repack(args.source, args.destination, **options, progress=progress)
+    size = sum(path.stat().st_size for path in (*done.written, *done.complete))
+    files = f"{len(done.written)} files written, {len(done.complete)} complete before"
+    return OK, f"linears repacked: {done.linears}; {size / 1e6:.1f} MB in {args.destination}; {files}"
 
 
 def _bench(args: argparse.Namespace) -> tuple[int, str]:
@@ -295,6 +349,15 @@ def _number_or_text(text: str) -> int | float | str:
     return text
 
 
+def _object(text: str) -> dict[str, Any]:
+    """Return the JSON object that a flag gives."""
+    with contextlib.suppress(ValueError, RecursionError):
+        value = json.loads(text)
+        if isinstance(value, dict):
+            return value
+    raise argparse.ArgumentTypeError(f"expected a JSON object, got {text!r}")
+
+
 # ---- printing
 
 
@@ -308,24 +371,3 @@ def guarantee_text(guarantee: PrecisionGuarantee) -> str:
 
 def _data(value: Any) -> dict[str, Any]:  # noqa: ANN401 - any record
     return {name: item for name, item in value.to_dict().items() if name != "schema"}
-
-
-def _json(data: dict[str, Any]) -> str:
-    return json.dumps({"schema": SCHEMA, **data}, indent=2)
-
-
-def _table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    from rich.console import Console  # noqa: PLC0415 - JSON output does without
-    from rich.markup import escape  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
-
-    table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
-    # in a file or pipe a table is as wide as its text, so that each row is one line
-    console = Console(width=None if sys.stdout.isatty() else _UNBOUNDED)
-    with console.capture() as capture:
-        console.print(table)
-    return capture.get().rstrip("\n")

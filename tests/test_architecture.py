@@ -55,7 +55,8 @@ MAY_IMPORT = {
     "doctor": HOST | {"__init__"},
     "verify": USERS | {"__init__"},
     "bench": USERS | {"__init__", "footprint"},
-    "cli": USERS | {"__init__", "bench"},
+    "_printing": VOCABULARY,
+    "cli": USERS | {"__init__", "_printing", "bench"},
     "__init__": USERS,
     "__main__": {"cli"},
 }

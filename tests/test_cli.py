@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import attrs
+import numpy as np
 import pytest
 
 import quantplan as qp
@@ -17,6 +18,7 @@ from quantplan.bench import gpu_day
 from quantplan.bench.runs import Run
 from quantplan.ops import PLANS
 from tests.bench import synthetic
+from tests.formats.files import CASES, PREFIX, named, write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE = ["--m", "16", "--n", "4096", "--k", "4096"]
@@ -570,3 +572,100 @@ def test_bench_refuses_a_stage_that_there_is_not(quantplan, tmp_path):
     assert (code, out) == (2, "")
     assert one_line(err)
     assert "only: expected one of machine" in err
+
+
+# ---- inspect and repack
+
+
+def checkpoint(folder, case, **others):
+    _, tensors, config = CASES[case](np.random.default_rng(1))
+    return write_checkpoint(folder, named(tensors) | others, config)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_inspect_and_repack_work_on_every_format(quantplan, tmp_path, case):
+    source, target = checkpoint(tmp_path / "source", case), tmp_path / "out.safetensors"
+    code, out, err = quantplan("inspect", source)
+    assert (code, err) == (0, "")
+    assert out.startswith("1 of 1 quantized linears")
+    assert f"│ {PREFIX} │ {case.partition(',')[0]}" in out
+    code, out, _ = quantplan("repack", source, target)
+    assert (code, out[:20]) == (0, "linears repacked: 1;")
+    code, out, _ = quantplan("inspect", target)
+    assert code == 0
+    assert f"│ {PREFIX} │ quantplan" in out
+    code, out, _ = quantplan("repack", source, target)
+    assert (code, out.strip()[-34:]) == (0, "0 files written, 1 complete before")
+
+
+def test_inspect_tells_size_groups_order_and_what_else_there_is(quantplan, tmp_path):
+    source = checkpoint(tmp_path, "gptq v1, act-order", **{"model.norm.weight": np.ones((2, 3), np.float32)})
+    _, out, _ = quantplan("inspect", source)
+    cells = ["136 × 40", "32", "its own", "reordered", "f16", "no", "3,764"]
+    assert [cell for cell in cells if f"│ {cell}" not in out] == []
+    assert "1 other tensors" in out
+    assert re.search(r"│ model\.norm\.weight │ F32 +│ 2 × 3 │ 24 +│", out)
+
+
+def test_inspect_as_json(quantplan, tmp_path):
+    source = checkpoint(tmp_path, "awq", **{"norm.weight": np.ones(3, np.float32)})
+    code, out, err = quantplan("inspect", source, "--json")
+    data = json.loads(out)
+    assert (code, err) == (0, "")
+    assert (data["schema"], data["files"]) == (1, [str(source)])
+    (linear,) = data["linears"]
+    assert (linear["prefix"], linear["format"], linear["k"], linear["n"], linear["problem"]) == (
+        PREFIX,
+        "awq",
+        132,
+        40,
+        "",
+    )
+    assert data["others"] == [{"name": "norm.weight", "dtype": "F32", "shape": [3], "nbytes": 12}]
+
+
+def test_inspect_exits_1_and_says_why_where_a_linear_cannot_be_read(quantplan, tmp_path):
+    source = checkpoint(tmp_path, "awq")
+    code, out, err = quantplan("inspect", source, "--config", '{"bits": 3}')
+    assert (code, err) == (1, "")
+    assert "0 of 1 quantized linears" in out
+    assert f"cannot read {PREFIX}: load_linear: {PREFIX}.bits: in {source}: expected 4, got 3" in out
+    code, out, _ = quantplan("inspect", source, "--config", '{"bits": 3}', "--json")
+    assert (code, json.loads(out)["linears"][0]["problem"][:11]) == (1, "load_linear")
+
+
+def test_repack_as_json_rounds_scales_when_it_is_asked_to(quantplan, tmp_path):
+    source, target = checkpoint(tmp_path / "source", "awq"), tmp_path / "out.safetensors"
+    code, out, err = quantplan("repack", source, target, "--scale-element", "bf16", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out) == {"schema": 1, "linears": 1, "written": [str(target)], "complete": []}
+    _, out, _ = quantplan("inspect", target, "--json")
+    assert json.loads(out)["linears"][0]["scale_element"] == "bf16"
+
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (["inspect", "{}/missing.safetensors"], "path: in .*expected a file, got none"),
+        (["inspect", "{}"], "a folder of .safetensors files"),
+        (["inspect", "{}/x.safetensors", "--config", "[1]"], "expected a JSON object, got '\\[1\\]'"),
+        (["inspect", "{}/x.safetensors", "--config", "{{"], "expected a JSON object"),
+        (["repack", "{}/source/model.safetensors", "{}/source/model.safetensors"], "a place outside"),
+        (["repack", "{}/source", "{}/source/out"], "a place outside"),
+        (["repack", "{}/source", "{}/out", "--scale-element", "s8"], "f16, bf16 or f32"),
+    ],
+)
+def test_inspect_and_repack_refuse_in_one_line(quantplan, tmp_path, args, words):
+    checkpoint(tmp_path / "source", "awq")
+    code, out, err = quantplan(*(arg.format(tmp_path) for arg in args))
+    assert (code, out) == (2, "")
+    assert one_line(err)
+    assert re.search(words, err)
+
+
+def test_repack_shows_a_bar_on_standard_error(tmp_path):
+    source = checkpoint(tmp_path, "awq")
+    done = process("repack", str(source), str(tmp_path / "out.safetensors"), env={"FORCE_COLOR": "1", "COLUMNS": "200"})
+    assert done.returncode == 0
+    assert "repacking" in done.stderr
+    assert "repacking" not in done.stdout

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from quantplan.errors import InvalidProblem
 from quantplan.formats import _checks
 from quantplan.formats._words import INTERLEAVED, PER_WORD, pack_words, unpack_words
-from quantplan.formats.int4 import Int4Weight
+from quantplan.formats.int4 import Int4Frame, Int4Weight
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,6 +50,19 @@ def from_awq(
     InvalidProblem
         A tensor that is missing or does not fit the others; its name is the error's field.
     """
+    frame = frame_of_awq(qweight, qzeros, scales, group_size=group_size, bits=bits)
+    return frame.weight(unpack_words(_checks.tensor("from_awq", "qweight", qweight, _checks.WORDS), 1, INTERLEAVED))
+
+
+def frame_of_awq(
+    qweight: NDArray[Any] | None,
+    qzeros: NDArray[Any] | None,
+    scales: NDArray[Any] | None,
+    *,
+    group_size: int,
+    bits: int = 4,
+) -> Int4Frame:
+    """Check all that `from_awq` checks, and read all but the codes; the parameters are the same."""
     op = "from_awq"
     _checks.four_bits(op, bits)
     words = _checks.tensor(op, "qweight", qweight, _checks.WORDS)
@@ -61,12 +74,8 @@ def from_awq(
     _checks.finite(op, "scales", scales)
     zero_words = _checks.tensor(op, "qzeros", qzeros, _checks.WORDS)
     _checks.shape(op, "qzeros", zero_words, (groups, n // PER_WORD), "(groups, N / 8)")
-    return Int4Weight.simplest(
-        q=unpack_words(words, 1, INTERLEAVED),
-        scales=scales,
-        zeros=unpack_words(zero_words, 1, INTERLEAVED),
-        group_size=group_size,
-    )
+    zeros = unpack_words(zero_words, 1, INTERLEAVED)
+    return Int4Frame.simplest(k, n, scales=scales, zeros=zeros, g_idx=None, group_size=group_size)
 
 
 def to_awq(weight: Int4Weight) -> dict[str, NDArray[Any]]:

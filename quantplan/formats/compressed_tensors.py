@@ -19,7 +19,7 @@ import numpy as np
 from quantplan.errors import InvalidProblem
 from quantplan.formats import _checks
 from quantplan.formats._words import PER_WORD, pack_words, unpack_words
-from quantplan.formats.int4 import Int4Weight
+from quantplan.formats.int4 import Int4Frame, Int4Weight
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -62,6 +62,30 @@ def from_compressed_tensors(
     InvalidProblem
         A tensor that is missing or does not fit the others; its name is the error's field.
     """
+    frame = frame_of_compressed_tensors(
+        weight_packed,
+        weight_scale,
+        weight_zero_point,
+        weight_g_idx,
+        weight_shape,
+        group_size=group_size,
+        bits=bits,
+    )
+    words = _checks.tensor("from_compressed_tensors", "weight_packed", weight_packed, _checks.WORDS)
+    return frame.weight(unpack_words(words, 1)[:, : frame.k].T)
+
+
+def frame_of_compressed_tensors(
+    weight_packed: NDArray[Any] | None,
+    weight_scale: NDArray[Any] | None,
+    weight_zero_point: NDArray[Any] | None = None,
+    weight_g_idx: NDArray[Any] | None = None,
+    weight_shape: NDArray[Any] | None = None,
+    *,
+    group_size: int,
+    bits: int = 4,
+) -> Int4Frame:
+    """Check all that `from_compressed_tensors` checks, and read all but the codes; the parameters are the same."""
     op = "from_compressed_tensors"
     _checks.four_bits(op, bits)
     words = _checks.tensor(op, "weight_packed", weight_packed, _checks.WORDS)
@@ -80,8 +104,9 @@ def from_compressed_tensors(
     g_idx = None
     if weight_g_idx is not None:
         g_idx = _checks.group_index(op, "weight_g_idx", weight_g_idx, k, groups)
-    return Int4Weight.simplest(
-        q=unpack_words(words, 1)[:, :k].T,
+    return Int4Frame.simplest(
+        k,
+        n,
         scales=scale.T,
         zeros=None if zero_words is None else unpack_words(zero_words, 0)[:n].T,
         g_idx=g_idx,

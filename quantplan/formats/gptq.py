@@ -18,7 +18,7 @@ import numpy as np
 from quantplan.errors import InvalidProblem
 from quantplan.formats import _checks
 from quantplan.formats._words import PER_WORD, pack_words, unpack_words
-from quantplan.formats.int4 import Int4Weight
+from quantplan.formats.int4 import Int4Frame, Int4Weight
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -64,6 +64,21 @@ def from_gptq(
     InvalidProblem
         A tensor that is missing or does not fit the others; its name is the error's field.
     """
+    frame = frame_of_gptq(qweight, qzeros, scales, g_idx, version=version, group_size=group_size, bits=bits)
+    return frame.weight(unpack_words(_checks.tensor("from_gptq", "qweight", qweight, _checks.WORDS), 0))
+
+
+def frame_of_gptq(
+    qweight: NDArray[Any] | None,
+    qzeros: NDArray[Any] | None,
+    scales: NDArray[Any] | None,
+    g_idx: NDArray[Any] | None = None,
+    *,
+    version: int,
+    group_size: int,
+    bits: int = 4,
+) -> Int4Frame:
+    """Check all that `from_gptq` checks, and read all but the codes; the parameters are the same."""
     op = "from_gptq"
     _checks.four_bits(op, bits)
     _check_version(op, version)
@@ -83,7 +98,7 @@ def from_gptq(
     zeros = unpack_words(zero_words, 1)
     if version == _V1:
         zeros = (zeros + _ONE) & _MASK
-    return Int4Weight.simplest(q=unpack_words(words, 0), scales=scales, zeros=zeros, g_idx=g_idx, group_size=group_size)
+    return Int4Frame.simplest(k, n, scales=scales, zeros=zeros, g_idx=g_idx, group_size=group_size)
 
 
 def to_gptq(weight: Int4Weight, *, version: int) -> dict[str, NDArray[Any]]:

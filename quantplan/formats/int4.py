@@ -90,11 +90,7 @@ class Int4Weight:
 
         The weight is the same, and the kernels for it are simpler.
         """
-        if zeros is not None and (zeros == SYMMETRIC_ZERO).all():
-            zeros = None
-        if g_idx is not None and np.array_equal(g_idx, groups_in_order(g_idx.size, group_size)):
-            g_idx = None
-        return cls(q=q, scales=scales, zeros=zeros, g_idx=g_idx, group_size=group_size)
+        return Int4Frame.simplest(*q.shape, scales=scales, zeros=zeros, g_idx=g_idx, group_size=group_size).weight(q)
 
     @property
     def groups(self) -> int:
@@ -140,6 +136,46 @@ class Int4Weight:
         order = ", act-order" if self.g_idx is not None else ""
         padded = f", padded to {self.q.shape}" if self.q.shape != (self.k, self.n) else ""
         return f"Int4Weight(k={self.k}, n={self.n}, group_size={self.group_size}, {kind}{order}{padded})"
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Int4Frame:
+    """All of a weight but its codes: what can be told of a layer without unpacking its largest tensor.
+
+    Parameters
+    ----------
+    k, n : int
+    scales, zeros, g_idx, group_size : as for `Int4Weight`
+    """
+
+    k: int
+    n: int
+    scales: NDArray[Any]
+    zeros: NDArray[np.uint8] | None
+    g_idx: NDArray[np.int32] | None
+    group_size: int
+
+    @classmethod
+    def simplest(
+        cls,
+        k: int,
+        n: int,
+        *,
+        scales: NDArray[Any],
+        zeros: NDArray[np.uint8] | None,
+        g_idx: NDArray[np.int32] | None,
+        group_size: int,
+    ) -> Int4Frame:
+        """Leave out what says nothing: see `Int4Weight.simplest`."""
+        if zeros is not None and (zeros == SYMMETRIC_ZERO).all():
+            zeros = None
+        if g_idx is not None and np.array_equal(g_idx, groups_in_order(g_idx.size, group_size)):
+            g_idx = None
+        return cls(k=k, n=n, scales=scales, zeros=zeros, g_idx=g_idx, group_size=group_size)
+
+    def weight(self, q: NDArray[np.uint8]) -> Int4Weight:
+        """Return the weight with its codes."""
+        return Int4Weight(q=q, scales=self.scales, zeros=self.zeros, g_idx=self.g_idx, group_size=self.group_size)
 
 
 def groups_in_order(rows: int, group_size: int) -> NDArray[np.int32]:

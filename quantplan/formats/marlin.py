@@ -80,6 +80,8 @@ class MarlinWeight:
     perm : ndarray of int32, shape (k,), optional
         Act-order: row i of the sorted weight belongs to column ``perm[i]`` of the activation, so a kernel gathers
         ``act[:, perm]`` while it loads. None: columns are in order.
+    bias : ndarray, shape (n,), optional
+        What a product adds; a checkpoint's linear may have one.
     group_size : int
         Rows per group; −1: one group.
     k, n : int
@@ -90,6 +92,7 @@ class MarlinWeight:
     weight_scale: NDArray[Any]
     weight_zero_point: NDArray[np.int32] | None = None
     perm: NDArray[np.int32] | None = None
+    bias: NDArray[Any] | None = None
     group_size: int = field(to_integer)
     k: int = field(to_integer)
     n: int = field(to_integer)
@@ -101,20 +104,24 @@ class MarlinWeight:
             "weight_scale": self.weight_scale,
             "weight_zero_point": self.weight_zero_point,
             "perm": self.perm,
+            "bias": self.bias,
         }
         return {name: array for name, array in operands.items() if array is not None}
 
     def descriptor_fields(self) -> dict[str, Any]:
         """Return what Int4MarlinGemm's descriptor says about the weight, ``act_element`` excepted.
 
-        That is the activations', and the element of the scales must be the same: see `to_marlin`.
+        That is the activations', and the element of the scales must be the same: see `to_marlin`. Whether there is a
+        bias is said only where the weight has one: it may come from elsewhere.
         """
+        bias = {} if self.bias is None else {"bias": True}
         return {
             "n": self.n,
             "k": self.k,
             "group_size": -1 if len(self.weight_scale) == 1 else self.group_size,
             "zero_point": self.weight_zero_point is not None,
             "act_order": self.perm is not None,
+            **bias,
         }
 
     def __repr__(self) -> str:
@@ -124,14 +131,14 @@ class MarlinWeight:
         return f"MarlinWeight(k={self.k}, n={self.n}, group_size={self.group_size}, {kind}{order})"
 
 
-def to_marlin(weight: Int4Weight, *, scale_element: ElementKind | None = None) -> MarlinWeight:
+def to_marlin(weight: Int4Weight, *, scale_element: ElementKind | str | None = None) -> MarlinWeight:
     """Repack a weight. Rows are sorted by group, and keep their order within one.
 
     Parameters
     ----------
     weight : Int4Weight
         K a multiple of 16 and N of 64; `pad_to_supported` makes it so.
-    scale_element : ElementKind, optional
+    scale_element : ElementKind or str, optional
         f16, bf16 or f32: what scales are rounded to. Kernels want that of the activations. None: as they are.
 
     Returns
@@ -148,10 +155,10 @@ def to_marlin(weight: Int4Weight, *, scale_element: ElementKind | None = None) -
     op = "to_marlin"
     _checks.instance(op, "weight", weight, Int4Weight)
     _check_tile(op, "q", *weight.q.shape)
-    perm = None if weight.g_idx is None else _sorting_permutation(op, weight.g_idx, weight.group_size)
+    perm = None if weight.g_idx is None else sorting_permutation(op, weight.g_idx, weight.group_size)
     if perm is not None and perm[: weight.k].max() >= weight.k:
         raise InvalidProblem("padded rows must be in the last groups", op=op, field="g_idx")
-    scales = weight.scales if scale_element is None else _cast_scales(op, weight.scales, scale_element)
+    scales = cast(op, "scales", weight.scales, scale_element)
     return MarlinWeight(
         weight_q=pack_weight(weight.q if perm is None else weight.q[perm]),
         weight_scale=pack_scales(scales, weight.group_size),
@@ -315,8 +322,10 @@ def unpack_zeros(packed: NDArray[np.int32]) -> NDArray[np.uint8]:
     return _reorder(unpack_words(packed, 1, INTERLEAVED), np.argsort(_GROUPED))
 
 
-def _cast_scales(op: str, scales: NDArray[Any], element: object) -> NDArray[Any]:
-    """Round finite scales to another element; refuse those that become infinite."""
+def cast(op: str, name: str, values: NDArray[Any], element: object) -> NDArray[Any]:
+    """Round finite scales, or a bias, to another element if one is given; refuse those that become infinite."""
+    if element is None:
+        return values
     try:
         kind = to_element(element)
     except InvalidProblem as error:
@@ -325,9 +334,9 @@ def _cast_scales(op: str, scales: NDArray[Any], element: object) -> NDArray[Any]
     if kind.dtype not in _checks.SCALES:
         raise InvalidProblem(op=op, field="scale_element", expected="f16, bf16 or f32", got=kind.value)
     with np.errstate(over="ignore"):
-        cast = scales.astype(kind.dtype, copy=False)
-    _checks.finite(op, "scales", cast, f"scales that are finite in {kind.value}")
-    return cast
+        rounded = values.astype(kind.dtype, copy=False)
+    _checks.finite(op, name, rounded, f"{name} that are finite in {kind.value}")
+    return rounded
 
 
 def _permute(op: str, scales: NDArray[Any], group_size: int, *, inverse: bool) -> NDArray[Any]:
@@ -359,7 +368,7 @@ def _blocks(tiles: int, n: int) -> list[slice]:
     return [slice(first, first + step) for first in range(0, tiles, step)]
 
 
-def _sorting_permutation(op: str, g_idx: NDArray[np.int32], group_size: int) -> NDArray[np.int32] | None:
+def sorting_permutation(op: str, g_idx: NDArray[np.int32], group_size: int) -> NDArray[np.int32] | None:
     """Return the stable order that sorts g_idx, or None where it is sorted; refuse groups of unequal sizes."""
     perm = np.argsort(g_idx, kind="stable").astype(np.int32)
     expected = groups_in_order(g_idx.size, group_size)
