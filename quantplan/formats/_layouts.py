@@ -108,10 +108,8 @@ def frame(tensors: Tensors, scheme: Scheme) -> Int4Frame | MarlinWeight:
     return found
 
 
-def weight(tensors: Tensors, scheme: Scheme) -> Int4Weight | MarlinWeight:
-    """Read a linear that `frame` has checked; Marlin's words stay packed."""
-    if scheme.format is Format.MARLIN:
-        return _marlin(tensors, scheme)
+def weight(tensors: Tensors, scheme: Scheme) -> Int4Weight:
+    """Read a linear of which `frame` has returned all but the codes."""
     found: Int4Weight = _WEIGHTS[scheme.format](**_arguments(tensors, scheme))
     return found
 
