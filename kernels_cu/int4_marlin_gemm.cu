@@ -240,7 +240,8 @@ __device__ void int4_gemm(const Int4Params& p) {
         for (int i = 0; i < Octets; ++i)
           multiply_add_16<Act>(own.sums[j][i], a, tokens[i]);
       }
-      if (Group != 0 && step % fold_tiles == fold_tiles - 1) {
+      const int folded = part * BK + k - (fold_tiles - 1) * marlin_k;  // the first row: beyond K no scale may show
+      if (Group != 0 && step % fold_tiles == fold_tiles - 1 && folded < p.k) {
         const auto scales = reinterpret<Vec<Act, 8>>(*reinterpret_cast<const uint4*>(
             stage + Stage::scales + (group * BN + from_left) * 2 + lane / 4 * 16));
 #pragma unroll
@@ -249,7 +250,7 @@ __device__ void int4_gemm(const Int4Params& p) {
       if (Gather && step % 2 == 1) put(part + 1, step / 2);
     }
   }
-  if (Group == 0 && inside) {
+  if (Group == 0 && inside && warp_k * int4_run < p.k) {
     const Act* const scales = static_cast<const Act*>(p.weight_scale);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {

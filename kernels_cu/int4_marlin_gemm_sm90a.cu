@@ -247,7 +247,7 @@ __device__ void int4_wgmma(const MappedInt4Params& mapped) {
 #pragma unroll
       for (int v = 0; v < Words; ++v) {
         ptx::wgmma_fence_operand(sums[v]);
-        if (inside) {
+        if (inside && first < last && first * BK + group_k * wgmma_run < p.k) {  // without rows no scale may show
           const int64 first_row = column + from_left + 16 * v + lane / 4;
           const f32 scale[2] = {widen<f32>(scales[scale_place(first_row, true)]),
                                 widen<f32>(scales[scale_place(first_row + 8, true)])};

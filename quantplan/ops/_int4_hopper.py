@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 Desc: TypeAlias = Any
 """Int4MarlinGemm's descriptor."""
 
-MAPPED_PARAMS = ParamStruct(
-    "MappedInt4Params", (("act_map", "T"), ("weight_map", "T"), *portable.INT4_PARAMS.fields)
-)
+MAPPED_PARAMS = ParamStruct("MappedInt4Params", (("act_map", "T"), ("weight_map", "T"), *portable.INT4_PARAMS.fields))
 
 _GROUPS = 2  # warp groups that multiply
 _LINE = 64  # columns of activations that a box brings: a line of the swizzle
@@ -41,7 +39,7 @@ _MOST_ROWS = 2**31 - 512  # a copy's coordinates are signed, and the last tile m
 _MOST_COLUMNS = 2**30 - 512  # the same, of the two words that each column has
 _SMS = 132  # of an H100 or H200, which clusters are made to fill: they must not depend on the GPU at hand
 _CLUSTERS = (1, 2, 4, 8)
-_SHARING = 0.02  # of a tile's time: what a cluster's exchange costs
+_SHARING = 0.03  # of a tile's time: what a cluster's exchange costs
 _UNPACKED = 12  # instructions that make a fragment of a word
 
 
@@ -130,9 +128,7 @@ class Int4WgmmaTile:
     def promise(self, desc: Desc) -> PrecisionGuarantee:
         """Return the guarantee; kernels that cut K alike add in one order."""
         fold, cluster = portable.fold_rows(desc), self.cluster(desc)
-        bound = Int4KernelErrorBound(
-            fold=fold, run=portable.RUN, warps=self.groups_k, cluster=cluster, cut=16, bits=25
-        )
+        bound = Int4KernelErrorBound(fold=fold, run=portable.RUN, warps=self.groups_k, cluster=cluster, cut=16, bits=25)
         reduction_id = f"wgmma-k16.runs-{portable.RUN}-of-{self.groups_k}.cluster-{cluster}.fold-{fold or 'all'}"
         return portable.guarantee(reduction_id, bound, desc)
 
