@@ -45,7 +45,9 @@ class Lab:
             return rng.integers(120, 130, shape).astype(np.uint8).view(dtype)
         if name.endswith("scale"):
             return rng.uniform(0.01, 0.1, shape).astype(dtype)
-        if name.endswith("zero_point"):
+        if name == "perm":
+            return rng.permutation(shape[0]).astype(dtype)
+        if name.endswith("zero_point") and not (dtype == np.int32 and len(shape) > 1):  # else they are packed
             return rng.integers(0, 8, shape).astype(dtype)
         if dtype.kind in "iu":
             limits = np.iinfo(dtype)
@@ -75,6 +77,12 @@ class Lab:
         kind = plan_type(desc)
         kind.select("cpu", desc).run(None, None, self.args(desc, arrays))
         return {o.name: np.ascontiguousarray(arrays[o.name]).tobytes() for o in kind.operands(desc) if o.output}
+
+    def placed(self, desc, arrays, layout):
+        """Return copies that lie in one of the layouts below; what must be aligned stays dense."""
+        packed = {operand.name for operand in plan_type(desc).operands(desc) if operand.alignment > 1}
+        place = np.copy if layout == "dense" else getattr(self, layout)
+        return {name: np.copy(array) if name in packed else place(array) for name, array in arrays.items()}
 
     def strided(self, array):
         """Copy a matrix into a wider one of poison, at an odd column."""

@@ -40,12 +40,14 @@ _MAIN: tuple[tuple[Any, str, str, str, dict[str, str]], ...] = (
     (qp.DequantizeDescriptor, "fp8_e4m3", "bf16", "group:128", {}),
 )
 _ROWS = (1, 16, 64, 128, 4096)  # of the linears: each is run by another kernel
+_INT4_ROWS = (1, 16, 32, 64, 4096)  # the same of 4-bit weights
 PROBLEMS: tuple[Any, ...] = (
     *(
         kind(**SIZE, input_element=source, output_element=to, scope=scope, **fields)
         for kind, source, to, scope, fields in _MAIN
     ),
     *(qp.QuantizedLinearDescriptor(m=m, n=SIZE["m"], k=SIZE["k"], output_element=qp.BF16) for m in _ROWS),
+    *(qp.Int4MarlinGemmDescriptor(m=m, n=SIZE["m"], k=SIZE["k"]) for m in _INT4_ROWS),
 )
 """What a serving stack runs most, at one size."""
 
@@ -106,7 +108,8 @@ def _under_way(kernel: KernelResources) -> str:
 
 def digests() -> dict[str, str]:
     """Return the digests of the sources that the table tells of: with others, it is stale."""
-    sources = ("quantize.cu", "dequantize.cu", "dynamic_range_quantize.cu", "int8_gemm_sm90a.cu")
+    quantize = ("quantize.cu", "dequantize.cu", "dynamic_range_quantize.cu")
+    sources = (*quantize, "int8_gemm_sm90a.cu", "int4_marlin_gemm_sm90a.cu")
     return {source: family_digest(source) for source in sources}
 
 

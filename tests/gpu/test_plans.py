@@ -131,8 +131,7 @@ def test_where_operands_of_every_op_lie_does_not_matter(row, arrays, twin, layou
     """Fault 25 and 26."""
     desc = row.descriptor(M, row.small)
     dense = twin.run("cuda:0", desc, {name: array.copy() for name, array in arrays.items()})
-    placed = {name: getattr(twin.lab, layout)(array) for name, array in arrays.items()}
-    for name, array in twin.run("cuda:0", desc, placed).items():
+    for name, array in twin.run("cuda:0", desc, twin.lab.placed(desc, arrays, layout)).items():
         assert np.ascontiguousarray(array).tobytes() == np.ascontiguousarray(dense[name]).tobytes(), name
         if layout == "strided" and array.ndim == 2:
             assert twin.lab.gaps(array) == {0xA5}, f"{name}: written between its rows"

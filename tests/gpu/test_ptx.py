@@ -82,12 +82,26 @@ def f16_pairs():
     return np.concatenate([a, drawn[0]]), np.concatenate([b, drawn[1]])
 
 
+def fused_operands(name):
+    """Return a and c in one word, and b: of each kind, and sums that cancel, or whose rounding hangs on a last bit."""
+    a, b = f16_pairs()
+    rng = np.random.default_rng(8)
+    dtype = np.float16 if "bf16" not in name else ml_dtypes.bfloat16
+    with np.errstate(all="ignore"):
+        left, right = (x.view(np.uint16).view(dtype).astype(np.float32) for x in (a, b))
+        near = (-(left * right) * rng.choice(np.float32([0.5, 1, 1.001, 2**-9, 2**9, 2**12]), left.shape)).astype(dtype)
+    c = np.where(rng.integers(0, 4, near.shape) > 0, near.view(np.uint16), rng.integers(0, 1 << 16, near.shape))
+    return words(a) | words(c.astype(np.uint16).view(np.uint32)) << np.uint64(32), words(b)
+
+
 def operands(name):
     if name == "widen_f16":
         a = np.arange(1 << 16, dtype=np.uint16)
         return words(a), words(a)
     if name == "to_f16_from_f64":
         return words(f64_values()), words(f64_values())
+    if name.startswith("fused"):
+        return fused_operands(name)
     if "x2" in name and name not in FP8:
         return tuple(map(words, f16_pairs()))
     if name.startswith("move"):

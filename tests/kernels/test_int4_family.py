@@ -80,10 +80,6 @@ def operands(lab, desc):
             arrays[name] = rng.integers(-8, 9, array.shape).astype(array.dtype)
         elif name == "weight_scale":
             arrays[name] = (2.0 ** rng.integers(-4, 1, array.shape)).astype(array.dtype)
-        elif name == "perm":
-            arrays[name] = rng.permutation(desc.k).astype(np.int32)
-        elif name == "weight_zero_point":
-            arrays[name] = rng.integers(-(2**31), 2**31, array.shape).astype(np.int32)
     return arrays
 
 

@@ -40,9 +40,7 @@ class Twin:
         """
         arrays = self.lab.operands(desc) | (inputs or {})
         expected = self.run("cpu", desc, {name: array.copy() for name, array in arrays.items()})
-        place = np.copy if layout == "dense" else getattr(self.lab, layout)
-        packed = {operand.name for operand in plan_type(desc).operands(desc) if operand.alignment > 1}
-        placed = {name: np.copy(array) if name in packed else place(array) for name, array in arrays.items()}
+        placed = self.lab.placed(desc, arrays, layout)
         got = self.run(f"emulated:{arch}", desc, placed, **how)
         for name, array in got.items():
             wrong = np.argwhere(bits(array) != bits(expected[name]))

@@ -46,9 +46,8 @@ class Prepared:
         arrays = twin.lab.operands(case.desc) | case.inputs
         with np.errstate(all="ignore"):
             self._expected = twin.run("cpu", case.desc, {name: array.copy() for name, array in arrays.items()})
-        layouts = {name: "misaligned" if name in case.misaligned else case.layout for name in arrays}
-        places = {name: np.copy if layout == "dense" else getattr(twin.lab, layout) for name, layout in layouts.items()}
-        self._placed = {name: places[name](array) for name, array in arrays.items()}
+        self._placed = twin.lab.placed(case.desc, arrays, case.layout)
+        self._placed |= {name: twin.lab.misaligned(arrays[name]) for name in case.misaligned}
 
     def check(self):
         """Raise AssertionError or KernelFault unless the kernels do as the reference. Once only: outputs are filled."""

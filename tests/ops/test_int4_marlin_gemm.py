@@ -96,17 +96,6 @@ def by_hand(k, n, codes, scales, *, zeros=None, group_size=-1, g_idx=None):
     return Int4Weight(q=q, scales=scales, zeros=zeros, g_idx=g_idx, group_size=group_size)
 
 
-def operands(lab, desc):
-    """Return random operands; of int32 ones only perm has rules."""
-    arrays = lab.operands(desc)
-    if desc.act_order:
-        arrays["perm"] = lab.rng.permutation(desc.k).astype(np.int32)
-    if desc.zero_point:
-        shape = arrays["weight_zero_point"].shape
-        arrays["weight_zero_point"] = lab.rng.integers(-(2**31), 2**31, shape).astype(np.int32)
-    return arrays
-
-
 # ---- values
 
 
@@ -420,14 +409,14 @@ def test_the_elements_of_operands():
 def test_operands_are_held_to_the_descriptor(lab, desc, change, field, words):
     """Fault 29 among them: a weight that is not padded is refused, with where to pad it."""
     with pytest.raises(qp.InvalidProblem) as caught:
-        lab.run(desc, operands(lab, desc) | change)
+        lab.run(desc, lab.operands(desc) | change)
     assert caught.value.field.split(".")[0] == field
     assert words in str(caught.value)
 
 
 def test_the_output_may_not_lie_on_the_activations(lab):
     desc = describe()
-    arrays = operands(lab, desc)
+    arrays = lab.operands(desc)
     with pytest.raises(qp.InvalidProblem, match="overlapping"):
         lab.run(desc, arrays | {"output": arrays["act"]})
 
@@ -437,9 +426,8 @@ def test_every_sku_gives_the_same_bits_from_awkward_memory(lab, how):
     """Faults 25 and 26: views at odd addresses, and rows that lie apart; nothing outside the rows is written."""
     for desc in qp.Int4MarlinGemmPlan.catalogue():
         desc = desc.replace(bias=True)  # noqa: PLW2901 - the same SKU
-        arrays = operands(lab, desc)
-        packed = {operand.name for operand in qp.Int4MarlinGemmPlan.operands(desc) if operand.alignment > 1}
-        awkward = {name: array.copy() if name in packed else getattr(lab, how)(array) for name, array in arrays.items()}
+        arrays = lab.operands(desc)
+        awkward = lab.placed(desc, arrays, how)
         before = {name: array.tobytes() for name, array in awkward.items() if name != "output"}
         assert lab.run(desc, arrays) == lab.run(desc, awkward), desc
         assert before == {name: awkward[name].tobytes() for name in before}, "an operand was written"
@@ -451,7 +439,7 @@ def test_every_sku_computes_a_row_alike_whatever_m(lab):
     """Fault 20."""
     for desc in qp.Int4MarlinGemmPlan.catalogue():
         desc = desc.replace(m=5, bias=True)  # noqa: PLW2901 - the same SKU with more rows
-        arrays = operands(lab, desc)
+        arrays = lab.operands(desc)
         lab.run(desc, arrays)
         for i in (0, 4):
             alone, part = lab.row(desc, arrays, i)
@@ -463,7 +451,7 @@ def test_every_sku_computes_a_row_alike_whatever_m(lab):
 def test_a_row_is_the_same_in_a_large_batch(lab, act):
     """Fault 20: wherever it lies, and beside rows of other magnitudes, NaN and infinities."""
     desc = describe(m=300, n=70, k=520, act_element=act, zero_point=True, act_order=True)
-    arrays = operands(lab, desc)
+    arrays = lab.operands(desc)
     arrays["act"] *= np.exp2(lab.rng.integers(-9, 9, (300, 1))).astype(arrays["act"].dtype)
     arrays["act"][[3, 4]] = [[NAN], [INF]]
     places = (1, 77, 255, 256, 299)
@@ -479,11 +467,11 @@ def test_empty_k_writes_the_bias_or_zeros(lab):
     """Fault 21."""
     for group_size, zero_point in itertools.product((-1, 128), (False, True)):
         desc = describe(n=3, k=0, group_size=group_size, zero_point=zero_point, act_order=True)
-        arrays = operands(lab, desc)
+        arrays = lab.operands(desc)
         lab.run(desc, arrays)
         assert not arrays["output"].any()
         desc = desc.replace(bias=True)
-        arrays = operands(lab, desc) | {"bias": np.array([1, -2, 3], F16)}
+        arrays = lab.operands(desc) | {"bias": np.array([1, -2, 3], F16)}
         lab.run(desc, arrays)
         assert arrays["output"].tolist() == [[1, -2, 3]] * 2
 
@@ -493,7 +481,7 @@ def test_an_empty_output_launches_nothing(lab, m, n):
     """Fault 21: the memory behind an empty output stays as it was."""
     desc = describe(m=m, n=n)
     around = np.full((4, 8), 77, F16)
-    lab.run(desc, operands(lab, desc) | {"output": around[1 : 1 + m, 2 : 2 + n]})
+    lab.run(desc, lab.operands(desc) | {"output": around[1 : 1 + m, 2 : 2 + n]})
     assert set(around.ravel().tolist()) == {77}
 
 
