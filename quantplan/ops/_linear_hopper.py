@@ -100,8 +100,8 @@ class WgmmaTile:
         return expected_seconds(desc, gpu, tile)
 
     def body(self, desc: Desc) -> tuple[str, str, int]:  # noqa: ARG002 - the other tile looks at it
-        """Return the kernel's name, its shape, and the blocks of a cluster."""
-        return "int8_wgmma", f"WgmmaShape<{self.bn}, {self.cluster}, {self.stages}>", self.cluster
+        """Return the end of the kernel's name, its shape, and the blocks of a cluster."""
+        return "wgmma", f"WgmmaShape<{self.bn}, {self.cluster}, {self.stages}>", self.cluster
 
     def boxes(self, desc: Desc) -> tuple[int, int]:
         """Return how many rows of activations and of the weight are copied at once."""
@@ -178,9 +178,9 @@ class SwappedTile:
         return expected_seconds(desc, gpu, tile)
 
     def body(self, desc: Desc) -> tuple[str, str, int]:
-        """Return the kernel's name, its shape, and the blocks of a cluster."""
+        """Return the end of the kernel's name, its shape, and the blocks of a cluster."""
         cluster = self.cluster(desc)
-        return "int8_wgmma_swapped", f"SwappedShape<{self.tokens}, {cluster}, {self.stages}>", cluster
+        return "wgmma_swapped", f"SwappedShape<{self.tokens}, {cluster}, {self.stages}>", cluster
 
     def boxes(self, desc: Desc) -> tuple[int, int]:
         """Return how many rows of activations and of the weight are copied at once."""
@@ -189,6 +189,28 @@ class SwappedTile:
     def grid(self, desc: Desc, selected: Desc) -> Grid:
         """Return the launch's extent: a cluster for each tile."""
         return Grid(ceil_div(desc.n, self.bn) * self.cluster(selected), self.shared_bytes)
+
+
+def mapped_limit(desc: Desc) -> str | None:
+    """Return why tensor maps describe the operands of a problem nowhere, or None."""
+    if desc.k == 0 or desc.k % _ROW_BYTES:
+        return f"K={desc.k}, and tensor maps need rows of a positive multiple of {_ROW_BYTES} bytes"
+    if max(desc.m, desc.n) > _MOST_ROWS:
+        return f"{max(desc.m, desc.n)} rows, and tensor maps count up to {_MOST_ROWS}"
+    return None
+
+
+def tensor_maps(tile: WgmmaTile | SwappedTile, call: Call) -> tuple[TensorMap, TensorMap] | None:
+    """Return the maps of activations and weight, or None where one of them lies so that there is none."""
+    views = (("act_q", call.args.act_q), ("weight_q", call.args.weight_q))
+    boxes = [(rows, _BK) for rows in tile.boxes(call.desc)]
+    if not all(mappable(view, box=box, swizzle=Swizzle.B128) for (_, view), box in zip(views, boxes, strict=True)):
+        return None
+    act, weight = (
+        TensorMap.of(name, view, box=box, swizzle=Swizzle.B128)
+        for (name, view), box in zip(views, boxes, strict=True)
+    )
+    return act, weight
 
 
 TILES = (
@@ -212,11 +234,7 @@ class WgmmaProgram:
 
     def limit(self, desc: Desc) -> str | None:
         """Return why the kernel cannot run the problem, or None."""
-        if desc.k == 0 or desc.k % _ROW_BYTES:
-            return f"K={desc.k}, and tensor maps need rows of a positive multiple of {_ROW_BYTES} bytes"
-        if max(desc.m, desc.n) > _MOST_ROWS:
-            return f"{max(desc.m, desc.n)} rows, and tensor maps count up to {_MOST_ROWS}"
-        return self.tile.limit(desc)
+        return mapped_limit(desc) or self.tile.limit(desc)
 
     def workspace_size(self, desc: Desc) -> int:  # noqa: ARG002 - Program's signature
         """Return 0: sums stay on the chip."""
@@ -224,14 +242,14 @@ class WgmmaProgram:
 
     def specs(self, desc: Desc) -> tuple[KernelSpec, ...]:
         """Return the kernel, and the one for operands that lie otherwise."""
-        body, shape, cluster = self.tile.body(desc)
+        kind, shape, cluster = self.tile.body(desc)
         parts = (
             *map(element_name, (desc.act_element, desc.output_element)),
             *(f"Activation::{desc.epilogue.value}", flag(bool(desc.act_zero_point)), shape),
         )
         own = KernelSpec(
             source=self.source,
-            body=f"{body}<{', '.join(parts)}>",
+            body=f"int8_{kind}<{', '.join(parts)}>",
             threads=self.tile.threads,
             params=MAPPED_PARAMS,
             shared_bytes=self.tile.shared_bytes,
@@ -241,12 +259,10 @@ class WgmmaProgram:
 
     def launches(self, call: Call) -> Iterator[Launch]:
         """Yield the launch."""
-        views = {"act_q": call.args.act_q, "weight_q": call.args.weight_q}
-        boxes = dict(zip(views, ((rows, _BK) for rows in self.tile.boxes(call.desc)), strict=True))
-        if not all(mappable(view, box=boxes[name], swizzle=Swizzle.B128) for name, view in views.items()):
+        maps = tensor_maps(self.tile, call)
+        if maps is None:
             yield from self._otherwise(call.selected).launches(call)
             return
-        maps = (TensorMap.of(name, view, box=boxes[name], swizzle=Swizzle.B128) for name, view in views.items())
         values = (*maps, *portable.linear_values(call))
         grid = self.tile.grid(call.desc, call.selected)
         own, ring_bytes = self.specs(call.selected)[0], self.tile.stages * self.tile.stage_bytes

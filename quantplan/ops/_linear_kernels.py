@@ -19,6 +19,7 @@ from quantplan.reference.bounds import LinearErrorBound
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from quantplan.chips import Chip
     from quantplan.programs import Call
     from quantplan.tensor import TensorView
     from quantplan.types import PrecisionGuarantee
@@ -97,10 +98,14 @@ class MmaTile:
     def cost(self, desc: Desc, capability: tuple[int, int]) -> float:
         """Return the seconds that a problem is expected to take on a typical chip; see `expected_seconds`."""
         gpu = chip(capability)
+        return self.expected_seconds(desc, gpu, gpu.int8_macs)
+
+    def expected_seconds(self, desc: Desc, gpu: Chip, macs: int) -> float:
+        """Return the same for a GPU whose mma.sync multiplies and adds so often in a cycle of an SM."""
         warps = self.warps_m * self.warps_n  # of those along K, each reads what the others do not
         read = warps * (self.bm // self.warps_m + self.bn // self.warps_n) / _SHARED_BYTES_PER_CYCLE
         # neither hides the other wholly, and a warp with few sums of its own waits for each product
-        multiplied = self.bm * self.bn / gpu.int8_macs
+        multiplied = self.bm * self.bn / macs
         own = self.bm // self.warps_m // 16 * (self.bn // self.warps_n // 8)
         busy = min(1.0, own * max(1, ceil_div(self.blocks(desc), gpu.sms)) / _SUMS_THAT_KEEP_BUSY)
         tile = Tile(
@@ -180,11 +185,11 @@ def linear_values(call: Call) -> tuple[Any, ...]:
         float(wide(getattr(desc, "act_scale", None) or 0)),
         *(desc.k, 0 if per_token else desc.act_zero_point),
         float(ElementKind.F32.dtype.type(desc.output_scale or 0)),
-        *(int(_aligned(view)) for view in (act, weight, output)),
+        *(int(aligned(view)) for view in (act, weight, output)),
     )
 
 
-def _aligned(view: TensorView) -> bool:
+def aligned(view: TensorView) -> bool:
     """Return whether every row begins at a multiple of 16 bytes."""
     return width_of((_CHUNK // view.element.itemsize, 1), view) > 1
 

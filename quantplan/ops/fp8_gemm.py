@@ -14,6 +14,8 @@ from quantplan.elements import ElementKind, to_element
 from quantplan.errors import InvalidProblem
 from quantplan.formats.fp8 import BLOCK
 from quantplan.operands import Operand, Tensor, host, host_or_operand, tensor_field
+from quantplan.ops import _fp8_hopper as hopper
+from quantplan.ops import _fp8_kernels as kernels
 from quantplan.plan import Plan
 from quantplan.record import Record, dimension, field, to_flag, to_number
 from quantplan.reference.fp8_gemm import MX_BLOCK, fp8_gemm
@@ -212,6 +214,8 @@ class Fp8GemmPlan(Plan[Fp8GemmDescriptor, Fp8GemmArgs]):
     args_type = Fp8GemmArgs
     rows_operand = "act_q"
     variants = (
+        *hopper.VARIANTS,
+        *kernels.VARIANTS,
         _row(ReferenceVariant, "reference", Accumulation.PROMOTED),
         _row(_FastReference, "reference_fast", Accumulation.FAST),
     )
@@ -270,12 +274,12 @@ class Fp8GemmPlan(Plan[Fp8GemmDescriptor, Fp8GemmArgs]):
 
     @classmethod
     def catalogue(cls) -> Iterator[Fp8GemmDescriptor]:
-        """Yield a small descriptor for every SKU."""
+        """Yield a small descriptor for every SKU: more than one block of K, the last one ragged."""
         for act, weight, output, scaling, epilogue in itertools.product(FP8, FP8, OUTPUT, Fp8Scaling, EpilogueKind):
             yield Fp8GemmDescriptor(
                 m=3,
                 n=5,
-                k=133,
+                k=144,
                 act_element=act,
                 weight_element=weight,
                 output_element=output,

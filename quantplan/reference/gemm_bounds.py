@@ -33,10 +33,11 @@ from quantplan.reference.rounding import fp8_values
 from quantplan.types import Accumulation, EpilogueKind, ErrorBound, Fp8Scaling
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
+    Loss = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
     Block = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
     """One block of K: activations [M, k], weight [N, k], scales that broadcast to [M, N]."""
 
@@ -55,10 +56,10 @@ class Int4GemmErrorBound(ErrorBound):
 
     def bound(self, desc: Any, args: Any) -> NDArray[np.float64]:  # noqa: ANN401 - the op's own types
         """Return the bound of each output element."""
-        total = _Total((desc.m, desc.n), roundings=2)
+        total = ScaledTotal((desc.m, desc.n), roundings=2)
         for block in _int4_blocks(desc, args):
             total.add(block)
-        return _after_sum(total, desc, args, EpilogueKind.IDENTITY)
+        return after_sum(total, desc, args, EpilogueKind.IDENTITY)
 
 
 @attrs.frozen(kw_only=True, repr=False)
@@ -81,33 +82,56 @@ class Fp8GemmErrorBound(ErrorBound):
 
     def bound(self, desc: Any, args: Any) -> NDArray[np.float64]:  # noqa: ANN401 - the op's own types
         """Return the bound of each output element."""
-        act_scale, act_gap = _scales(desc, args, "act_scale")
-        weight_scale, weight_gap = _scales(desc, args, "weight_scale")
-        gap = (1 + act_gap) * (1 + weight_gap) - 1
-        total = _Total((desc.m, desc.n), roundings=3, gap=gap, fast=self.accumulation is Accumulation.FAST)
-        for block in _fp8_blocks(desc, args, act_scale, weight_scale):
+        blocks, gap = fp8_blocks(desc, args)
+        loss = _fast_loss if self.accumulation is Accumulation.FAST else _f64_loss
+        total = ScaledTotal((desc.m, desc.n), roundings=3, gap=gap, loss=loss)
+        for block in blocks:
             total.add(block)
-        return _after_sum(total, desc, args, desc.epilogue)
+        return after_sum(total, desc, args, desc.epilogue)
 
 
-class _Total:
-    """Sums over blocks: the real result, the sizes of the terms, their errors, and whether nothing overflows."""
+def _f64_loss(a: NDArray[np.float64], w: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return what sums of exact parts in f64 lose, and the bound's own evaluation of them (step 1)."""
+    return np.asarray(2 * (a.shape[1] + 8) * _F64_UNIT * (np.abs(a) @ np.abs(w).T))
 
-    def __init__(self, shape: tuple[int, int], *, roundings: int, gap: float = 0.0, fast: bool = False) -> None:
+
+class ScaledTotal:
+    """Sums over blocks: the real result, the sizes of the terms, their errors, and whether nothing overflows.
+
+    Parameters
+    ----------
+    shape : tuple[int, int]
+        M and N.
+    roundings : int
+        Of a term: of its sum, of its scale, and of their product.
+    gap : float
+        How far the rounding of host scales moves a product, relatively.
+    loss : callable
+        Returns the error of a block's sum, of its activations and weight.
+    splits : int
+        How many sums of blocks are added up in the end.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        *,
+        roundings: int,
+        gap: float = 0.0,
+        loss: Loss = _f64_loss,
+        splits: int = 1,
+    ) -> None:
         self.value, self.size, self.error = np.zeros(shape), np.zeros(shape), np.zeros(shape)
         self.sound = np.ones(shape, np.bool)
-        self._blocks, self._fast = 0, fast
+        self._blocks, self._loss, self._splits = 0, loss, splits
         self._relative = _F32.gamma(roundings) + gap * (1 + _F32.gamma(roundings))
 
     def add(self, block: Block) -> None:
         """Add a block's term and its error (steps 1 and 2)."""
         a, w, scale = block
-        depth = a.shape[1]
         with np.errstate(all="ignore"):
             P = a @ w.T
-            lost = 2 * (depth + 8) * _F64_UNIT * (np.abs(a) @ np.abs(w).T)
-            if self._fast:
-                lost += _fast_loss(a, w)
+            lost = self._loss(a, w)
             term, s = P * scale, np.abs(scale)
             size = np.abs(term)
             self.value += term
@@ -119,19 +143,26 @@ class _Total:
 
     def summed(self) -> NDArray[np.float64]:
         """Return the error of the sum (step 3)."""
-        return self.error + _F32.gamma(max(0, self._blocks - 1)) * (self.size + self.error)
+        return self.error + _F32.gamma(max(0, self._blocks - 1) + self._splits - 1) * (self.size + self.error)
 
 
 def _fast_loss(a: NDArray[np.float64], w: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return what cutting the running sum after each step loses too."""
     steps = range(0, a.shape[1], FAST_STEP)
     cut = len(steps) * 2.0 ** (1 - FAST_BITS)
     if cut >= 1:
         return np.full((len(a), len(w)), np.inf)
     sizes = sum(np.abs(a[:, k : k + FAST_STEP] @ w[:, k : k + FAST_STEP].T) for k in steps)
-    return np.asarray(cut / (1 - cut) * sizes)
+    return _f64_loss(a, w) + cut / (1 - cut) * sizes
 
 
-def _after_sum(total: _Total, desc: Any, args: Any, epilogue: EpilogueKind) -> NDArray[np.float64]:  # noqa: ANN401 - two types
+def after_sum(
+    total: ScaledTotal,
+    desc: Any,  # noqa: ANN401 - two types
+    args: Any,  # noqa: ANN401 - two types
+    epilogue: EpilogueKind,
+    activation_ulps: float = 1.0,
+) -> NDArray[np.float64]:
     """Return the bound after bias, activation and output (step 4)."""
     with np.errstate(all="ignore"):
         x, error = total.value, total.summed()
@@ -139,7 +170,7 @@ def _after_sum(total: _Total, desc: Any, args: Any, epilogue: EpilogueKind) -> N
             x = x + f64(args.bias)
             error = error + _F32.unit * (np.abs(x) + error)
         sound = total.sound & ((total.size + np.abs(x) + error) * SLACK < _F32.overflow)
-        error = after_activation(epilogue, x, error, _F32, 1.0)
+        error = after_activation(epilogue, x, error, _F32, activation_ulps)
         size = np.abs(activation(x, epilogue))
         output, most = FORMATS[desc.output_element], np.inf
         if desc.output_element.is_fp8:
@@ -180,18 +211,33 @@ def _int4_blocks(desc: Any, args: Any) -> Iterator[Block]:  # noqa: ANN401 - the
         yield act[:, part], weight[part].T, scale[g][np.newaxis, :]
 
 
-def _fp8_blocks(
-    desc: Any,  # noqa: ANN401 - the op's own types
-    args: Any,  # noqa: ANN401 - the op's own types
-    act_scale: NDArray[np.float64],
-    weight_scale: NDArray[np.float64],
-) -> Iterator[Block]:
+def fp8_blocks(desc: Any, args: Any, most: int | None = None) -> tuple[Iterator[Block], float]:  # noqa: ANN401 - the op's own types
+    """Return the blocks of an Fp8Gemm, and how far the rounding of its host scales moves a product, relatively.
+
+    Parameters
+    ----------
+    desc : Fp8GemmDescriptor
+        The problem.
+    args : Fp8GemmArgs
+        Its operands.
+    most : int, optional
+        How long a block may be: blocks that share a scale are cut further.
+    """
+    act_scale, act_gap = _scales(desc, args, "act_scale")
+    weight_scale, weight_gap = _scales(desc, args, "weight_scale")
     a = f64(fp8_values(np.asarray(args.act_q), desc.act_element))
     w = f64(fp8_values(np.asarray(args.weight_q), desc.weight_element))
-    depth = {Fp8Scaling.BLOCK: BLOCK, Fp8Scaling.MX: MX_BLOCK}.get(desc.scaling, max(desc.k, 1))
-    for b, start in enumerate(range(0, desc.k, depth)):
-        part = slice(start, start + depth)
-        yield a[:, part], w[:, part], act_scale[:, b, np.newaxis] * weight_scale[np.newaxis, :, b]
+    scaled = {Fp8Scaling.BLOCK: BLOCK, Fp8Scaling.MX: MX_BLOCK}.get(desc.scaling, max(desc.k, 1))
+    depth = min(scaled, most or scaled)
+
+    def blocks() -> Iterator[Block]:
+        for start in range(0, desc.k, depth):
+            part, b = slice(start, start + depth), start // scaled
+            with np.errstate(all="ignore"):
+                scale = act_scale[:, b, np.newaxis] * weight_scale[np.newaxis, :, b]
+            yield a[:, part], w[:, part], scale
+
+    return blocks(), (1 + act_gap) * (1 + weight_gap) - 1
 
 
 def _scales(desc: Any, args: Any, name: str) -> tuple[NDArray[np.float64], float]:  # noqa: ANN401 - the op's own types

@@ -1,5 +1,5 @@
-// The epilogue of the W8A8 linears, as docs/numerics.md states it: from exact sums to outputs, every operation rounded by
-// itself. quantplan/reference/epilogue.py holds the same rules in NumPy.
+// The epilogue of the 8-bit GEMMs, as docs/numerics.md states it: from sums to outputs, every operation rounded by itself.
+// quantplan/reference/epilogue.py holds the same rules in NumPy.
 #pragma once
 
 #include <qp/quantize.cuh>
@@ -8,6 +8,7 @@ namespace qp {
 
 enum class Activation : int { identity, relu, gelu_tanh, gelu_erf, silu };
 
+__device__ inline unsigned add(unsigned a, unsigned b) { return a + b; }
 __device__ inline f32 add(f32 a, f32 b) { return __fadd_rn(a, b); }
 __device__ inline f64 add(f64 a, f64 b) { return __dadd_rn(a, b); }
 __device__ inline f32 exponential(f32 x) { return expf(x); }
@@ -47,6 +48,11 @@ template <class Out, class W>
 __device__ inline Out to_output(W y, f32 output_scale) {
   if constexpr (same<Out, s8>) {
     return static_cast<s8>(Codes<f32>(-output_code_max, output_code_max, 0)(divide(y, output_scale)));
+  } else if constexpr (is_fp8<Out>) {
+    const f32 scaled = divide(y, output_scale);
+    Out code, unused;
+    round_fp8_pair<Out, true>(scaled, scaled, code, unused);
+    return code;
   } else {
     return Round<Out>::from(y);
   }
@@ -97,18 +103,26 @@ __device__ inline ColumnFactor<W> column_factor(const LinearParams& p, int64 col
   return {static_cast<const W*>(p.weight_scale)[column * p.weight_scale_stride],
           p.bias ? static_cast<const W*>(p.bias)[column] : W(-0.0)};
 }
-template <class Out>
-__device__ inline f32 output_scale(const LinearParams& p) {
-  return same<Out, s8> && p.output_scale ? *p.output_scale : p.host_output_scale;
+template <class Out, class Params>
+__device__ inline f32 output_scale(const Params& p) {
+  return (same<Out, s8> || is_fp8<Out>) && p.output_scale ? *p.output_scale : p.host_output_scale;
 }
 
-// Makes an output of Σ_k act_q·weight_q, modulo 2³², and of Σ_k weight_q, which counts only where there are zero points.
+// Makes an output of a sum of products.
+template <class Out, Activation A, class W>
+__device__ inline Out output_of(W sum, const RowFactor<W>& row, const ColumnFactor<W>& column, f32 scale) {
+  const W y = add(multiply(sum, multiply(row.act_scale, column.weight_scale)), column.bias);
+  return to_output<Out>(activate<A>(y), scale);
+}
+// The same of Σ_k act_q·weight_q, modulo 2³², and of Σ_k weight_q, which counts only where there are zero points.
 template <class Out, Activation A, class W>
 __device__ inline Out output_of(unsigned sum, unsigned weight_sum, const RowFactor<W>& row, const ColumnFactor<W>& column,
                                 f32 scale) {
-  const W exact = static_cast<W>(static_cast<int>(sum - row.zero_point * weight_sum));
-  const W y = add(multiply(exact, multiply(row.act_scale, column.weight_scale)), column.bias);
-  return to_output<Out>(activate<A>(y), scale);
+  return output_of<Out, A>(static_cast<W>(static_cast<int>(sum - row.zero_point * weight_sum)), row, column, scale);
+}
+template <class Out, Activation A>
+__device__ inline Out output_of(f32 sum, unsigned, const RowFactor<f32>& row, const ColumnFactor<f32>& column, f32 scale) {
+  return output_of<Out, A>(sum, row, column, scale);
 }
 
 // `p` says where outputs lie, as LinearParams do.
@@ -127,20 +141,20 @@ __device__ inline void store_outputs(const Params& p, int64 row, int64 column,
 
 // Makes outputs of sums that lie in shared memory: `rows` rows of a tile of Columns columns, which begins at (row, column).
 // Threads lie over it row by row, and each stays in its columns, whose factors it asks for when it is made.
-template <class Out, Activation A, bool ZeroPoint, int Columns, int Threads>
+template <class Out, Activation A, bool ZeroPoint, int Columns, int Threads, class Params = LinearParams>
 struct TileFinisher {
   using W = wide<Out>;
   static constexpr int V = outputs_at_once<Out>, across = Columns / V, piece = sums_at_once<Out>;
   static_assert(Columns % V == 0 && Threads % across == 0, "a thread stays in its columns");
 
-  const LinearParams& p;
+  const Params& p;
   const int64 row, column;
   const int rows, top, first, count;
   ColumnFactor<W> columns[V];
   RowFactor<W> next;
   f32 scale;
 
-  __device__ TileFinisher(const LinearParams& params, int64 row_, int rows_, int64 column_, int thread)
+  __device__ TileFinisher(const Params& params, int64 row_, int rows_, int64 column_, int thread)
       : p(params), row(row_), column(column_), rows(rows_), top(thread / across), first(thread % across * V),
         count(left(static_cast<int>(min(params.n - column_, int64(Columns))) - first, V)) {
     if (count == 0 || top >= rows) return;
@@ -163,7 +177,7 @@ struct TileFinisher {
       Vec<Out, V> result;
 #pragma unroll
       for (int j = 0; j < V; j += piece) {
-        const Vec<unsigned, piece> some = sums(i, first + j);
+        const auto some = sums(i, first + j);
 #pragma unroll
         for (int n = 0; n < piece; ++n)
           result.item[j + n] = output_of<Out, A>(some.item[n], weight[j + n], now, columns[j + n], scale);
@@ -175,26 +189,27 @@ struct TileFinisher {
 
 // Sums in shared memory: Parts partial ones of each of Rows x Columns. Rows lie so that a warp's pairs of sums, as mma.sync
 // and wgmma leave them in registers, go to different banks.
-template <int Rows, int Columns, int Parts = 1>
+template <class Sum, int Rows, int Columns, int Parts = 1>
 struct SumsInShared {
   static constexpr int pitch = Columns + 8, bytes = Parts * Rows * pitch * 4;
 
-  int (*const part)[Rows][pitch];
+  Sum (*const part)[Rows][pitch];
 
-  __device__ explicit SumsInShared(void* shared) : part(static_cast<int (*)[Rows][pitch]>(shared)) {}
+  __device__ explicit SumsInShared(void* shared) : part(static_cast<Sum (*)[Rows][pitch]>(shared)) {}
 
   // Where a lane has its two neighbouring sums: those of row lane/4 and column 2(lane%4), counted from (row, column).
-  __device__ void put(int n, int row, int column, int lane, int first, int second) const {
-    *reinterpret_cast<Vec<int, 2>*>(&part[n][row + lane / 4][column + lane % 4 * 2]) = {first, second};
+  __device__ void put(int n, int row, int column, int lane, Sum first, Sum second) const {
+    *reinterpret_cast<Vec<Sum, 2>*>(&part[n][row + lane / 4][column + lane % 4 * 2]) = {first, second};
   }
+  // The parts, added in their order.
   template <int count>
-  __device__ Vec<unsigned, count> total(int row, int column) const {
-    Vec<unsigned, count> sum = {};
+  __device__ Vec<Sum, count> total(int row, int column) const {
+    Vec<Sum, count> sum = {};
 #pragma unroll
     for (int n = 0; n < Parts; ++n) {
-      const Vec<unsigned, count> some = *reinterpret_cast<const Vec<unsigned, count>*>(&part[n][row][column]);
+      const Vec<Sum, count> some = *reinterpret_cast<const Vec<Sum, count>*>(&part[n][row][column]);
 #pragma unroll
-      for (int j = 0; j < count; ++j) sum.item[j] += some.item[j];
+      for (int j = 0; j < count; ++j) sum.item[j] = add(sum.item[j], some.item[j]);
     }
     return sum;
   }

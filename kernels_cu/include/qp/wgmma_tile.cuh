@@ -73,6 +73,19 @@ __device__ inline Vec<T, count> load_from(const T* shared, int rank) {
   }
 }
 
+// Adds up, in the order of rank, what the cluster's blocks have at one place of their shared memory.
+template <class Sum, int Cluster, int count, class T>
+__device__ inline Vec<Sum, count> add_up(const T* shared) {
+  Vec<Sum, count> sum = {};
+#pragma unroll
+  for (int from = 0; from < Cluster; ++from) {
+    const Vec<T, count> some = load_from<Cluster, count>(shared, from);
+#pragma unroll
+    for (int n = 0; n < count; ++n) sum.item[n] = add(sum.item[n], static_cast<Sum>(some.item[n]));
+  }
+  return sum;
+}
+
 // A warp's outputs, 16 rows of 128 bytes: it makes them where wgmma leaves sums, and stores whole lines.
 template <class Out>
 struct Strip {
