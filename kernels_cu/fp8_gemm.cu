@@ -92,12 +92,14 @@ __device__ void fp8_gemm(const Fp8GemmParams& p) {
         if constexpr (S == Scaling::block) scales.load(p, row, column, first_k / scaled_depth<S>);
       },
       [&](const Fragments<Shape>& now, int step) {
-        if constexpr (S == Scaling::mx) scales.load(p, row, column, first_k / scaled_depth<S> + step);
 #pragma unroll
         for (int i = 0; i < tall; ++i)
 #pragma unroll
           for (int j = 0; j < broad; ++j) multiply_add<M, Act, Weight>(sums[i][j], now.act[i], now.weight[j]);
-        if constexpr (S == Scaling::mx) promote();
+        if constexpr (S == Scaling::mx) {
+          scales.load(p, row, column, first_k / scaled_depth<S> + step);  // there are too many to be held for long
+          promote();
+        }
       },
       [&] {
         if constexpr (!Fast && S != Scaling::mx) promote();

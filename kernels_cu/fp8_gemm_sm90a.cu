@@ -40,11 +40,12 @@ __device__ inline void make_totals(f32 (&totals)[columns / 2], const Fp8GemmPara
     ThreadScales<S, 2, columns / 4, Swapped> scales;
     multiply_promoted<Shape, A, B, columns, wgmma_interval<S>>(
         ring, at, parts, shared, a, b, lane,
-        [&](int part, int step) {
-          if constexpr (S != Scaling::whole)
-            scales.load(p, row, column, ((first + part) * wgmma_bk + step * 32) / scaled_depth<S>);
+        [&](int part) {
+          if constexpr (S == Scaling::block) scales.load(p, row, column, first + part);
         },
-        [&](const f32 (&sums)[columns / 2]) {
+        [&](const f32 (&sums)[columns / 2], int part, int step) {
+          if constexpr (S == Scaling::mx)  // there are too many to be held for long
+            scales.load(p, row, column, (first + part) * wgmma_steps + step);
 #pragma unroll
           for (int i = 0; i < columns / 2; ++i) {
             if constexpr (S == Scaling::whole) totals[i] = add(totals[i], sums[i]);

@@ -11,7 +11,7 @@ from quantplan.ops import _fp8_kernels as portable
 from quantplan.ops._linear_hopper import SwappedTile, WgmmaTile, mapped_limit, tensor_maps
 from quantplan.programs import Launch
 from quantplan.reference.fp8_kernel_bounds import Fp8KernelErrorBound
-from quantplan.types import Accumulation, ArchSku
+from quantplan.types import Accumulation, ArchSku, Fp8Scaling
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,6 +81,8 @@ class Fp8WgmmaProgram:
 
     def limit(self, desc: Desc) -> str | None:
         """Return why the kernel cannot run the problem, or None."""
+        if desc.scaling is Fp8Scaling.MX and isinstance(self.tile.tile, WgmmaTile):
+            return "mx scales of 128 columns, and beside two sets of sums there are no registers for them"
         reason = mapped_limit(desc) or self.tile.tile.limit(desc)
         return reason or portable.one_block_limit(desc, self.tile.accumulation)
 

@@ -11,6 +11,7 @@ import attrs
 
 from quantplan.devices.device import open_device
 from quantplan.devices.target import Target, TargetKind
+from quantplan.emulator.schedule import Accumulation, schedule
 from quantplan.errors import InvalidProblem, QuantPlanError, Unsupported
 from quantplan.ops import PLANS
 from quantplan.plan import plan_type as plan_type_of
@@ -250,7 +251,8 @@ class _Trial:
                 memories[operand.name] = case.inputs[operand.name].memory(operand.alignment)
         operands = {name: self.memory.send(memory) for name, memory in memories.items()}
         try:
-            plan.run(self.memory.stream, self.memory.workspace(plan), plan.args_type(**operands))
+            with schedule(accumulation=Accumulation.TRUNCATED):  # where it is emulated: what bounds allow for
+                plan.run(self.memory.stream, self.memory.workspace(plan), plan.args_type(**operands))
         except QuantPlanError:
             raise
         except Exception as error:

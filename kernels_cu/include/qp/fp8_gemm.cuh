@@ -39,10 +39,11 @@ __device__ inline ColumnFactor<W> column_factor(const Fp8GemmParams& p, int64 co
           p.bias ? p.bias[column] : W(-0.0)};
 }
 
-// The scale of a row's block. A tile of K may have blocks beyond the last one: they hold zeros, and have no scale.
+// The scale of a row's block. There is none beyond the last row, which is stored nowhere, and beyond the last block of a
+// tile of K, which holds zeros.
 template <Scaling S>
-__device__ inline f32 block_scale(const void* scales, int64 stride, int64 row, int block, int k) {
-  if (block * scaled_depth<S> >= k) return 0;
+__device__ inline f32 block_scale(const void* scales, int64 stride, bool there, int64 row, int block) {
+  if (!there) return 0;
   const int64 at = row * stride + block;
   if constexpr (S == Scaling::mx) return widen<f32>(static_cast<const e8m0*>(scales)[at]);
   else return static_cast<const f32*>(scales)[at];
@@ -62,16 +63,17 @@ struct ThreadScales {
   __device__ void load(const Fp8GemmParams& p, int64 row, int64 column, int block) {
     const auto every_eighth = [](int i) { return 8 * i; };
     const auto pairs = [](int i) { return 8 * (i / 2) + i % 2; };
+    const bool there = block * scaled_depth<S> < p.k;
 #pragma unroll
     for (int i = 0; i < acts; ++i) {
-      const int64 at = min(row + (Swapped ? pairs(i) : every_eighth(i)), p.m - 1);
-      act[i] = block_scale<S>(p.act_block_scale, p.act_block_stride, at, block, p.k);
+      const int64 at = row + (Swapped ? pairs(i) : every_eighth(i));
+      act[i] = block_scale<S>(p.act_block_scale, p.act_block_stride, there && at < p.m, at, block);
     }
 #pragma unroll
     for (int i = 0; i < weights; ++i) {
-      const int64 at = min(column + (Swapped ? every_eighth(i) : pairs(i)), p.n - 1);
-      const int64 scales_row = S == Scaling::block ? at / rows_of_a_block : at;
-      weight[i] = block_scale<S>(p.weight_block_scale, p.weight_block_stride, scales_row, block, p.k);
+      const int64 at = column + (Swapped ? every_eighth(i) : pairs(i));
+      const int64 of_at = S == Scaling::block ? at / rows_of_a_block : at;
+      weight[i] = block_scale<S>(p.weight_block_scale, p.weight_block_stride, there && at < p.n, of_at, block);
     }
   }
   // Of sum `i` of the 16 rows that are the `n`-th.

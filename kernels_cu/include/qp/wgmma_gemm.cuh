@@ -252,8 +252,8 @@ __device__ inline RingPlace<Shape::Stages> multiply_tiles(Sum (&sums)[columns / 
 }
 
 // Goes through a part of K, tile by tile of the ring, where sums leave the tensor cores every `Interval` instructions:
-// `promote(sums)` takes them. `begin(part, step)` comes before the instructions from `step` on are started. No other
-// instructions of this warp group are under way meanwhile; those of another one are.
+// `promote(sums, part, step)` takes what was summed from `step` of a tile on. `begin(part)` comes before the tile is waited
+// for. No other instructions of this warp group are under way meanwhile; those of another one are.
 template <class Shape, ptx::MatrixElement A, ptx::MatrixElement B, int columns, int Interval, class Begin, class Promote>
 __device__ inline void multiply_promoted(const Ring<Shape::Stages, Shape::RingCluster>& ring,
                                          RingPlace<Shape::Stages>& at, int parts, const unsigned char* shared, int a, int b,
@@ -262,10 +262,10 @@ __device__ inline void multiply_promoted(const Ring<Shape::Stages, Shape::RingCl
   for (int part = 0; part < parts; ++part, at.advance()) {
     const unsigned char* const stage = shared + at.stage * Shape::stage_bytes;
     const ptx::MatrixDescriptor of_a = describe_tile(stage + a), of_b = describe_tile(stage + b);
+    begin(part);
+    ring.wait_full(at);
 #pragma unroll
     for (int first = 0; first < wgmma_steps; first += Interval) {
-      begin(part, first);
-      if (first == 0) ring.wait_full(at);
       ptx::wgmma_fence_operand(sums);
       ptx::wgmma_fence();
 #pragma unroll
@@ -275,7 +275,7 @@ __device__ inline void multiply_promoted(const Ring<Shape::Stages, Shape::RingCl
       ptx::wgmma_wait_group<0>();
       ptx::wgmma_fence_operand(sums);
       if (first + Interval == wgmma_steps) ring.release(at, lane);
-      promote(sums);
+      promote(sums, part, first);
     }
   }
 }
