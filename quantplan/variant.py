@@ -10,6 +10,7 @@ import attrs
 
 from quantplan.record import Record, field, to_flag, to_number, to_text
 from quantplan.types import (
+    Accumulation,
     ArchSku,
     BackendKind,
     EpilogueKind,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from quantplan.devices.target import Target
     from quantplan.elements import ElementKind
     from quantplan.kernels import KernelSpec
-    from quantplan.types import Accumulation, PlanPreference
+    from quantplan.types import PlanPreference
     from quantplan.workspace import Workspace
 
     Start = Callable[[Any], None]
@@ -167,7 +168,8 @@ def rank(
     """Return variants with their answers, best first.
 
     Those that run the problem come first, cheapest first where they are compared by cost; the table's order decides
-    everything else. The first reason against a variant counts: the op's limit, its own, then an unmet preference.
+    everything else. Fast accumulation comes last where nobody asks for it. The first reason against a variant counts:
+    the op's limit, its own, then an unmet preference.
     """
     answers = []
     for variant in variants:
@@ -176,7 +178,13 @@ def rank(
         answers.append(
             (variant, VariantReport(name=variant.name, supported=not reason, reason=reason or "", cost=cost))
         )
-    return tuple(sorted(answers, key=lambda answer: (not answer[1].supported, answer[1].cost or 0.0)))
+
+    def place(answer: tuple[Variant, VariantReport]) -> tuple[bool, bool, float]:
+        variant, report = answer
+        unasked = variant.accumulation is Accumulation.FAST and pref.accumulation is None
+        return not report.supported, unasked, report.cost or 0.0
+
+    return tuple(sorted(answers, key=place))
 
 
 @attrs.frozen

@@ -48,8 +48,9 @@ def test_plans_lists_every_sku_of_every_op_and_the_reference_runs_on_cpu():
 def test_plans_lists_the_same_skus_for_every_target_with_reasons(target):
     rows = qp.plans(target)
     assert [row.sku for row in rows] == [row.sku for row in qp.plans("cpu")]
+    own = {"sm_90a": qp.ArchSku.SM90A, "sm_121": qp.ArchSku.SM89}.get(target.removeprefix("emulated:"))
     for row in rows:
-        runs = row.sku.backend is qp.BackendKind.BESPOKE and ("sm_90a" in target or row.sku.arch is qp.ArchSku.SM80)
+        runs = row.sku.backend is qp.BackendKind.BESPOKE and row.sku.arch in (qp.ArchSku.SM80, own)
         assert row.supported == runs
         assert row.supported or target in row.reason
 

@@ -23,6 +23,7 @@ from quantplan.queries import Explanation, PlanSupport
 from quantplan.recipes.fp8 import DelayedScaling
 from quantplan.record import SCHEMA, Record, dimension, field, to_flag, to_integer, to_number, to_tuple
 from quantplan.reference.bounds import DequantizeErrorBound, LinearErrorBound, QuantizeErrorBound
+from quantplan.reference.fp8_kernel_bounds import Fp8KernelErrorBound
 from quantplan.reference.gemm_bounds import Fp8GemmErrorBound, Int4GemmErrorBound
 
 GUARANTEE = qp.PrecisionGuarantee(
@@ -87,6 +88,7 @@ EXAMPLES = [
     DequantizeErrorBound(),
     Int4GemmErrorBound(),
     Fp8GemmErrorBound(accumulation="fast"),
+    Fp8KernelErrorBound(products=32, fraction=13, significant=14, interval=128, splits=8),
     GUARANTEE,
     SKU,
     qp.PlanPreference(),

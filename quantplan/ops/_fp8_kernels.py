@@ -14,7 +14,7 @@ from quantplan.ops._linear_kernels import MmaTile, aligned
 from quantplan.ops._quantize_kernels import element_name, flag, matrix_pitch, row_pitch
 from quantplan.programs import KernelVariant, Launch
 from quantplan.reference.fp8_kernel_bounds import Fp8KernelErrorBound
-from quantplan.types import Accumulation, ArchSku, Fp8Scaling, MathPrecision, PlanPreference, PrecisionGuarantee
+from quantplan.types import Accumulation, ArchSku, Fp8Scaling, MathPrecision, PrecisionGuarantee
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,9 +90,7 @@ def _host_scales(desc: Desc) -> tuple[float | None, ...]:
     return desc.act_scale, desc.weight_scale, desc.output_scale
 
 
-def guarantee(
-    desc: Desc, accumulation: Accumulation, reduction: str, bound: Fp8KernelErrorBound
-) -> PrecisionGuarantee:
+def guarantee(desc: Desc, accumulation: Accumulation, reduction: str, bound: Fp8KernelErrorBound) -> PrecisionGuarantee:
     """Return what all kernels promise, with the order of their sums and their bound."""
     return PrecisionGuarantee(
         math_precision=MathPrecision.FP8,
@@ -220,7 +218,7 @@ class Fp8MmaProgram:
 
 @attrs.frozen
 class Fp8Variant(KernelVariant):
-    """A kernel of Fp8Gemm: fast ones run where they are asked for, and no other way.
+    """A kernel of Fp8Gemm.
 
     Parameters
     ----------
@@ -234,14 +232,8 @@ class Fp8Variant(KernelVariant):
         """Return why it cannot run the problem on the target, or None."""
         reason = super().why_not(desc, target)
         if reason is None and self.converted and target.capability and target.capability[0] in _CONVERTING:
-            return f"{target.arch} makes f16 of what mma.sync multiplies: mma-f16 does so with a closer bound"
+            return f"{target} makes f16 of what mma.sync multiplies: mma-f16 does so with a closer bound"
         return reason
-
-    def unmet(self, desc: Desc, pref: PlanPreference) -> str | None:
-        """Return the first preference that it does not meet, or None."""
-        if self.accumulation is FAST and pref.accumulation is None and pref.variant is None:
-            return "fast accumulation has to be asked for"
-        return super().unmet(desc, pref)
 
 
 def _variant(tile: Fp8MmaTile) -> Fp8Variant:

@@ -207,8 +207,7 @@ def tensor_maps(tile: WgmmaTile | SwappedTile, call: Call) -> tuple[TensorMap, T
     if not all(mappable(view, box=box, swizzle=Swizzle.B128) for (_, view), box in zip(views, boxes, strict=True)):
         return None
     act, weight = (
-        TensorMap.of(name, view, box=box, swizzle=Swizzle.B128)
-        for (name, view), box in zip(views, boxes, strict=True)
+        TensorMap.of(name, view, box=box, swizzle=Swizzle.B128) for (name, view), box in zip(views, boxes, strict=True)
     )
     return act, weight
 

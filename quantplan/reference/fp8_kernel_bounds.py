@@ -1,17 +1,17 @@
 """A-priori error bounds of Fp8Gemm's kernels, whose tensor cores cut sums; docs/numerics.md has the derivation.
 
-An instruction adds c products at a time to its sum. All addends are aligned to the largest exponent e among them, that of
-a product being the sum of its factors' (a subnormal number has the smallest normal exponent); what is below 2^(e − f) is
-cut off, and so is what the new sum has beyond s bits. With A_j = Σ|a·w| over the products of step j, S_j their sum, and
-M_j the largest 2^(e of a product), and T no less than any sum on the way:
+An instruction adds c products at a time to its sum. All addends are aligned to the largest exponent e among them, that
+of a product being the sum of its factors' (a subnormal number has the smallest normal one); what is below 2^(e − f) is
+cut off, and so is what the new sum has beyond s bits. With A_j = Σ|a·w| over the products of step j, S_j their sum, M_j
+the largest 2^(e of a product), and T no less than any sum on the way:
 
-1. A step's products and its old sum lose no more than min(A_j, c·2⁻ᶠ·max(M_j, T)), and the new sum 2¹⁻ˢ·T. There are J
-   steps between two promotions:
+1. A step's products and its old sum lose no more than min(A_j, c·2⁻ᶠ·max(M_j, T)), and the new sum 2¹⁻ˢ·T. There are
+   J steps between two promotions:
    λ = Σ_j min(A_j, c·2⁻ᶠ·max(M_j, T)) + J·2¹⁻ˢ·T
    A cut makes nothing larger, so T = Σ A_j will do. With the λ of that, T = min(Σ A_j, Σ|S_j| + λ) is closer.
-2. Without scales that change along K the B chunks between promotions are added in f32, as are the sums of the parts
-   that share K: λ_P = Σ_c λ_c + γ(B − 1)·Σ_c(|P_c| + λ_c); the scale's product is rounded, and the product with it: n = 2.
-   With such scales each chunk is a term: n = 2, and terms are added.
+2. Without scales that change along K, the C chunks between promotions are added in f32, as are the sums of the S parts
+   that share K: λ_P = Σ_c λ_c + γ(C + S − 2)·Σ_c(|P_c| + λ_c). With such scales each chunk is a term of its own. Either
+   way a term is the result of n = 2 roundings: of its scale, and of its sum times that.
 3. The rest is as in `gemm_bounds`: sums of terms, with one addition more for each part that shares K, then bias,
    activation, output.
 
@@ -70,11 +70,11 @@ class Fp8KernelErrorBound(ErrorBound):
     def formula(self) -> str:
         """The bound as one line of text."""
         chunks = f"{self.interval} of K" if self.interval else "all of K"
-        return (
-            f"L·(Σ_c|scale_c|·(Σ_j min(A_j, {self.products}·2^-{self.fraction}·max(M_j, T)) + J·2^-{self.significant - 1}·T)"
-            f" + (gamma(2) + gamma(C + {self.splits - 1}))·Σ_c|scale_c·Σ a·w| + {ACTIVATION_ULPS:g}·u32·|y|) + u_out·|exact|"
-            f" + eta, chunks c of {chunks} in J steps of {self.products}"
-        )
+        step = f"min(A_j, {self.products}·2^-{self.fraction}·max(M_j, T))"
+        lost = f"Σ_c|scale_c|·(Σ_j {step} + J·2^-{self.significant - 1}·T)"
+        rounded = f"(gamma(2) + gamma(C + {self.splits - 2}))·Σ_c|scale_c·Σ a·w| + {ACTIVATION_ULPS:g}·u32·|y|"
+        where = f"C chunks c of {chunks}, J steps j of {self.products}"
+        return f"L·({lost} + {rounded}) + u_out·|exact| + eta, {where}"
 
     def bound(self, desc: Any, args: Any) -> NDArray[np.float64]:  # noqa: ANN401 - the op's own types
         """Return the bound of each output element."""
@@ -99,9 +99,7 @@ class Fp8KernelErrorBound(ErrorBound):
             total.add(block)
         return after_sum(total, desc, args, desc.epilogue, ACTIVATION_ULPS)
 
-    def _promoted(
-        self, a: NDArray[np.float64], w: NDArray[np.float64], least: tuple[int, int]
-    ) -> NDArray[np.float64]:
+    def _promoted(self, a: NDArray[np.float64], w: NDArray[np.float64], least: tuple[int, int]) -> NDArray[np.float64]:
         """Return what a sum over chunks loses (step 2)."""
         depth = a.shape[1]
         starts = range(0, depth, self.interval or max(depth, 1))
