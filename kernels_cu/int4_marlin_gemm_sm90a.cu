@@ -39,7 +39,8 @@ struct MappedInt4Params {
 template <> constexpr int least_blocks<MappedInt4Params> = 1;
 
 constexpr int wgmma_run = 64;  // rows of K that a warp group has of a stage: a line of activations
-constexpr int producers = 128, multipliers = 256;  // threads
+constexpr int producers = 128;  // threads
+constexpr int multipliers = 256;
 
 template <int Octets, int Words_, int GroupsN, int GroupsK, int Blocks, int Depth>
 struct Int4WgmmaShape {

@@ -19,7 +19,8 @@
 
 namespace qp {
 
-constexpr int marlin_k = 16, marlin_n = 64;  // rows and columns of a tile
+constexpr int marlin_k = 16;  // rows and columns of a tile
+constexpr int marlin_n = 64;
 constexpr int marlin_tile_bytes = 512;
 constexpr unsigned symmetric_zeros = 0x00080008;  // of two columns
 
