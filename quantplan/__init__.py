@@ -34,6 +34,7 @@ from quantplan.ops.fp8_gemm import Fp8GemmArgs, Fp8GemmDescriptor, Fp8GemmPlan
 from quantplan.ops.int4_marlin_gemm import Int4MarlinGemmArgs, Int4MarlinGemmDescriptor, Int4MarlinGemmPlan
 from quantplan.ops.quantize import QuantizeArgs, QuantizeDescriptor, QuantizePlan
 from quantplan.ops.quantized_linear import QuantizedLinearArgs, QuantizedLinearDescriptor, QuantizedLinearPlan
+from quantplan.ops.repack_marlin import RepackMarlinArgs, RepackMarlinDescriptor, RepackMarlinPlan
 from quantplan.ops.smoothquant_linear import SmoothQuantLinearArgs, SmoothQuantLinearDescriptor, SmoothQuantLinearPlan
 from quantplan.plan import BoundPlan, Plan
 from quantplan.queries import devices, explain, plans, resources
@@ -133,6 +134,9 @@ __all__ = [
     "QuantizedLinearDescriptor",
     "QuantizedLinearPlan",
     "Record",
+    "RepackMarlinArgs",
+    "RepackMarlinDescriptor",
+    "RepackMarlinPlan",
     "Scope",
     "ScopeKind",
     "SmoothQuantLinearArgs",

@@ -22,6 +22,7 @@ class OpCategory(enum.Enum):
 
     QUANTIZE = "quantize"
     GEMM = "gemm"
+    LAYOUT = "layout"
 
 
 class QuantizeKind(enum.Enum):
@@ -34,6 +35,7 @@ class QuantizeKind(enum.Enum):
     QUANTIZED_LINEAR = "quantized_linear"
     INT4_MARLIN_GEMM = "int4_marlin_gemm"
     FP8_GEMM = "fp8_gemm"
+    REPACK_MARLIN = "repack_marlin"
 
 
 class QuantizeMode(enum.Enum):
@@ -63,8 +65,9 @@ class BackendKind(enum.Enum):
 
 
 class MathPrecision(enum.Enum):
-    """Arithmetic that the products and sums of a kernel are done in."""
+    """Arithmetic that the products and sums of a kernel are done in; none where bits are only moved."""
 
+    NONE = "none"
     F64 = "f64"
     F32 = "f32"
     F16 = "f16"
@@ -93,6 +96,8 @@ class LayoutSku(enum.Enum):
 
     ROW_MAJOR = "row_major"
     MARLIN = "marlin"
+    GPTQ = "gptq"
+    AWQ = "awq"
 
 
 class Accumulation(enum.Enum):

@@ -16,6 +16,7 @@ from quantplan.disassembly import Code
 from quantplan.doctor import Finding
 from quantplan.emulator.schedule import Schedule
 from quantplan.footprint import KernelResources, PlanResources
+from quantplan.formats.checkpoint import LinearInfo
 from quantplan.occupancy import Occupancy
 from quantplan.ops.fp8_gemm import Fp8GemmDescriptor
 from quantplan.ops.int4_marlin_gemm import Int4MarlinGemmDescriptor
@@ -25,6 +26,7 @@ from quantplan.record import SCHEMA, Record, dimension, field, to_flag, to_integ
 from quantplan.reference.bounds import DequantizeErrorBound, LinearErrorBound, QuantizeErrorBound
 from quantplan.reference.fp8_kernel_bounds import Fp8KernelErrorBound
 from quantplan.reference.gemm_bounds import Fp8GemmErrorBound, Int4GemmErrorBound
+from quantplan.reference.repack_marlin import RepackErrorBound
 
 GUARANTEE = qp.PrecisionGuarantee(
     math_precision="int8",
@@ -112,6 +114,13 @@ EXAMPLES = [
     Int4MarlinGemmDescriptor(m=1, n=64, k=256, group_size=-1, zero_point=True, output_element="f32", bias=True),
     Fp8GemmDescriptor(m=1, n=2, k=3, weight_element="fp8_e5m2", act_scale=0.25, bias=True, epilogue="relu"),
     Fp8GemmDescriptor(m=1, n=2, k=3, scaling="mx", output_element="fp8_e4m3", output_scale=0.5),
+    qp.RepackMarlinDescriptor(n=64, k=40, act_order=True),
+    qp.RepackMarlinDescriptor(n=64, k=41, source_layout="awq"),
+    RepackErrorBound(),
+    LinearInfo(
+        prefix="mlp.up", format="gptq v1", k=64, n=8, group_size=32, symmetric=False, act_order=True,
+        scale_element="f16", bias=True, nbytes=99, problem="none",
+    ),
     REPORT,
     PlanSupport(sku=SKU, supported=False, reason="needs sm_90a, and the target is sm_80"),
     Explanation(target="sm_90a", op="smoothquant_linear", descriptor=LINEAR, sku=SKU, variants=[REPORT, REPORT]),

@@ -71,6 +71,8 @@ class Row:
         Its problems, those first that tell most.
     small : Shape
         Its problem where little can be afforded.
+    ms : tuple[int, ...]
+        Rows that it is measured at; one number where there are none.
     rate : str, optional
         Which of the GPU's matrix rates bounds it (`roofs.RATES`); None where only memory does.
     peers : tuple[str, ...]
@@ -81,6 +83,7 @@ class Row:
     make: Callable[[int, int, int], Any]
     shapes: tuple[Shape, ...]
     small: Shape
+    ms: tuple[int, ...] = MS
     rate: str | None = None
     peers: tuple[str, ...] = ()
 
@@ -106,6 +109,13 @@ def _linear(name: str, kind: Any, rate: str, peers: tuple[str, ...], **fields: A
         return kind(m=m, n=n, k=k, **fields)
 
     return Row(name=name, make=make, shapes=LINEARS, small=SMALL_LINEAR, rate=rate, peers=peers)
+
+
+def _repack(name: str, **fields: Any) -> Row:  # noqa: ANN401 - the same
+    def make(m: int, n: int, k: int) -> Any:  # noqa: ANN401, ARG001 - there is no M
+        return qp.RepackMarlinDescriptor(n=n, k=k, **fields)
+
+    return Row(name=name, make=make, shapes=LINEARS, small=SMALL_LINEAR, ms=FEW[:1])
 
 
 _DYNAMIC, _WIDE = qp.DynamicRangeQuantizeDescriptor, ("torch f16", "torch bf16")
@@ -167,6 +177,9 @@ ROWS = (
         scaling="block",
     ),
     _linear("fp8_gemm mx", qp.Fp8GemmDescriptor, "fp8", ("torch bf16",), output_element="bf16", scaling="mx"),
+    _repack("repack_marlin gptq"),
+    _repack("repack_marlin gptq act-order", act_order=True),
+    _repack("repack_marlin awq", source_layout="awq"),
 )
 """The ops. `quantplan.kernels.family_digest` tells which sources a figure belongs to."""
 
@@ -205,7 +218,7 @@ def points(rows: Sequence[Row] = ROWS) -> Iterator[Point]:
         most = max((len(row.shapes[part]) for row in rows), default=0)
         for number in range(most):
             for m in ms:
-                for row in rows:
+                for row in (row for row in rows if m in row.ms):
                     for shape in row.shapes[part][number : number + 1]:
                         point = Point(row, shape, m)
                         if point not in seen:
@@ -216,7 +229,7 @@ def points(rows: Sequence[Row] = ROWS) -> Iterator[Point]:
 def small_points(rows: Sequence[Row] = ROWS) -> Iterator[Point]:
     """Yield the points that little time is enough for: of each op, two numbers of rows."""
     for m in (1, 19):
-        yield from (Point(row, row.small, m) for row in rows)
+        yield from (Point(row, row.small, m) for row in rows if m == 1 or row.ms == MS)
 
 
 def nbytes(desc: Any) -> int:  # noqa: ANN401 - any descriptor
@@ -232,4 +245,4 @@ def nbytes(desc: Any) -> int:  # noqa: ANN401 - any descriptor
 
 def operations(desc: Any) -> int:  # noqa: ANN401 - any descriptor
     """Return the multiplications and additions of a problem's matrix product; 0 where there is none."""
-    return 2 * desc.m * desc.n * desc.k if hasattr(desc, "n") else 0
+    return 2 * desc.m * desc.n * desc.k if plan_type(desc).category is qp.OpCategory.GEMM else 0

@@ -10,6 +10,7 @@ from quantplan.ops.fp8_gemm import Fp8GemmPlan
 from quantplan.ops.int4_marlin_gemm import Int4MarlinGemmPlan
 from quantplan.ops.quantize import QuantizePlan
 from quantplan.ops.quantized_linear import QuantizedLinearPlan
+from quantplan.ops.repack_marlin import RepackMarlinPlan
 from quantplan.ops.smoothquant_linear import SmoothQuantLinearPlan
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ PLANS: dict[str, type[Plan[Any, Any]]] = {
         QuantizedLinearPlan,
         Int4MarlinGemmPlan,
         Fp8GemmPlan,
+        RepackMarlinPlan,
     )
 }
 """Every op by name."""

@@ -21,6 +21,7 @@ from quantplan.verify.attacks_fp8 import fp8_attacks
 from quantplan.verify.attacks_int4 import int4_attacks
 from quantplan.verify.attacks_linear import linear_attacks
 from quantplan.verify.attacks_quantize import dequantize_attacks, dynamic_attacks, quantize_attacks
+from quantplan.verify.attacks_repack import repack_attacks, repacked
 from quantplan.verify.gemm import fp8_gemm, int4_marlin_gemm
 from quantplan.verify.judge import Verdict, judge_bits, judge_errors
 from quantplan.verify.linear import bits, real
@@ -72,6 +73,7 @@ SUITES: dict[QuantizeKind, Suite] = {
     QuantizeKind.QUANTIZED_LINEAR: Suite(linear_attacks, _linear_bits, real),
     QuantizeKind.INT4_MARLIN_GEMM: Suite(int4_attacks, exact=int4_marlin_gemm),
     QuantizeKind.FP8_GEMM: Suite(fp8_attacks, exact=fp8_gemm),
+    QuantizeKind.REPACK_MARLIN: Suite(repack_attacks, repacked),
 }
 """The oracle of each op."""
 
@@ -246,7 +248,8 @@ class _Trial:
         memories, outputs = {}, {}
         for operand in plan.operands(case.desc):
             if operand.output:
-                memories[operand.name] = outputs[operand.name] = Memory.allocate(operand.element, operand.shape)
+                memory = Memory.allocate(operand.element, operand.shape, operand.alignment)
+                memories[operand.name] = outputs[operand.name] = memory
             else:
                 memories[operand.name] = case.inputs[operand.name].memory(operand.alignment)
         operands = {name: self.memory.send(memory) for name, memory in memories.items()}
