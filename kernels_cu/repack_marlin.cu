@@ -96,7 +96,7 @@ __device__ inline void load_gptq_sorted(const RepackMarlinParams& p, int64 row, 
     for (int i = 0; i < 16; ++i) {
       const int source = from[16 * tile + i];
       const bool there = 0 <= source && source < p.k && column + c < p.n;
-      word[i] = repack_word(p.qweight + (there ? source / 8 : 0) * p.qweight_stride + column + c, there);
+      word[i] = repack_word(p.qweight + source / 8 * p.qweight_stride + column + c, there);
     }
 #pragma unroll
     for (int i = 0; i < 16; ++i) code[i / 8] |= (word[i] >> 4 * (from[16 * tile + i] & 7) & 0xfu) << 4 * (i % 8);

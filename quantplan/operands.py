@@ -89,7 +89,7 @@ class Operand:
             )
         if view.strides != self.strides:
             self._check_strides(op, view)
-        step = max(self.alignment, self.element.itemsize)
+        step = max(1 if self.empty else self.alignment, self.element.itemsize)
         if view.pointer % step or (self.alignment > 1 and self._pitch(view) % step):
             rows = "rows" if self.alignment > 1 else "a pointer"
             raise MisalignedOperand(

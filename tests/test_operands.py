@@ -192,6 +192,22 @@ def test_misaligned_pointers(kind):
         check(operand, array.copy())
 
 
+def test_rows_that_a_kernel_copies_whole_are_aligned_and_rows_of_nothing_need_not_be():
+    words = Operand("weight_q", qp.S32, (("K/16", 2), ("2·N", 4)), alignment=16)
+    memory = np.zeros(64, np.int32)
+    first = -(memory.ctypes.data // 4) % 4
+    good = memory[first : first + 16].reshape(2, 8)
+    check(words, good[:, :4])
+    odd = memory[first + 1 : first + 17].reshape(2, 8)[:, :4]
+    assert "rows aligned to 16 bytes" in str(refusal(words, odd, qp.MisalignedOperand))
+    apart = memory[first : first + 14].reshape(2, 7)[:, :4]
+    assert "28 bytes apart" in str(refusal(words, apart, qp.MisalignedOperand))
+    check(
+        Operand("weight_q", qp.S32, (("K/16", 2), ("2·N", 0)), alignment=16),
+        memory[first + 1 :][:14].reshape(2, 7)[:, :0],
+    )
+
+
 def test_bytes_are_always_aligned():
     raw = np.zeros(64, np.int8)
     for start in range(8):

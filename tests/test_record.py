@@ -26,6 +26,7 @@ from quantplan.record import SCHEMA, Record, dimension, field, to_flag, to_integ
 from quantplan.reference.bounds import DequantizeErrorBound, LinearErrorBound, QuantizeErrorBound
 from quantplan.reference.fp8_kernel_bounds import Fp8KernelErrorBound
 from quantplan.reference.gemm_bounds import Fp8GemmErrorBound, Int4GemmErrorBound
+from quantplan.reference.int4_kernel_bounds import Int4KernelErrorBound
 from quantplan.reference.repack_marlin import RepackErrorBound
 
 GUARANTEE = qp.PrecisionGuarantee(
@@ -117,6 +118,7 @@ EXAMPLES = [
     qp.RepackMarlinDescriptor(n=64, k=40, act_order=True),
     qp.RepackMarlinDescriptor(n=64, k=41, source_layout="awq"),
     RepackErrorBound(),
+    Int4KernelErrorBound(fold=64, run=16, warps=4, cluster=2, cut=16, bits=26),
     LinearInfo(
         prefix="mlp.up", format="gptq v1", k=64, n=8, group_size=32, symmetric=False, act_order=True,
         scale_element="f16", bias=True, nbytes=99, problem="none",
