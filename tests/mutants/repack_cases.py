@@ -17,12 +17,12 @@ CONSTANTS = {
     }
 }
 
-SIZES = ((200, 520), (72, 264), (64, 256), (8, 8))
-"""Tails on each side, several blocks in both directions, and the least there is."""
+SIZES = ((200, 520), (328, 264), (200, 256), (72, 64), (8, 8))
+"""Tails on each side, none, several blocks in both directions, and the least there is."""
 
 
 def gptq(twin):
-    for k, n in SIZES:
+    for k, n in (*SIZES, (8, 257), (8, 4096)):
         yield Case(R(k=k, n=n), layout="padded")
 
 
