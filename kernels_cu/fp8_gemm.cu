@@ -63,7 +63,8 @@ __device__ void fp8_gemm(const Fp8GemmParams& p) {
   constexpr int BM = Shape::BM, BN = Shape::BN, tall = Shape::tall, broad = Shape::broad;
   constexpr int own_depth = 32 * Shape::steps;  // of a tile of K, what a warp multiplies
   static_assert(rows_of_a_block % BN == 0, "the columns of a tile share their block scales");
-  static_assert(128 % own_depth == 0, "what a warp multiplies of a tile leaves the tensor cores in time, and is of one block");
+  static_assert(own_depth <= 128, "what a warp multiplies of a tile leaves the tensor cores in time");
+  static_assert(S != Scaling::block || own_depth == 128, "blocks are summed before they are scaled: a scale may be infinite");
   static_assert(!Fast || S == Scaling::whole, "sums that are scaled have left the tensor cores");
   unsigned char* const shared = ptx::shared_memory();
   const MmaBlock<Shape> block(p, shared);

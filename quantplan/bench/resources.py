@@ -39,7 +39,7 @@ _MAIN: tuple[tuple[Any, str, str, str, dict[str, str]], ...] = (
     (qp.DequantizeDescriptor, "s8", "bf16", "token", {}),
     (qp.DequantizeDescriptor, "fp8_e4m3", "bf16", "group:128", {}),
 )
-_ROWS = (1, 16, 64, 128, 4096)  # of the linears: each is run by another kernel
+_ROWS = (1, 16, 64, 128, 4096)  # of a W8A8 linear: each is run by another kernel
 _INT4_ROWS = (1, 16, 32, 64, 4096)  # the same of 4-bit weights
 PROBLEMS: tuple[Any, ...] = (
     *(
@@ -48,6 +48,11 @@ PROBLEMS: tuple[Any, ...] = (
     ),
     *(qp.QuantizedLinearDescriptor(m=m, n=SIZE["m"], k=SIZE["k"], output_element=qp.BF16) for m in _ROWS),
     *(qp.Int4MarlinGemmDescriptor(m=m, n=SIZE["m"], k=SIZE["k"]) for m in _INT4_ROWS),
+    *(
+        qp.Fp8GemmDescriptor(m=m, n=SIZE["m"], k=SIZE["k"], output_element=qp.BF16, scaling=scaling)
+        for scaling in ("token_channel", "block")
+        for m in (1, 64, SIZE["m"])
+    ),
 )
 """What a serving stack runs most, at one size."""
 
@@ -109,7 +114,7 @@ def _under_way(kernel: KernelResources) -> str:
 def digests() -> dict[str, str]:
     """Return the digests of the sources that the table tells of: with others, it is stale."""
     quantize = ("quantize.cu", "dequantize.cu", "dynamic_range_quantize.cu")
-    sources = (*quantize, "int8_gemm_sm90a.cu", "int4_marlin_gemm_sm90a.cu")
+    sources = (*quantize, "int8_gemm_sm90a.cu", "int4_marlin_gemm_sm90a.cu", "fp8_gemm_sm90a.cu")
     return {source: family_digest(source) for source in sources}
 
 

@@ -160,12 +160,12 @@ class Fp8MmaTile:
 
 FAST = Accumulation.FAST
 TILES = (
-    Fp8MmaTile(MmaTile(16, 32, 256, warps_m=1, warps_n=1, warps_k=4, stages=8)),
+    Fp8MmaTile(MmaTile(16, 32, 256, warps_m=1, warps_n=2, warps_k=2, stages=8)),
     Fp8MmaTile(MmaTile(64, 64, 128, warps_m=2, warps_n=2, warps_k=1, stages=5)),
     Fp8MmaTile(MmaTile(128, 128, 128, warps_m=2, warps_n=4, warps_k=1, stages=3)),
-    Fp8MmaTile(MmaTile(16, 32, 256, warps_m=1, warps_n=1, warps_k=4, stages=8), accumulation=FAST),
+    Fp8MmaTile(MmaTile(16, 32, 256, warps_m=1, warps_n=2, warps_k=2, stages=8), accumulation=FAST),
     Fp8MmaTile(MmaTile(128, 128, 64, warps_m=2, warps_n=2, warps_k=1, stages=4), accumulation=FAST),
-    Fp8MmaTile(MmaTile(16, 32, 256, warps_m=1, warps_n=1, warps_k=4, stages=8), "f16"),
+    Fp8MmaTile(MmaTile(16, 32, 256, warps_m=1, warps_n=2, warps_k=2, stages=8), "f16"),
     Fp8MmaTile(MmaTile(64, 64, 128, warps_m=2, warps_n=2, warps_k=1, stages=5), "f16"),
 )
 """For a token or a few, for tens, and for hundreds. Sums of f16 products keep all bits: they have no fast kernels."""

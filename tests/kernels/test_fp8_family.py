@@ -283,6 +283,18 @@ class TestBits:
         run(twin, desc, arrays, variant)
 
 
+@pytest.mark.usefixtures("sampled")
+@pytest.mark.parametrize("variant", [v for v in TYPICAL if has(v, "block")])
+def test_a_block_is_summed_before_it_is_scaled(twin, variant):
+    """An infinite scale makes a result infinite, although half of its block is zeros."""
+    desc = problem(variant, **instance(variant, "block"), k=1232, m=15)
+    arrays = integers(twin, desc)
+    arrays["act_q"][:, 64:128] = 0
+    arrays["act_q"][1, 1216:] = 0
+    arrays["act_scale"][0, 0] = arrays["act_scale"][1, 9] = arrays["weight_scale"][0, 4] = np.inf
+    check(twin, desc, arrays, exact=True, arch=arch_of(variant), variant=variant)
+
+
 def test_fault_18_fast_loses_what_promoted_keeps(twin):
     """In 14 bits a sum of 2¹⁵ takes in no ones; f32 does. Each is within its bound, and FAST not within PROMOTED's."""
     promoted, fast = "wgmma-16x64", "wgmma-256x256-fast"
