@@ -22,9 +22,8 @@ namespace qp {
 
 enum class Multiplier : int { fp8, f16 };  // what mma.sync multiplies
 
-// What a sum of products of fragments is less than its value.
-template <Multiplier M, class Act, class Weight>
-constexpr f32 restored = M == Multiplier::fp8 ? 1.0f : (same<Act, e4m3> ? 256.0f : 1.0f) * (same<Weight, e4m3> ? 256.0f : 1.0f);
+// What a sum of products of fragments has to be multiplied with.
+template <Multiplier M, class T> constexpr f32 restored = M == Multiplier::f16 && same<T, e4m3> ? 256.0f : 1.0f;
 
 // Bytes 1 and 3 of four as f16s; NaN stays one, which in e4m3 only a full magnitude is.
 template <class T>
@@ -64,7 +63,7 @@ __device__ void fp8_gemm(const Fp8GemmParams& p) {
   constexpr int own_depth = 32 * Shape::steps;  // of a tile of K, what a warp multiplies
   static_assert(rows_of_a_block % BN == 0, "the columns of a tile share their block scales");
   static_assert(own_depth <= 128, "what a warp multiplies of a tile leaves the tensor cores in time");
-  static_assert(S != Scaling::block || own_depth == 128, "blocks are summed before they are scaled: a scale may be infinite");
+  static_assert(S != Scaling::block || own_depth == 128, "a block is summed, then scaled: its scale may be infinite");
   static_assert(!Fast || S == Scaling::whole, "sums that are scaled have left the tensor cores");
   unsigned char* const shared = ptx::shared_memory();
   const MmaBlock<Shape> block(p, shared);
@@ -79,7 +78,7 @@ __device__ void fp8_gemm(const Fp8GemmParams& p) {
       for (int j = 0; j < broad; ++j)
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          f32 sum = multiply(sums[i][j][e], restored<M, Act, Weight>);
+          f32 sum = multiply(sums[i][j][e], restored<M, Act> * restored<M, Weight>);
           if constexpr (S != Scaling::whole) sum = multiply(sum, scales.of(4 * j + e, i));
           totals[i][j][e] = add(totals[i][j][e], sum);
           sums[i][j][e] = 0;
