@@ -35,31 +35,58 @@ def tens_of_rows(twin):
 
 def many_rows(twin):
     yield from portable("mma-128x128", 131, 140, 64 * 5 + 37)
-    yield Case(L(m=1300, n=300, k=16, output_element="s8", output_scale=900.0), variant="mma-128x128")
+    yield Case(L(m=1300, n=300, k=16, output_element="s8", output_scale=900.0), **scales("mma-128x128"))
 
 
-# ---- int8_gemm_sm90a.cu
+# ---- int8_gemm_sm90a.cu: first what is quickly built and run
 
 
 def wgmma(twin):
+    yield Case(L(m=70, n=70, k=128 * 7 + 48, output_element="s8"), variant="wgmma-256x128", schedule=EARLY)
+    yield Case(L(m=70, n=70, k=272, output_element="bf16"), variant="wgmma-128x128", layout="misaligned")
+
+
+def whole_tiles(variant):
+    """Yield problems of several tiles each way, of which each block has some, in turn."""
     for desc in (
         L(m=270, n=300, k=128 * 7 + 48, output_element="bf16"),
         L(m=300, n=530, k=272, act_element="u8", act_zero_point=True, bias=True),
     ):
-        for variant in ("wgmma-128x128", "wgmma-256x128", "wgmma-256x256"):
-            yield Case(desc, variant=variant, layout="padded", schedule=LATE)
-            yield Case(desc, variant=variant, schedule=EARLY)
-    yield Case(L(m=70, n=70, k=272, output_element="bf16"), variant="wgmma-128x128", layout="misaligned")
-    yield Case(L(m=70, n=70, k=128 * 7 + 48, output_element="s8"), variant="wgmma-256x128", schedule=EARLY)
+        yield Case(desc, variant=variant, layout="padded", schedule=LATE)
+        yield Case(desc, variant=variant, schedule=EARLY)
 
 
-def swapped(twin):
-    for tokens, n, k in ((8, 70, 128 * 30 + 48), (64, 130, 128 * 17), (16, 6500, 160)):
-        m, variant = tokens - 1 if tokens < 64 else 41, f"wgmma-{tokens}x64"
-        desc = L(m=m, n=n, k=k, output_element="f16", bias=True)
-        offset = L(m=m, n=n, k=k, act_element="u8", act_zero_point=True, output_element="f64")
-        yield Case(desc, variant=variant, schedule=LATE)
-        yield Case(offset, variant=variant, schedule=EARLY)
+def wgmma_128x128(twin):
+    yield from whole_tiles("wgmma-128x128")
+
+
+def wgmma_256x128(twin):
+    yield from whole_tiles("wgmma-256x128")
+
+
+def wgmma_256x256(twin):
+    yield from whole_tiles("wgmma-256x256")
+
+
+def few_tokens(m, n, k, tile):
+    """Yield problems for a tile of so many rows, whose cluster depends on N and K."""
+    variant = f"wgmma-{tile}x64"
+    desc = L(m=m, n=n, k=k, output_element="f16", bias=True)
+    offset = L(m=m, n=n, k=k, act_element="u8", act_zero_point=True, output_element="f64")
+    yield Case(desc, variant=variant, schedule=LATE)
+    yield Case(offset, variant=variant, schedule=EARLY)
+
+
+def swapped_8(twin):
+    yield from few_tokens(7, 70, 128 * 30 + 48, tile=8)
+
+
+def swapped_16(twin):
+    yield from few_tokens(15, 6500, 160, tile=16)
+
+
+def swapped_64(twin):
+    yield from few_tokens(41, 130, 128 * 17, tile=64)
 
 
 # ---- the epilogue
@@ -69,14 +96,29 @@ def scales(variant="mma-16x32", **fields):
     return {"variant": variant, "target": "emulated:sm_80", **fields}
 
 
-def outputs(twin):
-    """Every element, with what it cannot hold, and scales of a host and of a device, one for all or one a channel."""
-    for output in ("f32", "f64", "f16", "bf16", "s8"):
+def outputs(*elements):
+    """Yield what elements cannot hold, and scales of a host and of a device, one for all or one a channel."""
+    for output in elements:
         for scope, bias in (("channel:0", True), ("tensor", False)):
             fields = {"m": 9, "n": 37, "k": 40, "output_element": output, "weight_scope": scope, "bias": bias}
             yield Case(S(**fields), layout="strided", **scales())
             fields |= {"output_scale": 0.3} if output == "s8" else {}
             yield Case(S(**fields, act_scale=1 / 3, act_zero_point=-7), layout="padded", **scales())
+
+
+def outputs_f32(twin):
+    yield from outputs("f32", "s8")
+
+
+def outputs_f64(twin):
+    yield from outputs("f64")
+
+
+def outputs_16_bits(twin):
+    yield from outputs("f16", "bf16")
+
+
+def relu(twin):
     huge = {"act_scale": np.array([1.0, 3e38, np.nan], np.float32)}
     huge |= {"bias": np.array([-0.5, np.inf, 0, 3e38], np.float32)}
     for output in ("f16", "s8"):
@@ -91,16 +133,30 @@ def outputs(twin):
     yield Case(L(m=3, n=4, k=40, output_element="f32", epilogue="relu"), small, **scales())
 
 
-def activations(twin):
-    """All along the curves, where rounding is all that may differ."""
-    for epilogue in ("gelu_tanh", "gelu_erf", "silu"):
-        for output in ("f32", "f64"):
-            desc = L(m=2, n=400, k=16, output_element=output, epilogue=epilogue, bias=True)
-            wide = qp.ElementKind.of(output).dtype
-            ends = np.geomspace(1e-6, 100, 10)
-            curve = np.concatenate([np.linspace(-12, 12, 380), ends, -ends])
-            given = {"act_q": np.zeros((2, 16), np.int8), "bias": curve.astype(wide)}
-            yield Case(desc, given, **scales())
+def along(epilogue):
+    """Yield problems all along a curve, where rounding is all that may differ."""
+    for output in ("f32", "f64"):
+        desc = L(m=2, n=400, k=16, output_element=output, epilogue=epilogue, bias=True)
+        wide = qp.ElementKind.of(output).dtype
+        ends = np.geomspace(1e-6, 100, 10)
+        curve = np.concatenate([np.linspace(-12, 12, 380), ends, -ends])
+        given = {"act_q": np.zeros((2, 16), np.int8), "bias": curve.astype(wide)}
+        yield Case(desc, given, **scales())
 
 
-UNITS = (few_rows, tens_of_rows, many_rows, wgmma, swapped, outputs, activations)
+def gelu_tanh(twin):
+    yield from along("gelu_tanh")
+
+
+def gelu_erf(twin):
+    yield from along("gelu_erf")
+
+
+def silu(twin):
+    yield from along("silu")
+
+
+UNITS = (
+    few_rows, tens_of_rows, many_rows, relu, outputs_f32, outputs_f64, outputs_16_bits, gelu_tanh, gelu_erf, silu,
+    wgmma, swapped_8, swapped_64, swapped_16, wgmma_256x128, wgmma_128x128, wgmma_256x256,
+)  # fmt: skip

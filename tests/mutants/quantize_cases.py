@@ -47,6 +47,7 @@ def both(desc, x=None, **inputs):
 def part_of_a_warp(twin):
     for k in (37, 40):  # rows of whole vectors, and others
         yield from both(Y(m=7, k=k, mode="asymmetric"), spread(twin, 7, k))
+    yield Case(Y(m=2, k=29, mode="asymmetric"), {"x": spread(twin, 2, 29)})  # of a whole warp
     yield Case(Y(m=5, k=0, mode="asymmetric"))
 
 
@@ -66,6 +67,7 @@ def blocks(twin):
 
 def groups(twin):
     yield from both(Y(m=70, k=42, scope="group:4"), twin.awkward(70, 42, "f32"))
+    yield Case(Y(m=70, k=42, scope="group:4", q_min=-100), {"x": spread(twin, 70, 42)})
     yield from both(Y(m=70, k=42, scope="group:5", mode="asymmetric"), twin.awkward(70, 42, "f32"))
     yield from both(Y(m=70, k=44, scope="group:8"), twin.awkward(70, 44, "f32"))
 
@@ -223,6 +225,9 @@ def pairs(twin):
             desc = Y(m=9, k=37, input_element=element, mode=mode)
             for x in (twin.awkward(9, 37, element), spread(twin, 9, 37, element)):
                 yield from both(desc, x)
+    x = spread(twin, 9, 40, "f16")  # the zeros' sign, whichever way the reciprocal of their scale is rounded
+    x[:, 3:7] = -0.0
+    yield from both(Y(m=9, k=40, input_element="f16", output_element="fp8_e4m3"), x)
 
 
 def powers_of_two(twin):
@@ -247,9 +252,11 @@ def extremes(twin):
         for mode in ("symmetric", "asymmetric"):
             yield Case(Y(m=len(x), k=2, input_element=real, mode=mode), {"x": x})
         yield Case(Y(m=len(x), k=2, input_element=real, output_element="fp8_e5m2"), {"x": x})
-    # the span is above halfway between two numbers, and halves of its ends are not: they have one bit less
-    x = np.array([[2.0**-117, -(2.0**-141) - 2.0**-149]], np.float32)
-    yield Case(Y(m=1, k=2, mode="asymmetric"), {"x": x})
+    # the span is above halfway between two numbers, and halves of its ends are not: they have one bit less; and an end
+    # whose code is beyond the limit, for both it and the zero point are rounded away from the middle
+    ends = [[2.0**-117, -(2.0**-141) - 2.0**-149], [-1.5, 253.5], [-0.5 - 2.0**-24, 254.5]]
+    yield Case(Y(m=3, k=2, mode="asymmetric"), {"x": np.array(ends, np.float32)})
+    yield Case(Y(m=3, k=2, output_element="u8"), {"x": np.array(ends, np.float32)})
 
 
 def zero_points(twin):
