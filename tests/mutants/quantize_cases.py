@@ -59,7 +59,8 @@ def warps(twin):
 
 
 def blocks(twin):
-    """Longer than what its threads keep in registers."""
+    """Longer than what its threads keep in registers, and of so many warps that one instruction joins all of them."""
+    yield Case(Y(m=2, k=4099), {"x": spread(twin, 2, 4099)})
     for k in (8197, 8202):
         desc = Y(m=2, k=k, input_element="f64", output_element="fp8_e5m2", scale_element="e8m0")
         yield from both(desc, spread(twin, 2, k, "f64"))
@@ -228,6 +229,7 @@ def pairs(twin):
     x = spread(twin, 9, 40, "f16")  # the zeros' sign, whichever way the reciprocal of their scale is rounded
     x[:, 3:7] = -0.0
     yield from both(Y(m=9, k=40, input_element="f16", output_element="fp8_e4m3"), x)
+    yield Case(Y(m=9, k=40, input_element="f16", mode="asymmetric"), {"x": spread(twin, 9, 40, "f16")})
 
 
 def powers_of_two(twin):
