@@ -10,7 +10,7 @@ TABLE = Path(__file__).with_name("equivalent.toml")
 
 @attrs.frozen
 class Entry:
-    """Some operators' mutants of a line, wherever in the file it stands."""
+    """Some operators' mutants of a line, wherever in the file it stands; with [n] behind it, of the nth such line."""
 
     file: str
     line: str
@@ -36,13 +36,18 @@ class Equivalents:
 
     def reason(self, mutant):
         """Return why a mutant is equivalent, or None."""
-        entry = self._by_key.get((mutant.file, mutant.before, mutant.operator))
-        return entry.reason if entry else None
+        return next((self._by_key[key].reason for key in _keys(mutant) if key in self._by_key), None)
 
     def stale(self, mutants):
         """Return what is wrong with the table, in words: entries without a reason, or of mutants that are not there."""
-        there = {(m.file, m.before, m.operator) for m in mutants}
+        there = {key for mutant in mutants for key in _keys(mutant)}
         problems = [f"{e.file}: no reason for {e.line}" for e in self._entries if not e.reason.strip()]
         return problems + [
             f"{file}: no mutant {operator} of {line}" for file, line, operator in self._by_key.keys() - there
         ]
+
+
+def _keys(mutant):
+    """Return what an entry may call a mutant."""
+    for line in (mutant.before, f"{mutant.before} [{mutant.nth}]"):
+        yield mutant.file, line, mutant.operator

@@ -25,6 +25,7 @@ class Mutant:
     begin: int
     end: int
     replacement: str
+    nth: int = 1  # of the file's lines that read the same
 
     @property
     def name(self):
@@ -43,6 +44,7 @@ def mutants_of_folder(root):
 def mutants_of(file, text):
     """Return the mutants of a text, in its order; of two operators that make the same text, the first counts."""
     code, seen, names, found = Code(text), {text}, set(), []
+    lines = [squeeze(line) for line in text.split("\n")]
     changes = [(*span, operator) for make in OPERATORS for operator, span in make(code)]
     for begin, end, replacement, operator in sorted(changes, key=lambda change: change[:2]):
         whole = text[:begin] + replacement + text[end:]
@@ -55,7 +57,8 @@ def mutants_of(file, text):
         names.add((line, name))
         first, last = text.rfind("\n", 0, begin) + 1, (text + "\n").find("\n", end)
         before, after = text[first:last], text[first:begin] + replacement + text[end:last]
-        found.append(Mutant(file, line, name, squeeze(before), squeeze(after), begin, end, replacement))
+        nth = 1 + lines[: line - 1].count(squeeze(before))
+        found.append(Mutant(file, line, name, squeeze(before), squeeze(after), begin, end, replacement, nth))
     return found
 
 

@@ -27,6 +27,8 @@ def portable(variant, m, n, k):
 
 def few_rows(twin):
     yield from portable("mma-16x32", 19, 70, 256 * 9 + 37)
+    for m, k in ((16, 256), (17, 257)):  # whole tiles, and one more of each
+        yield Case(L(m=m, n=70, k=k, output_element="f16", bias=True), layout="padded", **scales())
 
 
 def tens_of_rows(twin):
@@ -43,6 +45,7 @@ def many_rows(twin):
 
 def wgmma(twin):
     yield Case(L(m=70, n=70, k=128 * 7 + 48, output_element="s8"), variant="wgmma-256x128", schedule=EARLY)
+    yield Case(L(m=257, n=129, k=128, output_element="s8"), variant="wgmma-256x128")  # one more than whole tiles
     yield Case(L(m=70, n=70, k=272, output_element="bf16"), variant="wgmma-128x128", layout="misaligned")
 
 
@@ -139,7 +142,7 @@ def along(epilogue):
         desc = L(m=2, n=400, k=16, output_element=output, epilogue=epilogue, bias=True)
         wide = qp.ElementKind.of(output).dtype
         ends = np.geomspace(1e-6, 100, 10)
-        curve = np.concatenate([np.linspace(-12, 12, 380), ends, -ends])
+        curve = np.concatenate([np.linspace(-12, 12, 377), ends, -ends, [-np.inf, np.inf, np.nan]])
         given = {"act_q": np.zeros((2, 16), np.int8), "bias": curve.astype(wide)}
         yield Case(desc, given, **scales())
 

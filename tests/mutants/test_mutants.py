@@ -131,6 +131,14 @@ def test_entries_without_a_mutant_or_a_reason_are_errors():
         assert len(Equivalents([attrs.evolve(good, **change)]).stale(mutants)) in {1, 2}, change
 
 
+def test_an_entry_may_be_of_one_of_the_lines_that_read_the_same():
+    mutants = mutants_of("a.cu", "x = a - b;\ny = 1;\nx = a - b;")
+    table = Equivalents([Entry("a.cu", "x = a - b; [2]", ("plus",), "nobody reads this one")])
+    assert [m.line for m in mutants if table.reason(m)] == [3]
+    assert table.stale(mutants) == []
+    assert len(Equivalents([Entry("a.cu", "x = a - b; [3]", ("plus",), "nobody reads it")]).stale(mutants)) == 1
+
+
 def test_what_is_as_it_should_be():
     minus, more, less = mutants_of("a.cu", "x = a + 1;")
     table = Equivalents([Entry("a.cu", "x = a + 1;", ("minus",), "nobody reads x")])
