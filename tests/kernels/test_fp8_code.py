@@ -25,7 +25,6 @@ WANTED = {  # parts of instructions' names, by the beginning of the variant's
 FEWER = [  # in the normal run
     ("sm_80", "mma-f16-16x32", PLAIN),
     ("sm_89", "mma-16x32", PLAIN),
-    ("sm_90a", "wgmma-16x64", SAMPLE[1]),
     ("sm_90a", "wgmma-128x128", SAMPLE[1]),
     ("sm_90a", "wgmma-256x256-fast", PLAIN),
 ]

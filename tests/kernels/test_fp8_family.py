@@ -201,7 +201,8 @@ def test_every_architecture_has_kernels_for_every_scaling(twin, arch):
 
 def problem(variant, **fields):
     """Return a problem on the instance that the sample has built for one scale for all of K."""
-    rest = instance(variant, "token_channel") | {"bias": True, "k": 1232, "n": 70, "m": 5} | fields
+    k = 1232 if variant in SWAPPED else 400  # one cluster, and so one kernel, for all that the sample has
+    rest = instance(variant, "token_channel") | {"bias": True, "k": k, "n": 70, "m": 5} | fields
     return qp.Fp8GemmDescriptor(**rest)
 
 
@@ -244,7 +245,7 @@ class TestBits:
     def test_what_is_not_finite_stays_in_its_row_and_column(self, twin, variant):
         desc = problem(variant)
         arrays = integers(twin, desc)
-        arrays["act_q"][1, 700] = np.nan
+        arrays["act_q"][1, 300] = np.nan
         arrays["weight_q"][66, 3] = np.nan
         arrays["act_scale"][2] = np.nan
         arrays["bias"][5] = np.inf
