@@ -50,7 +50,7 @@ PROBLEMS: tuple[Any, ...] = (
     *(qp.Int4MarlinGemmDescriptor(m=m, n=SIZE["m"], k=SIZE["k"]) for m in _INT4_ROWS),
     *(
         qp.Fp8GemmDescriptor(m=m, n=SIZE["m"], k=SIZE["k"], output_element=qp.BF16, scaling=scaling)
-        for scaling in ("token_channel", "block")
+        for scaling in (qp.Fp8Scaling.TOKEN_CHANNEL, qp.Fp8Scaling.BLOCK)
         for m in (1, 64, SIZE["m"])
     ),
 )
