@@ -90,6 +90,12 @@ def _pairs(element: ElementKind, draw: Random, k: int) -> list[float]:
     return [*(v for value in values for v in (value, value)), 1.0][:k]
 
 
+def _swamped(element: ElementKind, draw: Random, k: int) -> list[float]:
+    """Return a large number, and small ones that lose bits to it, all the same way, in sums of 24 bits."""
+    large = min(math.ldexp(1, 15), element.largest)
+    return [large, *(draw.uniform(2.0**-9, 2.0**-7) for _ in range(k - 1))][:k]
+
+
 def _opposites(_element: ElementKind, draw: Random, k: int) -> list[float]:
     values = [draw.uniform(0.5, 4) for _ in range(k // 2)]
     return [*(v for value in values for v in (value, -value)), 1.0][:k]
@@ -140,6 +146,7 @@ def _edges(_element: ElementKind, _draw: Random, k: int) -> list[float]:
 PATTERNS: dict[str, Pattern] = {
     "random": _random,
     "even": _even,
+    "swamped": _swamped,
     "pairs": _pairs,
     "opposites": _opposites,
     "equal": _equal,

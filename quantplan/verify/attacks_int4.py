@@ -62,6 +62,7 @@ def int4_attacks(plan: type[Plan[Any, Any]], desc: Int4MarlinGemmDescriptor) -> 
         _Attack("random", "random", "random"),
         _Attack("cancellation", "pairs", "opposites", zero_point=_ZERO),
         _Attack("all equal", "equal", "highest"),
+        _Attack("swamped", "swamped", "highest", zero_point=0),
     ]
     rest = [*_on_sums(), *_on_scales(desc.act_element), *_on_results(desc.output_element), *_on_poison()]
     if desc.act_order:
