@@ -86,6 +86,8 @@ def swapped_8(twin):
 
 def swapped_16(twin):
     yield from few_tokens(15, 6500, 160, tile=16)
+    half = L(m=8, n=6500, k=160, output_element="f16", bias=True)  # 8 rows are copied, and the others cleared
+    yield Case(half, variant="wgmma-16x64", schedule=LATE)
 
 
 def swapped_64(twin):
