@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from quantplan._scaled import ScaledTensor
 from quantplan.devices.stream import Stream
 from quantplan.devices.target import Target
 from quantplan.doctor import doctor
@@ -38,7 +39,17 @@ from quantplan.ops.repack_marlin import RepackMarlinArgs, RepackMarlinDescriptor
 from quantplan.ops.smoothquant_linear import SmoothQuantLinearArgs, SmoothQuantLinearDescriptor, SmoothQuantLinearPlan
 from quantplan.plan import BoundPlan, Plan
 from quantplan.queries import devices, explain, plans, resources
+from quantplan.recipes.fp8 import AmaxHistory, DelayedScaling
+from quantplan.recipes.scaling import (
+    Float8BlockScaling,
+    Float8CurrentScaling,
+    INT4Scaling,
+    MXFP8BlockScaling,
+    NVFP4BlockScaling,
+    ScalingRecipe,
+)
 from quantplan.record import Record
+from quantplan.scaled import cast, dequantize, matmul, requantize
 from quantplan.tensor import Location, TensorView, typed
 from quantplan.types import (
     Accumulation,
@@ -85,12 +96,14 @@ __all__ = [
     "U4",
     "U8",
     "Accumulation",
+    "AmaxHistory",
     "ArchSku",
     "BackendKind",
     "BoundFamily",
     "BoundPlan",
     "CaptureError",
     "CompilerNotFound",
+    "DelayedScaling",
     "DequantizeArgs",
     "DequantizeDescriptor",
     "DequantizePlan",
@@ -104,10 +117,13 @@ __all__ = [
     "EpilogueKind",
     "ErrorBound",
     "FaultKind",
+    "Float8BlockScaling",
+    "Float8CurrentScaling",
     "Fp8GemmArgs",
     "Fp8GemmDescriptor",
     "Fp8GemmPlan",
     "Fp8Scaling",
+    "INT4Scaling",
     "Int4MarlinGemmArgs",
     "Int4MarlinGemmDescriptor",
     "Int4MarlinGemmPlan",
@@ -117,8 +133,10 @@ __all__ = [
     "KernelSku",
     "LayoutSku",
     "Location",
+    "MXFP8BlockScaling",
     "MathPrecision",
     "MisalignedOperand",
+    "NVFP4BlockScaling",
     "OpCategory",
     "Plan",
     "PlanFamily",
@@ -137,6 +155,8 @@ __all__ = [
     "RepackMarlinArgs",
     "RepackMarlinDescriptor",
     "RepackMarlinPlan",
+    "ScaledTensor",
+    "ScalingRecipe",
     "Scope",
     "ScopeKind",
     "SmoothQuantLinearArgs",
@@ -150,10 +170,14 @@ __all__ = [
     "Workspace",
     "WorkspaceTooSmall",
     "__version__",
+    "cast",
+    "dequantize",
     "devices",
     "doctor",
     "explain",
+    "matmul",
     "plans",
+    "requantize",
     "resources",
     "typed",
 ]

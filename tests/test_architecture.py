@@ -20,7 +20,7 @@ TENSORS = VOCABULARY | {"tensor", "tensor_maps", "dlpack"}
 HOST = TENSORS | {"cache", "cubins", "disassembly", "occupancy", "devices", "kernels", "emulator"}
 PLANS = HOST | {"operands", "workspace", "variant", "programs", "plan", "family"}
 OPS = PLANS | CONTRACT | {"ops", "chips"}
-USERS = OPS | {"scaled", "recipes", "queries", "warmup", "doctor", "verify"}
+USERS = OPS | {"_scaled", "scaled", "recipes", "queries", "warmup", "doctor", "verify"}
 MAY_IMPORT = {
     "errors": set(),
     "elements": VOCABULARY,
@@ -48,7 +48,8 @@ MAY_IMPORT = {
     "plan": PLANS - {"family"},
     "family": PLANS,
     "ops": OPS,
-    "scaled": OPS,
+    "_scaled": OPS | {"recipes"},
+    "scaled": OPS | {"recipes", "_scaled"},
     "queries": OPS | {"scaled", "footprint"},
     "footprint": OPS,
     "warmup": OPS,

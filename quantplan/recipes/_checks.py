@@ -71,3 +71,12 @@ def converted(op: str, field: str, convert: Callable[[Any], Any], value: object)
     except InvalidProblem as error:
         error.op, error.field = op, field
         raise
+
+
+def fp8(op: str, element: object) -> ElementKind:
+    """Take FP8_E4M3 or FP8_E5M2."""
+    kind = ElementKind.find(element)
+    if kind is None or not kind.is_fp8:
+        got = getattr(element, "value", repr(element))
+        raise InvalidProblem(op=op, field="element", expected="fp8_e4m3 or fp8_e5m2", got=got)
+    return kind

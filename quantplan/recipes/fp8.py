@@ -31,8 +31,9 @@ import numpy as np
 
 from quantplan.elements import ElementKind, to_element
 from quantplan.errors import InvalidProblem
-from quantplan.recipes._checks import converted, listed, matrix, number
-from quantplan.record import SCHEMA, Record, field, record_of, to_integer
+from quantplan.recipes._checks import converted, fp8, listed, matrix, number
+from quantplan.recipes.scaling import BLOCK, ScalingRecipe
+from quantplan.record import SCHEMA, field, record_of, to_integer
 from quantplan.reference.dynamic_range_quantize import dynamic_range_quantize
 from quantplan.reference.quantize import quantize
 from quantplan.reference.scales import symmetric_scale
@@ -41,9 +42,6 @@ from quantplan.types import Scope, ScopeKind
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-BLOCK = 128
-"""Neighbours along K, and for weights rows, that share a block's scale."""
 
 _LARGEST_F32 = float(np.finfo(np.float32).max)
 _SMALLEST_NORMAL = float(np.finfo(np.float32).smallest_normal)
@@ -82,7 +80,7 @@ def quantize_current(
     where = converted(op, "scope", Scope.parse, scope)
     if where.kind not in (ScopeKind.TENSOR, ScopeKind.TOKEN):
         raise InvalidProblem(op=op, field="scope", expected="tensor or token", got=str(where))
-    return _dynamic(_single(op, "x", x), _fp8(op, element), where)
+    return _dynamic(_single(op, "x", x), fp8(op, element), where)
 
 
 def quantize_activation_blocks(
@@ -110,7 +108,7 @@ def quantize_activation_blocks(
         No matrix of floats, or another element.
     """
     op = "quantize_activation_blocks"
-    return _dynamic(_single(op, "x", x), _fp8(op, element), Scope.group(BLOCK))
+    return _dynamic(_single(op, "x", x), fp8(op, element), Scope.group(BLOCK))
 
 
 def quantize_weight_blocks(
@@ -139,7 +137,7 @@ def quantize_weight_blocks(
         No matrix of floats, or another element.
     """
     op = "quantize_weight_blocks"
-    w, kind, scope = _single(op, "weight", weight), _fp8(op, element), Scope.group(BLOCK)
+    w, kind, scope = _single(op, "weight", weight), fp8(op, element), Scope.group(BLOCK)
     low, high = segment_ranges(w, scope, np.float32)
     row_amax = np.maximum(-low, high)  # propagates NaN, as the maximum below does
     first_rows = np.arange(0, len(w), BLOCK)
@@ -159,7 +157,7 @@ class AmaxAlgorithm(enum.Enum):
 
 
 @attrs.frozen(kw_only=True, repr=False)
-class DelayedScaling(Record):
+class DelayedScaling(ScalingRecipe):
     """How delayed scales follow from the amaxes of the steps before.
 
     Parameters
@@ -188,14 +186,22 @@ class DelayedScaling(Record):
     def __attrs_post_init__(self) -> None:
         """Refuse what is no recipe."""
         op = type(self).__name__
-        _fp8(op, self.element)
+        fp8(op, self.element)
         for name, lowest, highest in (("length", 1, _MOST_STEPS), ("margin", 0, _MOST_MARGIN)):
             if not lowest <= getattr(self, name) <= highest:
                 expected = f"from {lowest} to {highest}"
                 raise InvalidProblem(op=op, field=name, expected=expected, got=getattr(self, name))
 
+    @property
+    def scope(self) -> Scope:
+        """What shares one scale."""
+        return Scope.tensor()
+
     def scale_of(self, amax: float) -> float:
-        """Return the scale for an amax above 0: ``amax · 2^margin / largest``, rounded once to a normal float32."""
+        """Return the scale for an amax above 0: ``amax · 2^margin / largest``, rounded once to a normal float32.
+
+        It multiplies the codes: the inverse of the ``largest / amax / 2^margin`` that TransformerEngine casts with.
+        """
         # Both are float32: their quotient in float64 cannot lie so near a tie of float32 that rounding twice matters.
         scale = math.ldexp(float(np.float32(amax)), self.margin) / self.element.largest
         return float(np.float32(min(max(scale, _SMALLEST_NORMAL), _LARGEST_F32)))
@@ -266,9 +272,19 @@ class AmaxHistory:
         scale = np.array([self._scale], np.float32)
         q = np.empty(single.shape, kind.dtype)
         quantize(single, q, scale, None, output_element=kind, scope=scope)
-        low, high = segment_ranges(single, scope, np.float32)
-        self.record(float(np.abs(np.maximum(-low, high)[0])))
+        self.observe(single)
         return q, scale
+
+    def observe(self, x: NDArray[Any]) -> None:
+        """Remember the amax of a step's tensor, and choose the next scale.
+
+        Raises
+        ------
+        InvalidProblem
+            No matrix of floats.
+        """
+        low, high = segment_ranges(_single("AmaxHistory", "x", x), Scope.tensor(), np.float32)
+        self.record(float(np.abs(np.maximum(-low, high)[0])))
 
     def record(self, amax: float) -> None:
         """Remember the amax of a step, for a caller that quantizes by itself, and choose the next scale.
@@ -356,14 +372,6 @@ def _single(op: str, name: str, x: object) -> NDArray[Any]:
     array = matrix(op, name, x)
     with np.errstate(over="ignore"):
         return array.astype(np.float32) if array.dtype == np.float64 else array
-
-
-def _fp8(op: str, element: object) -> ElementKind:
-    kind = ElementKind.find(element)
-    if kind is None or not kind.is_fp8:
-        got = getattr(element, "value", repr(element))
-        raise InvalidProblem(op=op, field="element", expected="fp8_e4m3 or fp8_e5m2", got=got)
-    return kind
 
 
 def _float32(op: str, name: str, value: object, *, lowest: float) -> float:
