@@ -47,7 +47,8 @@ class Lab:
             return rng.uniform(0.01, 0.1, shape).astype(dtype)
         if name == "perm":
             return rng.permutation(shape[0]).astype(dtype)
-        if name.endswith("zero_point") and not (dtype == np.int32 and len(shape) > 1):  # else they are packed
+        packed = name == "weight_zero_point" and dtype == np.int32  # eight of them in a word
+        if name.endswith("zero_point") and not packed:
             return rng.integers(0, 8, shape).astype(dtype)
         if dtype.kind in "iu":
             limits = np.iinfo(dtype)
@@ -112,7 +113,9 @@ class Lab:
 
     @staticmethod
     def gaps(view):
-        """Return the bytes around a strided matrix, one value each."""
+        """Return the bytes around a strided matrix, one value each; one that stayed dense has none."""
+        if view.base is None:
+            return {POISON}
         wide = view.base
         return set(wide[:, :3].tobytes() + wide[:, 3 + view.shape[1] :].tobytes())
 
