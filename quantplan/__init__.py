@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from quantplan._scaled import ScaledTensor
 from quantplan.devices.stream import Stream
 from quantplan.devices.target import Target
 from quantplan.doctor import doctor
@@ -39,17 +40,7 @@ from quantplan.ops.repack_marlin import RepackMarlinArgs, RepackMarlinDescriptor
 from quantplan.ops.smoothquant_linear import SmoothQuantLinearArgs, SmoothQuantLinearDescriptor, SmoothQuantLinearPlan
 from quantplan.plan import BoundPlan, Plan
 from quantplan.queries import devices, explain, plans, resources
-from quantplan.recipes.fp8 import AmaxHistory, DelayedScaling
-from quantplan.recipes.scaling import (
-    Float8BlockScaling,
-    Float8CurrentScaling,
-    INT4Scaling,
-    MXFP8BlockScaling,
-    NVFP4BlockScaling,
-    ScalingRecipe,
-)
 from quantplan.record import Record
-from quantplan.scaled import cast, dequantize, matmul, requantize
 from quantplan.tensor import Location, TensorView, typed
 from quantplan.types import (
     Accumulation,
@@ -80,6 +71,45 @@ FP8_E4M3, FP8_E5M2 = ElementKind.FP8_E4M3, ElementKind.FP8_E5M2
 FP4_E2M1, E8M0 = ElementKind.FP4_E2M1, ElementKind.E8M0
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
+
+if TYPE_CHECKING:
+    from quantplan._scaled import ScaledTensor
+    from quantplan.recipes.fp8 import AmaxHistory, DelayedScaling
+    from quantplan.recipes.scaling import (
+        Float8BlockScaling,
+        Float8CurrentScaling,
+        INT4Scaling,
+        MXFP8BlockScaling,
+        NVFP4BlockScaling,
+        ScalingRecipe,
+    )
+    from quantplan.scaled import cast, dequantize, matmul, requantize
+
+_LATER = {
+    "quantplan._scaled": ("ScaledTensor",),
+    "quantplan.recipes.fp8": ("AmaxHistory", "DelayedScaling"),
+    "quantplan.recipes.scaling": (
+        "Float8BlockScaling",
+        "Float8CurrentScaling",
+        "INT4Scaling",
+        "MXFP8BlockScaling",
+        "NVFP4BlockScaling",
+        "ScalingRecipe",
+    ),
+    "quantplan.scaled": ("cast", "dequantize", "matmul", "requantize"),
+}
+"""What not every user of plans needs is imported when it is first asked for: `import quantplan` stays short."""
+
+
+def __getattr__(name: str) -> object:
+    """Import a name of `_LATER`."""
+    for module, names in _LATER.items():
+        if name in names:
+            value: object = getattr(import_module(module), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "BF16",
