@@ -54,12 +54,15 @@ class Operand:
     shape: tuple[int, ...] = attrs.field(init=False, eq=False, repr=False)
     storage: tuple[int, ...] = attrs.field(init=False, eq=False, repr=False)
     strides: tuple[int, ...] = attrs.field(init=False, eq=False, repr=False)
+    step: int = attrs.field(init=False, eq=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         """Derive what each check compares with."""
         shape = tuple(extent for _, extent in self.dims)
         storage = (*shape[:-1], self.element.storage_columns(shape[-1]))
-        for name, value in (("shape", shape), ("storage", storage), ("strides", dense_strides(storage))):
+        step = max(1 if 0 in shape else self.alignment, self.element.itemsize)
+        derived = {"shape": shape, "storage": storage, "strides": dense_strides(storage), "step": step}
+        for name, value in derived.items():
             object.__setattr__(self, name, value)
 
     @property
@@ -89,13 +92,12 @@ class Operand:
             )
         if view.strides != self.strides:
             self._check_strides(op, view)
-        step = max(1 if self.empty else self.alignment, self.element.itemsize)
-        if view.pointer % step or (self.alignment > 1 and self._pitch(view) % step):
+        if view.pointer % self.step or (self.alignment > 1 and self._pitch(view) % self.step):
             rows = "rows" if self.alignment > 1 else "a pointer"
             raise MisalignedOperand(
                 op=op,
                 field=self.name,
-                expected=f"{rows} aligned to {step} bytes",
+                expected=f"{rows} aligned to {self.step} bytes",
                 got=f"{view.pointer:#x}" + (f", rows {self._pitch(view)} bytes apart" if self.alignment > 1 else ""),
                 hint="copy the operand",
             )

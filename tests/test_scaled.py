@@ -10,6 +10,7 @@ import pytest
 
 import quantplan as qp
 from quantplan.devices import gpu
+from quantplan.plan import plan_type
 from quantplan.recipes.fp8 import quantize_activation_blocks, quantize_current, quantize_weight_blocks
 from tests import fake_cupy
 
@@ -198,29 +199,51 @@ def test_fp8_products_have_the_bits_of_the_plan(a, b, scaling, output):
         m=5, n=130, k=150, scaling=scaling, bias=True, epilogue="relu", output_element=output,
         weight_element=b.element, **own,
     )  # fmt: skip
-    wanted = np.empty_like(y)
-    args = qp.Fp8GemmArgs(
-        act_q=x.data, act_scale=x.scale, weight_q=w.data, weight_scale=w.scale, bias=bias, output=wanted
-    )
-    qp.Fp8GemmPlan.select("cpu", desc).run(None, None, args)
+    wanted, bound = planned(desc, y, act_q=x.data, act_scale=x.scale, weight_q=w.data, weight_scale=w.scale, bias=bias)
     assert bits(y) == bits(wanted)
-    real = np.maximum(qp.dequantize(x).astype(np.float64) @ qp.dequantize(w).T + bias, 0)
-    assert np.allclose(y.astype(np.float64), real, rtol=1e-2, atol=1e-3)
+    real, slack = product(qp.dequantize(x), qp.dequantize(w))
+    assert (np.abs(y.astype(np.float64) - np.maximum(real + bias, 0)) <= bound + slack).all()
+
+
+def planned(desc, like, **operands):
+    """Return what the plan itself gives, and its bound."""
+    kind, wanted = plan_type(desc), np.empty_like(like)
+    plan, args = kind.select("cpu", desc), kind.args_type(**operands, output=wanted)
+    plan.run(None, None, args)
+    return wanted, plan.precision_guarantee.error_bound.bound(desc, args)
+
+
+def product(x, w):
+    """Return the product of dequantized values, and how far their own rounding to f32 may have moved it."""
+    x, w = x.astype(np.float64), w.astype(np.float64)
+    return x @ w.T, 2.0**-22 * (np.abs(x) @ np.abs(w).T)
 
 
 @named("recipe", WEIGHTS)
 @pytest.mark.parametrize("k", [30, 150])
-def test_int4_products_meet_the_dequantized_weight(recipe, k):
+def test_int4_products_have_the_bits_of_the_plan(recipe, k):
     x, w = normal(3, k).astype(recipe.scale_element.dtype), qp.cast(normal(70, k, seed=1), recipe)
     y = qp.matmul(x, w, output_element="f32")
-    assert np.allclose(y, x.astype(np.float64) @ qp.dequantize(w).T.astype(np.float64), rtol=1e-5, atol=1e-4)
+    desc = qp.Int4MarlinGemmDescriptor(
+        m=3, n=70, k=k, act_element=recipe.scale_element, output_element="f32", zero_point=not recipe.symmetric,
+        group_size=-1 if len(w.scale) == 1 else recipe.group_size,
+    )  # fmt: skip
+    wanted, bound = planned(desc, y, act=x, weight_q=w.data, weight_scale=w.scale, weight_zero_point=w.zero_point)
+    assert bits(y) == bits(wanted)
+    real, _ = product(x, qp.dequantize(w))  # 4-bit weights are exact in f32
+    assert (np.abs(y - real) <= bound).all()
     assert qp.matmul(x, w).dtype == recipe.scale_element.dtype
 
 
 def test_delayed_and_current_tensors_multiply():
     x = qp.cast(normal(2, 64), qp.AmaxHistory(qp.DelayedScaling()))
     w = qp.cast(normal(4, 64), CURRENT)
-    assert np.allclose(qp.matmul(x, w), qp.dequantize(x) @ qp.dequantize(w).T, atol=1e-4)
+    y = qp.matmul(x, w)
+    desc = qp.Fp8GemmDescriptor(m=2, n=4, k=64, output_element="f32", act_scale=None, weight_scale=None)
+    wanted, bound = planned(desc, y, act_q=x.data, act_scale=x.scale, weight_q=w.data, weight_scale=w.scale)
+    assert bits(y) == bits(wanted)
+    real, slack = product(qp.dequantize(x), qp.dequantize(w))
+    assert (np.abs(y - real) <= bound + slack).all()
 
 
 # ---- devices
