@@ -13,8 +13,8 @@ import numpy as np
 from quantplan.devices.target import Target, TargetKind
 from quantplan.elements import ElementKind
 from quantplan.errors import InvalidProblem, Unsupported
-from quantplan.formats.padding import TILE
 from quantplan.operands import Operand, Tensor, check_presence, to_view
+from quantplan.ops.int4_marlin_gemm import Int4MarlinGemmDescriptor, Int4MarlinGemmPlan
 from quantplan.ops.quantize import QuantizeDescriptor
 from quantplan.recipes.fp8 import DelayedScaling
 from quantplan.recipes.scaling import (
@@ -40,7 +40,8 @@ REAL = (ElementKind.F32, ElementKind.F16, ElementKind.BF16)
 
 _TENSORS = ("data", "scale", "zero_point", "global_scale")
 _ONE_BYTE = (ElementKind.S8, ElementKind.U8)
-_CODES_PER_WORD, _WORD_ROWS = 8, 16
+_WEIGHT = {"data": "weight_q", "scale": "weight_scale", "zero_point": "weight_zero_point"}
+"""What Int4MarlinGemm calls the tensors of a 4-bit weight."""
 _PAIRS = {
     ("tensor", "tensor"): Fp8Scaling.TENSOR,
     ("token", "token"): Fp8Scaling.TOKEN_CHANNEL,
@@ -324,19 +325,24 @@ def _two_levels(recipe: ScalingRecipe) -> bool:
 
 
 @lru_cache(_REMEMBERED)
+def int4_descriptor(recipe: INT4Scaling, **fields: Any) -> Int4MarlinGemmDescriptor:  # noqa: ANN401 - the descriptor's own
+    """Describe the product of activations by a 4-bit weight."""
+    one_group = recipe.group_size < 0 or fields["k"] <= recipe.group_size  # padding keeps one group one group
+    return Int4MarlinGemmDescriptor(
+        act_element=recipe.scale_element,
+        group_size=-1 if one_group else recipe.group_size,
+        zero_point=not recipe.symmetric,
+        **fields,
+    )
+
+
+@lru_cache(_REMEMBERED)
 def _operands(recipe: ScalingRecipe, m: int, k: int) -> tuple[Operand, ...]:
     """State what the tensors of a shape must look like."""
     if isinstance(recipe, INT4Scaling):
-        K, N = -(-k // TILE) * TILE, -(-m // TILE) * TILE
-        # As Int4MarlinGemm counts them: padding keeps one group one group.
-        groups = 1 if recipe.group_size < 0 or k <= recipe.group_size else -(-K // recipe.group_size)
-        marlin = [
-            Operand("data", ElementKind.S32, (("K′/16", K // _WORD_ROWS), ("2·N′", 2 * N))),
-            Operand("scale", recipe.scale_element, (("groups", groups), ("N′", N))),
-        ]
-        if not recipe.symmetric:
-            marlin.append(Operand("zero_point", ElementKind.S32, (("groups", groups), ("N′/8", N // _CODES_PER_WORD))))
-        return tuple(marlin)
+        desc = int4_descriptor(recipe, m=0, n=m, k=k)
+        weight = {operand.name: operand for operand in Int4MarlinGemmPlan.operands(desc)}
+        return tuple(attrs.evolve(weight[own], name=name) for name, own in _WEIGHT.items() if own in weight)
     shape = recipe.scale_shape(m, k)
     labels = ("scales",) if len(shape) == 1 else ("rows", "columns")
     row_major = [

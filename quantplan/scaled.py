@@ -16,7 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantplan._scaled import REAL, ScaledTensor, allocate, empty, parts, place, real, scaling_of, scope_of_part, square
+from quantplan._scaled import (
+    REAL,
+    ScaledTensor,
+    allocate,
+    empty,
+    int4_descriptor,
+    parts,
+    place,
+    real,
+    scaling_of,
+    scope_of_part,
+    square,
+)
 from quantplan.elements import ElementKind
 from quantplan.errors import InvalidProblem, Unsupported
 from quantplan.operands import Operand, Tensor, host, to_view
@@ -27,13 +39,10 @@ from quantplan.ops.dynamic_range_quantize import (
     DynamicRangeQuantizePlan,
 )
 from quantplan.ops.fp8_gemm import Fp8GemmArgs, Fp8GemmDescriptor, Fp8GemmPlan
-from quantplan.ops.int4_marlin_gemm import Int4MarlinGemmArgs, Int4MarlinGemmDescriptor, Int4MarlinGemmPlan
+from quantplan.ops.int4_marlin_gemm import Int4MarlinGemmArgs, Int4MarlinGemmPlan
 from quantplan.ops.quantize import QuantizeArgs, QuantizeDescriptor, QuantizePlan
 from quantplan.recipes.fp8 import AmaxHistory, DelayedScaling
-from quantplan.recipes.scaling import (
-    INT4Scaling,
-    ScalingRecipe,
-)
+from quantplan.recipes.scaling import INT4Scaling, ScalingRecipe
 from quantplan.tensor import HOST, TensorView, overlap
 from quantplan.types import EpilogueKind, Fp8Scaling, PlanPreference
 from quantplan.workspace import Workspace
@@ -276,9 +285,7 @@ def matmul(
         if element is not recipe.scale_element:
             expected = f"{recipe.scale_element.value}, as the weight's scales are"
             raise InvalidProblem(op=op, field="a", expected=expected, got=element.value)
-        size = -1 if weight.views["scale"].shape[0] == 1 else recipe.group_size  # padding keeps one group one group
-        problem |= {"act_element": element, "group_size": size, "zero_point": not recipe.symmetric}
-        desc: Any = _described(Int4MarlinGemmDescriptor, output_element=chosen or element, **problem)
+        desc: Any = int4_descriptor(recipe, output_element=chosen or element, **problem)
         plan = Int4MarlinGemmPlan.select(where, desc, preference)
         result = allocate(where, (shape[0], N), desc.output_element) if out is None else out
         zero_point = weight.views.get("zero_point")

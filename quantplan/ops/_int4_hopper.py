@@ -11,6 +11,7 @@ from quantplan.devices.device import Grid
 from quantplan.kernels import KernelSpec, ParamStruct
 from quantplan.ops import _int4_kernels as portable
 from quantplan.ops._linear_cost import Tile, expected_seconds
+from quantplan.ops._linear_hopper import BARRIERS, CLUSTERS, MOST_ROWS, SMS, copied_rows
 from quantplan.ops._quantize_kernels import ceil_div
 from quantplan.programs import KernelVariant, Launch
 from quantplan.reference.int4_kernel_bounds import Int4KernelErrorBound
@@ -30,15 +31,10 @@ MAPPED_PARAMS = ParamStruct("MappedInt4Params", (("act_map", "T"), ("weight_map"
 
 _GROUPS = 2  # warp groups that multiply
 _LINE = 64  # columns of activations that a box brings: a line of the swizzle
-_SWIZZLED_ROWS = 8
 _TILE_ROWS = 16  # of Marlin's tiles
 _BOX_WORDS = 256  # two tiles of 64 columns
 _THREADS = 384
-_BARRIERS = 2 * 8  # bytes of a stage's two mbarriers
-_MOST_ROWS = 2**31 - 512  # a copy's coordinates are signed, and the last tile may begin in the last row
-_MOST_COLUMNS = 2**30 - 512  # the same, of the two words that each column has
-_SMS = 132  # of an H100 or H200, which clusters are made to fill: they must not depend on the GPU at hand
-_CLUSTERS = (1, 2, 4, 8)
+_MOST_COLUMNS = 2**30 - 512  # the same of columns, which have two words each
 _SHARING = 0.03  # of a tile's time: what a cluster's exchange costs
 _UNPACKED = 12  # instructions that make a fragment of a word
 
@@ -92,15 +88,15 @@ class Int4WgmmaTile:
     @property
     def shared_bytes(self) -> int:
         """Shared memory of a block: ring and mbarriers; the ring becomes the sums that the epilogue reads."""
-        return self.stages * (self.stage_bytes + _BARRIERS)
+        return self.stages * (self.stage_bytes + BARRIERS)
 
     def cluster(self, desc: Desc) -> int:
         """Return how many blocks share K, by what fills the GPU best: a function of N and K alone."""
         if not self.share_k:
             return 1
         tiles, depth = ceil_div(desc.n, self.bn), ceil_div(desc.k, self.bk)
-        fit = [c for c in _CLUSTERS if c == 1 or 2 * c <= depth]
-        return min(fit, key=lambda c: ceil_div(tiles * c, _SMS) * (1 / c + _SHARING))
+        fit = [c for c in CLUSTERS if c == 1 or 2 * c <= depth]
+        return min(fit, key=lambda c: ceil_div(tiles * c, SMS) * (1 / c + _SHARING))
 
     def tiles(self, desc: Desc) -> int:
         """Return the tiles of a problem's output."""
@@ -159,8 +155,8 @@ class Int4WgmmaProgram:
         """Return why the kernel cannot run the problem, or None."""
         if desc.k == 0:
             return "K=0, and tensor maps need rows"
-        if desc.m > _MOST_ROWS or desc.n > _MOST_COLUMNS:
-            return f"M={desc.m}, N={desc.n}, and tensor maps count up to {_MOST_ROWS} rows, {_MOST_COLUMNS} columns"
+        if desc.m > MOST_ROWS or desc.n > _MOST_COLUMNS:
+            return f"M={desc.m}, N={desc.n}, and tensor maps count up to {MOST_ROWS} rows, {_MOST_COLUMNS} columns"
         return portable.limit(desc, self.tile.tiles(desc) * self.tile.cluster(desc))
 
     def workspace_size(self, desc: Desc) -> int:  # noqa: ARG002 - Program's signature
@@ -186,7 +182,7 @@ class Int4WgmmaProgram:
         """Yield the launch."""
         desc, args, tile = call.desc, call.args, self.tile
         (spec,) = self.specs(call.selected)
-        box = (min(tile.tokens, max(1, ceil_div(desc.m, _SWIZZLED_ROWS)) * _SWIZZLED_ROWS), _LINE)
+        box = (copied_rows(tile.tokens, desc), _LINE)
         mapped = not desc.act_order and mappable(args.act, box=box, swizzle=Swizzle.B128)
         act_map = TensorMap.of("act", args.act, box=box, swizzle=Swizzle.B128) if mapped else None
         weight_map = TensorMap.of("weight_q", args.weight_q, box=(tile.bk // _TILE_ROWS, _BOX_WORDS))

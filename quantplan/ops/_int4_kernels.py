@@ -11,7 +11,8 @@ from quantplan.devices.device import Grid
 from quantplan.elements import ElementKind
 from quantplan.kernels import KernelSpec, ParamStruct
 from quantplan.ops._linear_cost import Tile, expected_seconds
-from quantplan.ops._quantize_kernels import ceil_div, element_name, flag, row_pitch, vector_width, width_of
+from quantplan.ops._linear_kernels import aligned
+from quantplan.ops._quantize_kernels import ceil_div, element_name, flag, row_pitch
 from quantplan.programs import KernelVariant, Launch
 from quantplan.reference.int4_kernel_bounds import Int4KernelErrorBound
 from quantplan.types import MathPrecision, PrecisionGuarantee
@@ -42,7 +43,6 @@ MOST_K = 2**30 - 1
 """Offsets along a row are counted in bytes, in 32 bits."""
 MARLIN_N = 64
 _WARP = 32
-_CHUNK = 16
 _BLOCKS = 2**31
 _ISSUED = 4  # instructions of an SM in a cycle
 _UNPACKING = 48  # instructions that make fragments of a tile of weights, 16 rows by 64 columns, loads included
@@ -240,11 +240,6 @@ def int4_values(call: Call) -> tuple[Any, ...]:
 def pitch_bytes(view: TensorView) -> int:
     """Return the distance of rows in bytes."""
     return row_pitch(view) * view.element.itemsize
-
-
-def aligned(view: TensorView) -> bool:
-    """Return whether every row begins at a multiple of 16 bytes."""
-    return width_of((vector_width(view.element), 1), view) > 1
 
 
 VARIANTS = tuple(KernelVariant(tile.name, Int4Program(tile), tile.promise, price=tile.cost) for tile in TILES)

@@ -31,13 +31,13 @@ MAPPED_PARAMS = ParamStruct(
 _BK = 128  # bytes of K in a tile: a line of the swizzle
 _SWIZZLED_ROWS = 8  # of a tile, from which on the swizzle begins anew
 _ROW_BYTES = 16  # what the rows' distance is a multiple of, for tensor maps
-_MOST_ROWS = 2**31 - 512  # a copy's coordinates are signed, and the last tile may begin in the last row
-_BARRIERS = 2 * 8  # bytes of a stage's two mbarriers
-_SMS = 132  # of an H100 or H200, which clusters are made to fill: they must not depend on the GPU at hand
-_CLUSTERS = (1, 2, 4, 8)
+MOST_ROWS = 2**31 - 512  # a copy's coordinates are signed, and the last tile may begin in the last row
+BARRIERS = 2 * 8  # bytes of a stage's two mbarriers
+SMS = 132  # of an H100 or H200, which clusters are made to fill: they must not depend on the GPU at hand
+CLUSTERS = (1, 2, 4, 8)
 
 
-def _copied_rows(tile: int, desc: Desc) -> int:
+def copied_rows(tile: int, desc: Desc) -> int:
     """Return how many rows of activations are copied: `copied_rows` of the kernels."""
     return min(tile, max(1, ceil_div(desc.m, _SWIZZLED_ROWS)) * _SWIZZLED_ROWS)
 
@@ -72,7 +72,7 @@ class WgmmaTile:
     def shared_bytes(self) -> int:
         """Shared memory of a block: ring and mbarriers, eight warps' staging, what columns give, sums of the weight."""
         staging, columns = 8 * 16 * (128 + 16), self.bn * 2 * 8
-        return self.stages * (self.stage_bytes + _BARRIERS) + staging + columns + 256 * 4
+        return self.stages * (self.stage_bytes + BARRIERS) + staging + columns + 256 * 4
 
     @property
     def stage_bytes(self) -> int:
@@ -105,7 +105,7 @@ class WgmmaTile:
 
     def boxes(self, desc: Desc) -> tuple[int, int]:
         """Return how many rows of activations and of the weight are copied at once."""
-        return _copied_rows(self.bm, desc), self.bn // self.cluster
+        return copied_rows(self.bm, desc), self.bn // self.cluster
 
     def grid(self, desc: Desc, selected: Desc) -> Grid:  # noqa: ARG002 - the other tile looks at it
         """Return the launch's extent: blocks go from tile to tile."""
@@ -141,7 +141,7 @@ class SwappedTile:
     @property
     def shared_bytes(self) -> int:
         """Shared memory of a block: the ring, sums that a cluster exchanges, sums of the weight's rows, mbarriers."""
-        return self.stages * (self.stage_bytes + _BARRIERS) + self.tokens * (self.bn + 4) * 4 + 128 * 4
+        return self.stages * (self.stage_bytes + BARRIERS) + self.tokens * (self.bn + 4) * 4 + 128 * 4
 
     @property
     def stage_bytes(self) -> int:
@@ -161,7 +161,7 @@ class SwappedTile:
         It is a function of N and K alone, so that no row's bits could ever depend on M.
         """
         tiles, depth = ceil_div(desc.n, self.bn), ceil_div(desc.k, _BK)
-        return next((c for c in _CLUSTERS if tiles * c >= _SMS * 3 // 4 or 2 * c > depth), _CLUSTERS[-1])
+        return next((c for c in CLUSTERS if tiles * c >= SMS * 3 // 4 or 2 * c > depth), CLUSTERS[-1])
 
     def cost(self, desc: Desc, capability: tuple[int, int]) -> float:
         """Return the seconds that a problem is expected to take on a typical chip."""
@@ -184,7 +184,7 @@ class SwappedTile:
 
     def boxes(self, desc: Desc) -> tuple[int, int]:
         """Return how many rows of activations and of the weight are copied at once."""
-        return _copied_rows(self.tokens, desc), self.bn
+        return copied_rows(self.tokens, desc), self.bn
 
     def grid(self, desc: Desc, selected: Desc) -> Grid:
         """Return the launch's extent: a cluster for each tile."""
@@ -195,8 +195,8 @@ def mapped_limit(desc: Desc) -> str | None:
     """Return why tensor maps describe the operands of a problem nowhere, or None."""
     if desc.k == 0 or desc.k % _ROW_BYTES:
         return f"K={desc.k}, and tensor maps need rows of a positive multiple of {_ROW_BYTES} bytes"
-    if max(desc.m, desc.n) > _MOST_ROWS:
-        return f"{max(desc.m, desc.n)} rows, and tensor maps count up to {_MOST_ROWS}"
+    if max(desc.m, desc.n) > MOST_ROWS:
+        return f"{max(desc.m, desc.n)} rows, and tensor maps count up to {MOST_ROWS}"
     return None
 
 
