@@ -30,8 +30,6 @@ namespace qp {
 
 template <> constexpr int least_blocks<Int4Params> = 1;  // sums fill the registers, and nothing must leave them
 
-constexpr int int4_run = 64;  // rows of K that a warp has of a stage: a line of activations
-
 template <int Octets_, int Wm, int Wn, int Wk, int Depth>
 struct Int4Shape {
   static constexpr int Octets = Octets_, WarpsM = Wm, WarpsN = Wn, WarpsK = Wk, Stages = Depth;
@@ -44,6 +42,9 @@ struct Int4Stage {
   static constexpr int groups = Group == 0 ? 0 : Group < BK ? BK / Group : 1;
   static constexpr int act = BN * BK / 2, scales = act + Tokens * BK * 2, zeros = scales + groups * BN * 2;
   static constexpr int perm = zeros + (ZeroPoint ? groups * BN / 2 : 0), bytes = perm + (Gather ? BK * 4 : 0);
+
+  // Which of its groups a row of the stage is in.
+  __device__ static int group_of(int k) { return groups > 1 ? k / group_rows<Group> : 0; }
 };
 
 // Starts to copy Rows x Chunks chunks of 16 bytes of a matrix, row by row; rows or columns that do not exist are zeros.
@@ -154,7 +155,7 @@ struct Int4Sums {
 template <class Act, class Out, int Group, bool ZeroPoint, bool Gather, class Shape>
 __device__ void int4_gemm(const Int4Params& p) {
   constexpr int BN = Shape::BN, BK = Shape::BK, Stages = Shape::Stages, Tokens = Shape::Tokens, Octets = Shape::Octets;
-  constexpr int fold_rows = Group == 0 || Group > int4_run ? int4_run : Group, fold_tiles = fold_rows / marlin_k;
+  constexpr int fold_tiles = fold_rows<Group> / marlin_k;
   constexpr int steps_at_once = Gather ? 2 : 4;  // what is gathered takes registers
   using Stage = Int4Stage<BN, BK, Tokens, Group, ZeroPoint, Gather>;
   using Loader = ActLoader<Tokens, BK, Shape::threads>;
@@ -164,7 +165,7 @@ __device__ void int4_gemm(const Int4Params& p) {
   const Place2d block = raster(blockIdx.x, tiles(p.m, Tokens), tiles(p.n, BN));
   const int64 row = int64(block.m) * Tokens, column = int64(block.n) * BN;
   const Loader act{p, row};
-  const int depth = (p.k + BK - 1) / BK, groups = Group ? (p.k + Group - 1) / (Group ? Group : 1) : 1;
+  const int depth = (p.k + BK - 1) / BK, groups = (p.k - 1) / group_rows<Group> + 1;
   const auto stage_of = [&](int part) { return shared + part % Stages * Stage::bytes; };
   const auto load = [&](int part) {  // what belongs to no part is an empty group, so that groups can be counted
     if (part < depth) {
@@ -223,7 +224,7 @@ __device__ void int4_gemm(const Int4Params& p) {
     const unsigned char* const line = stage + Stage::act + warp_k * Loader::Layout::size;
 #pragma unroll steps_at_once
     for (int step = 0; step < int4_run / marlin_k; ++step) {
-      const int k = warp_k * int4_run + step * marlin_k, group = Group ? k / (Group ? Group : 1) % (Stage::groups ? Stage::groups : 1) : 0;
+      const int k = warp_k * int4_run + step * marlin_k, group = Stage::group_of(k);
       if (Gather && step % 2 == 0) fetch(part + 1, step / 2);
       unsigned tokens[Octets][2];
       load_tokens<Octets, typename Loader::Layout>(tokens, line, top, 2 * step, lane);

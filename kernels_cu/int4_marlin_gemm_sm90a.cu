@@ -38,14 +38,13 @@ struct MappedInt4Params {
 // A block has an SM for itself, so that the warp groups that multiply have the registers of the one that does not.
 template <> constexpr int least_blocks<MappedInt4Params> = 1;
 
-constexpr int wgmma_run = 64;  // rows of K that a warp group has of a stage: a line of activations
 constexpr int producers = 128;  // threads
 constexpr int multipliers = 256;
 
 template <int Octets, int Words_, int GroupsN, int GroupsK, int Blocks, int Depth>
 struct Int4WgmmaShape {
   static constexpr int Tokens = 8 * Octets, Words = Words_, ShareN = GroupsN, ShareK = GroupsK, Cluster = Blocks, Stages = Depth;
-  static constexpr int BN = marlin_n * Words * GroupsN, BK = wgmma_run * GroupsK, threads = producers + multipliers;
+  static constexpr int BN = marlin_n * Words * GroupsN, BK = int4_run * GroupsK, threads = producers + multipliers;
   static constexpr int weight_bytes = BN * BK / 2, line_bytes = Tokens * wgmma_bk, stage_bytes = weight_bytes + ShareK * line_bytes;
   static constexpr int box_bytes = BK / marlin_k * 2 * marlin_tile_bytes;
   static_assert(GroupsN * GroupsK == 2, "two warp groups multiply");
@@ -101,8 +100,7 @@ template <class Act, class Out, int Group, bool ZeroPoint, class Shape>
 __device__ void int4_wgmma(const MappedInt4Params& mapped) {
   constexpr int BN = Shape::BN, BK = Shape::BK, Tokens = Shape::Tokens, Words = Shape::Words;
   constexpr int Cluster = Shape::Cluster, Stages = Shape::Stages;
-  constexpr int fold_rows = Group == 0 || Group > wgmma_run ? wgmma_run : Group, fold_steps = fold_rows / marlin_k;
-  constexpr int folds = wgmma_run / fold_rows;  // of a run
+  constexpr int fold_steps = fold_rows<Group> / marlin_k, folds = int4_run / fold_rows<Group>;  // of a run
   const Int4Params& p = mapped.problem;
   unsigned char* const shared = ptx::shared_memory();
   const Ring<Stages> ring(shared + Stages * Shape::stage_bytes);
@@ -144,7 +142,7 @@ __device__ void int4_wgmma(const MappedInt4Params& mapped) {
 #pragma unroll
           for (int line = 0; line < Shape::ShareK; ++line)
             ptx::cp_async_bulk_tensor_load_2d(lines + line * Shape::line_bytes, &mapped.act_map,
-                                              part * BK + line * wgmma_run, static_cast<int>(row), full);
+                                              part * BK + line * int4_run, static_cast<int>(row), full);
         }
       }
       if (filled) {
@@ -152,7 +150,7 @@ __device__ void int4_wgmma(const MappedInt4Params& mapped) {
         ring.wait_empty(at);
 #pragma unroll
         for (int line = 0; line < Shape::ShareK; ++line)
-          fill_line<Shape>(lines + line * Shape::line_bytes, p, row, act_rows, part * BK + line * wgmma_run, lane);
+          fill_line<Shape>(lines + line * Shape::line_bytes, p, row, act_rows, part * BK + line * int4_run, lane);
         ptx::fence_proxy_async_shared();
         __syncwarp();
         if (lane == 0) ptx::mbarrier_arrive(&ring.full[at.stage]);
@@ -168,10 +166,10 @@ __device__ void int4_wgmma(const MappedInt4Params& mapped) {
     const int64 own_tile = column / marlin_n + tile;
     const bool inside = own_tile * marlin_n < p.padded_n;  // of columns that do not exist nothing is read
     const int weight_at = tile / 2 * Shape::box_bytes + tile % 2 * marlin_tile_bytes + lane * 16 + first_word * 4 +
-                          group_k * (wgmma_run / marlin_k * 2 * marlin_tile_bytes);
+                          group_k * (int4_run / marlin_k * 2 * marlin_tile_bytes);
     const auto factors_of = [&](int part, int fold) {
-      const int k = part * BK + group_k * wgmma_run + fold * fold_rows;
-      return load_factors<Act, Words, ZeroPoint>(p, Group ? k / (Group ? Group : 1) : 0, own_tile, first_word, lane,
+      const int k = part * BK + group_k * int4_run + fold * fold_rows<Group>;
+      return load_factors<Act, Words, ZeroPoint>(p, k / group_rows<Group>, own_tile, first_word, lane,
                                                  inside && part < last && k < p.k);
     };
 
@@ -196,7 +194,7 @@ __device__ void int4_wgmma(const MappedInt4Params& mapped) {
       }
       ring.wait_full(at);
 #pragma unroll
-      for (int step = 0; step < wgmma_run / marlin_k; ++step) {
+      for (int step = 0; step < int4_run / marlin_k; ++step) {
         const auto words = *reinterpret_cast<const Vec<unsigned, Words>*>(stage + weight_at + step * 2 * marlin_tile_bytes);
         if (ZeroPoint && Group != 0) zero_points = factors[step / fold_steps].zero_points;
         if (step > 0 || Group == 0) {  // after a fold, nothing is under way
@@ -223,7 +221,7 @@ __device__ void int4_wgmma(const MappedInt4Params& mapped) {
         ptx::wgmma_commit_group();
         if (Group != 0 && step % fold_steps == fold_steps - 1) {
           ptx::wgmma_wait_group<0>();
-          if (step == wgmma_run / marlin_k - 1) {
+          if (step == int4_run / marlin_k - 1) {
             __syncwarp();
             ring.release(at, lane);
           }
@@ -248,7 +246,7 @@ __device__ void int4_wgmma(const MappedInt4Params& mapped) {
 #pragma unroll
       for (int v = 0; v < Words; ++v) {
         ptx::wgmma_fence_operand(sums[v]);
-        if (inside && first < last && first * BK + group_k * wgmma_run < p.k) {  // without rows no scale may show
+        if (inside && first < last && first * BK + group_k * int4_run < p.k) {  // without rows no scale may show
           const int64 first_row = column + from_left + 16 * v + lane / 4;
           const f32 scale[2] = {widen<f32>(scales[scale_place(first_row, true)]),
                                 widen<f32>(scales[scale_place(first_row + 8, true)])};

@@ -14,9 +14,13 @@ from tests.mutants.suite import Case
 D = qp.Int4MarlinGemmDescriptor
 
 CONSTANTS = {
-    "include/qp/int4.cuh": {"marlin_n": portable.MARLIN_N, "marlin_k": hopper._TILE_ROWS, "marlin_tile_bytes": 512},
-    "int4_marlin_gemm.cu": {"int4_run": portable.RUN},
-    "int4_marlin_gemm_sm90a.cu": {"wgmma_run": portable.RUN, "producers": 128, "multipliers": 256},
+    "include/qp/int4.cuh": {
+        "marlin_n": portable.MARLIN_N,
+        "marlin_k": hopper._TILE_ROWS,
+        "marlin_tile_bytes": 512,
+        "int4_run": portable.RUN,
+    },
+    "int4_marlin_gemm_sm90a.cu": {"producers": 128, "multipliers": 256},
 }
 LATE, EARLY = {"completion": "late", "order": "descending"}, {"completion": "early"}
 SYMMETRIC = {"act_element": "f16", "output_element": "f16", "group_size": 128}

@@ -22,7 +22,12 @@ namespace qp {
 constexpr int marlin_k = 16;  // rows and columns of a tile
 constexpr int marlin_n = 64;
 constexpr int marlin_tile_bytes = 512;
+constexpr int int4_run = 64;  // rows of K that a warp has of a stage: a line of activations
 constexpr unsigned symmetric_zeros = 0x00080008;  // of two columns
+
+// Rows after which sums meet their scale: those of a group, which is all of K if they are 0, and at most those of a run.
+template <int Group> constexpr int fold_rows = Group == 0 || Group > int4_run ? int4_run : Group;
+template <int Group> constexpr int group_rows = Group == 0 ? 1 << 30 : Group;  // longer than any K
 
 struct Int4Params {
   const void* act;
