@@ -111,6 +111,11 @@ def __getattr__(name: str) -> object:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+def __dir__() -> list[str]:
+    """List those names too, before they are asked for."""
+    return sorted({*globals(), *__all__})
+
+
 __all__ = [
     "BF16",
     "E8M0",

@@ -10,7 +10,7 @@ from quantplan.chips import chip
 from quantplan.devices.device import Grid
 from quantplan.elements import ElementKind
 from quantplan.kernels import KernelSpec, ParamStruct
-from quantplan.ops._linear_kernels import MmaTile, aligned
+from quantplan.ops._linear_kernels import MmaTile, aligned, grid_limit
 from quantplan.ops._quantize_kernels import element_name, flag, matrix_pitch, row_pitch
 from quantplan.programs import KernelVariant, Launch
 from quantplan.reference.fp8_kernel_bounds import Fp8KernelErrorBound
@@ -180,10 +180,7 @@ class Fp8MmaProgram:
 
     def limit(self, desc: Desc) -> str | None:
         """Return why the kernel cannot run the problem, or None."""
-        blocks = self.tile.tile.blocks(desc)
-        if blocks >= 2**31:
-            return f"{blocks} tiles, and a grid has less than {2**31} blocks"
-        return one_block_limit(desc, self.tile.accumulation)
+        return grid_limit(self.tile.tile.blocks(desc)) or one_block_limit(desc, self.tile.accumulation)
 
     def workspace_size(self, desc: Desc) -> int:  # noqa: ARG002 - Program's signature
         """Return 0: sums stay on the chip."""

@@ -11,7 +11,7 @@ from quantplan.devices.device import Grid
 from quantplan.elements import ElementKind
 from quantplan.kernels import KernelSpec, ParamStruct
 from quantplan.ops._linear_cost import Tile, expected_seconds
-from quantplan.ops._linear_kernels import aligned
+from quantplan.ops._linear_kernels import aligned, grid_limit
 from quantplan.ops._quantize_kernels import ceil_div, element_name, flag, row_pitch
 from quantplan.programs import KernelVariant, Launch
 from quantplan.reference.int4_kernel_bounds import Int4KernelErrorBound
@@ -43,7 +43,6 @@ MOST_K = 2**30 - 1
 """Offsets along a row are counted in bytes, in 32 bits."""
 MARLIN_N = 64
 _WARP = 32
-_BLOCKS = 2**31
 _ISSUED = 4  # instructions of an SM in a cycle
 _UNPACKING = 48  # instructions that make fragments of a tile of weights, 16 rows by 64 columns, loads included
 _SUMS_THAT_KEEP_BUSY = 16  # tiles of 16 x 8 that a warp adds to in turn
@@ -222,7 +221,7 @@ def limit(desc: Desc, blocks: int) -> str | None:
     """Return why no kernel runs a problem that takes so many blocks, or None."""
     if desc.k > MOST_K:
         return f"K={desc.k}, and rows have up to {MOST_K} activations"
-    return f"{blocks} tiles, and a grid has less than {_BLOCKS} blocks" if blocks >= _BLOCKS else None
+    return grid_limit(blocks)
 
 
 def int4_values(call: Call) -> tuple[Any, ...]:

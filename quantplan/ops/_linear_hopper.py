@@ -81,8 +81,7 @@ class WgmmaTile:
 
     def limit(self, desc: Desc) -> str | None:
         """Return why there are too many tiles, or None."""
-        tiles = self._tiles(desc)
-        return f"{tiles} tiles, and a grid has less than {2**31} blocks" if tiles >= 2**31 else None
+        return portable.grid_limit(self._tiles(desc))
 
     def cost(self, desc: Desc, capability: tuple[int, int]) -> float:
         """Return the seconds that a problem is expected to take on a typical chip."""

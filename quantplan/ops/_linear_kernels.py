@@ -136,8 +136,7 @@ class MmaProgram:
 
     def limit(self, desc: Desc) -> str | None:
         """Return why there are too many tiles, or None."""
-        blocks = self.tile.blocks(desc)
-        return f"{blocks} tiles, and a grid has less than {2**31} blocks" if blocks >= 2**31 else None
+        return grid_limit(self.tile.blocks(desc))
 
     def workspace_size(self, desc: Desc) -> int:  # noqa: ARG002 - Program's signature
         """Return 0: sums stay on the chip."""
@@ -187,6 +186,11 @@ def linear_values(call: Call) -> tuple[Any, ...]:
         float(ElementKind.F32.dtype.type(desc.output_scale or 0)),
         *(int(aligned(view)) for view in (act, weight, output)),
     )
+
+
+def grid_limit(blocks: int) -> str | None:
+    """Return why so many tiles are too many, or None."""
+    return f"{blocks} tiles, and a grid has less than {2**31} blocks" if blocks >= 2**31 else None
 
 
 def aligned(view: TensorView) -> bool:
