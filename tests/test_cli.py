@@ -45,10 +45,10 @@ def report(monkeypatch):
     """Replace the verification by one that reports what the test wants."""
     asked = []
 
-    def install(*plans, problems=()):
-        def fake(target="cpu", op=None):
-            asked.append((target, op))
-            return verify.VerifyReport(target=str(target), plans=plans, problems=problems)
+    def install(*plans, problems=(), coverage=()):
+        def fake(target="cpu", op=None, *, strength):
+            asked.append((target, op, strength))
+            return verify.VerifyReport(target=str(target), plans=plans, problems=problems, coverage=coverage)
 
         monkeypatch.setattr(verify, "verify", fake)
         return asked
@@ -380,7 +380,17 @@ def test_verify_exits_0_where_every_guarantee_holds(quantplan, report):
     assert (code, err) == (0, "")
     assert "every guarantee holds" in out
     assert "0.500" in out
-    assert asked == [("cpu", "quantize")]
+    assert asked == [("cpu", "quantize", verify.STRENGTH)]
+
+
+def test_verify_says_how_much_it_attacked(quantplan, report):
+    share = verify.Coverage(op="quantize", skus=324, attacked=131, rule="by some rule")
+    asked = report(verify.PlanReport(**HELD, worst_fraction=None), coverage=(share,))
+    _, out, _ = quantplan("verify", "--all")
+    assert "quantize: 131 of 324 SKUs attacked, by some rule" in out
+    assert "every attacked guarantee holds" in out
+    assert asked == [("cpu", None, None)]
+    assert json.loads(quantplan("verify", "--json")[1])["coverage"] == [attrs.asdict(share)]
 
 
 def test_verify_exits_1_and_says_what_is_wrong_where_one_does_not(quantplan, report):
@@ -397,7 +407,7 @@ def test_verify_as_json(quantplan, report):
     code, out, _ = quantplan("verify", "--json")
     data = json.loads(out)
     assert code == 1
-    assert (data["schema"], data["target"], data["ok"], data["problems"]) == (1, "cpu", False, ["too loose"])
+    assert (data["schema"], data["target"], data["ok"], data["problems"]) == (2, "cpu", False, ["too loose"])
     assert data["plans"] == [HELD | {"worst_fraction": 0.5}]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from quantplan.verify.report import PlanReport, VerifyReport
+from quantplan.verify.cover import STRENGTH
+from quantplan.verify.report import Coverage, PlanReport, VerifyReport
 from quantplan.verify.runner import verify
 
-__all__ = ["PlanReport", "VerifyReport", "verify"]
+__all__ = ["STRENGTH", "Coverage", "PlanReport", "VerifyReport", "verify"]

@@ -6,7 +6,7 @@ from typing import Any
 
 import attrs
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the dictionaries that `VerifyReport.to_dict` writes."""
 
 
@@ -39,8 +39,30 @@ class PlanReport:
 
 
 @attrs.frozen(kw_only=True)
+class Coverage:
+    """How much of an op was put to the test.
+
+    Parameters
+    ----------
+    op : str
+        The operation.
+    skus : int
+        How many SKUs there were to choose from: all that the target runs, or those of given problems.
+    attacked : int
+        How many of them were put to the test.
+    rule : str
+        How they were chosen.
+    """
+
+    op: str
+    skus: int
+    attacked: int
+    rule: str
+
+
+@attrs.frozen(kw_only=True)
 class VerifyReport:
-    """Every SKU of a target that was put to the test, and every sentence there is to say against one.
+    """The SKUs of a target that were put to the test, and every sentence there is to say against one.
 
     Parameters
     ----------
@@ -50,11 +72,14 @@ class VerifyReport:
         One per SKU, in the order of the ops' catalogues.
     problems : tuple[str, ...]
         What is wrong; empty when every guarantee held.
+    coverage : tuple[Coverage, ...]
+        One per op that runs on the target: how many of its SKUs these are.
     """
 
     target: str
     plans: tuple[PlanReport, ...]
     problems: tuple[str, ...]
+    coverage: tuple[Coverage, ...] = ()
     schema: int = SCHEMA
 
     @property
@@ -63,11 +88,12 @@ class VerifyReport:
         return not self.problems
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-compatible data: ``schema``, ``target``, ``ok``, ``problems`` and a list of ``plans``."""
+        """Return JSON-compatible data: ``schema``, ``target``, ``ok``, ``problems``, ``coverage`` and ``plans``."""
         return {
             "schema": self.schema,
             "target": self.target,
             "ok": self.ok,
             "problems": list(self.problems),
+            "coverage": [attrs.asdict(share) for share in self.coverage],
             "plans": [attrs.asdict(plan) for plan in self.plans],
         }

@@ -1,4 +1,4 @@
-"""Runs every plan of a target through the attacks on it, and holds it to each promise of its SKU.
+"""Runs plans of a target through the attacks on them, and holds each to every promise of its SKU.
 
 The seam to other devices is `placement`: a device with memory of its own needs its like, and nothing else changes.
 """
@@ -22,20 +22,21 @@ from quantplan.verify.attacks_int4 import int4_attacks
 from quantplan.verify.attacks_linear import linear_attacks
 from quantplan.verify.attacks_quantize import dequantize_attacks, dynamic_attacks, quantize_attacks
 from quantplan.verify.attacks_repack import repack_attacks, repacked
+from quantplan.verify.cover import STRENGTH, covering
 from quantplan.verify.gemm import fp8_gemm, int4_marlin_gemm
 from quantplan.verify.judge import Verdict, judge_bits, judge_errors
 from quantplan.verify.linear import bits, real
 from quantplan.verify.placement import Placement, placement
 from quantplan.verify.quantize import dequantize, dynamic_range_quantize, quantize
-from quantplan.verify.report import PlanReport, VerifyReport
+from quantplan.verify.report import Coverage, PlanReport, VerifyReport
 from quantplan.verify.tensors import HostTensor, Memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from fractions import Fraction
 
-    from quantplan.kernels import KernelSpec
     from quantplan.plan import Plan
+    from quantplan.variant import Variant
 
 USEFUL_FRACTION = 0.01
 """A bound that no attack brings an error this close to says nothing."""
@@ -78,8 +79,23 @@ SUITES: dict[QuantizeKind, Suite] = {
 """The oracle of each op."""
 
 
-def verify(target: object = "cpu", op: str | None = None, descriptors: Iterable[Any] | None = None) -> VerifyReport:
-    """Hold every plan of a target to its guarantee under attacking inputs.
+EVERY = "every SKU"
+GIVEN = "every SKU of the given problems"
+SOME = "so that any {} parts of a SKU's name that occur together are attacked together"
+"""How SKUs are chosen, in words."""
+
+
+def verify(
+    target: object = "cpu",
+    op: str | None = None,
+    descriptors: Iterable[Any] | None = None,
+    *,
+    strength: int | None = STRENGTH,
+) -> VerifyReport:
+    """Hold plans of a target to their guarantees under attacking inputs.
+
+    Tiles, elements, scales and activations multiply: some ops have thousands of SKUs. Of those a few are attacked,
+    among which whatever meets in any SKU meets again.
 
     Parameters
     ----------
@@ -88,12 +104,15 @@ def verify(target: object = "cpu", op: str | None = None, descriptors: Iterable[
     op : str, optional
         Only this op, by its name in `quantplan.ops.PLANS`; all of them by default.
     descriptors : iterable of descriptors, optional
-        Only the SKUs of these, instead of the ops' whole catalogues.
+        Every SKU of these, instead of some of the ops' catalogues.
+    strength : int, optional
+        How many parts of a SKU's name are attacked in all their combinations; None for every SKU of the catalogues.
 
     Returns
     -------
     VerifyReport
-        Per SKU the cases, the mismatches and the largest fraction of its bound; and the problems, in sentences.
+        Per SKU the cases, the mismatches and the largest fraction of its bound; the problems, in sentences; and per op
+        how many of its SKUs these are.
 
     Raises
     ------
@@ -109,51 +128,65 @@ def verify(target: object = "cpu", op: str | None = None, descriptors: Iterable[
         raise InvalidProblem(op="verify", field="op", expected=f"one of {', '.join(PLANS)}", got=repr(op))
     memory = placement(where)
     given = None if descriptors is None else list(descriptors)
-    wanted = {name: list(_of(PLANS[name], given)) for name in PLANS if op in (None, name)}
-    _load_kernels(where, wanted)
     tallies: dict[str, _Tally] = {}
-    problems = []
-    for name, descs in wanted.items():
+    problems, coverage = [], []
+    for name in PLANS if op is None else [op]:
         plan_type = PLANS[name]
         suite = SUITES.get(plan_type.op)
         if suite is None:
             problems.append(f"{name}: there is no oracle for it")
             continue
-        for desc in descs:
-            for preference in _choices(plan_type, desc, where):
-                trial = _Trial(plan_type, suite, where, memory, preference)
-                for case in suite.attacks(plan_type, desc):
-                    trial.hold(case, tallies)
+        subjects = list(_subjects(plan_type, given, where))
+        skus = list(dict.fromkeys(subject.sku for subject in subjects))
+        chosen = skus if given is not None or strength is None else [skus[place] for place in covering(skus, strength)]
+        found = _attacked(plan_type, suite, where, memory, [s for s in subjects if s.sku in set(chosen)])
+        problems += [f"{sku}: no attack reached it" for sku in map(".".join, chosen) if sku not in found]
+        tallies |= found
+        if skus:
+            rule = SOME.format(strength) if len(chosen) < len(skus) else EVERY if given is None else GIVEN
+            coverage.append(Coverage(op=name, skus=len(skus), attacked=len(found), rule=rule))
     if not tallies:
         problems.append(f"nothing was verified: no plan of {op or 'any op'} runs on {where}")
     for tally in tallies.values():
         problems += tally.problems(where)
     plans = tuple(tally.report() for tally in tallies.values())
-    return VerifyReport(target=str(where), plans=plans, problems=tuple(problems))
+    return VerifyReport(target=str(where), plans=plans, problems=tuple(problems), coverage=tuple(coverage))
 
 
-def _of(plan_type: type[Plan[Any, Any]], descriptors: Sequence[Any] | None) -> Iterable[Any]:
-    """Return an op's share of some descriptors, or its catalogue."""
-    return plan_type.catalogue() if descriptors is None else (d for d in descriptors if plan_type_of(d) is plan_type)
+@attrs.frozen
+class _Subject:
+    """A problem, a variant that runs it, and the parts of the name of the SKU that they have together."""
+
+    desc: Any
+    variant: Variant
+    sku: tuple[str, ...]
 
 
-def _load_kernels(target: Target, wanted: Mapping[str, Sequence[Any]]) -> None:
-    """Load all kernels of some problems together, which costs less than one by one."""
-    if target.kind is TargetKind.CPU:
-        return
-    kernels: dict[KernelSpec, None] = {}
-    for name, descs in wanted.items():
-        plan_type = PLANS[name]
-        for desc in descs:
+def _subjects(plan_type: type[Plan[Any, Any]], descriptors: Sequence[Any] | None, target: Target) -> Iterator[_Subject]:
+    """Yield whatever a target runs of an op's share of some descriptors, or of its catalogue."""
+    for desc in plan_type.catalogue() if descriptors is None else descriptors:
+        if plan_type_of(desc) is plan_type:
+            op, parts = plan_type.op.value, plan_type.identity(desc).parts
             usable = (variant for variant in plan_type.variants if variant.why_not(desc, target) is None)
-            kernels.update(dict.fromkeys(kernel for variant in usable for kernel in variant.kernels(desc)))
-    open_device(target).load(kernels)
+            yield from (_Subject(desc, variant, (op, variant.name, *parts)) for variant in usable)
 
 
-def _choices(plan_type: type[Plan[Any, Any]], desc: Any, target: Target) -> list[PlanPreference]:  # noqa: ANN401 - each op has its own
-    """Return the preferences that reach every variant of a problem on a target."""
-    usable = (variant for variant in plan_type.variants if variant.why_not(desc, target) is None)
-    return [PlanPreference(variant=variant.name) for variant in usable]
+def _attacked(
+    plan_type: type[Plan[Any, Any]], suite: Suite, target: Target, memory: Placement, subjects: Sequence[_Subject]
+) -> dict[str, _Tally]:
+    """Put subjects to the test; return what was seen of each SKU, by its name."""
+    cases = {subject.desc: tuple(suite.attacks(plan_type, subject.desc)) for subject in subjects}
+    if target.kind is not TargetKind.CPU:
+        # all kernels together, which costs less than one by one; some attacks need others than their descriptor does
+        wanted = ((subject.variant, case.desc) for subject in subjects for case in cases[subject.desc])
+        usable = (variant.kernels(desc) for variant, desc in wanted if variant.why_not(desc, target) is None)
+        open_device(target).load(dict.fromkeys(kernel for kernels in usable for kernel in kernels))
+    tallies: dict[str, _Tally] = {}
+    for subject in subjects:
+        trial = _Trial(plan_type, suite, target, memory, PlanPreference(variant=subject.variant.name))
+        for case in cases[subject.desc]:
+            trial.hold(case, tallies)
+    return tallies
 
 
 @attrs.define

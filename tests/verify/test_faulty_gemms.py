@@ -25,11 +25,10 @@ BITS = {4: (np.uint32, 0x7FFFFFFF), 2: (np.uint16, 0x7FFF), 1: (np.uint8, 0x7F)}
 def hold(monkeypatch, plan, function, *descs):
     """Verify an op whose reference is a given function, on a few descriptors."""
     name = plan.op.value
-    monkeypatch.setattr(plan, "catalogue", classmethod(lambda cls: iter(descs)))
     if function is not None:
         monkeypatch.setattr(f"quantplan.ops.{name}.{name}", function)
     with np.errstate(all="ignore"):
-        return verify("cpu", name)
+        return verify("cpu", name, descs)
 
 
 def blamed(report):

@@ -4,6 +4,8 @@ The naive quantizers and linears below have one switch per fault. With every swi
 `verify` then says about a switched one is about that fault.
 """
 
+import itertools
+
 import attrs
 import ml_dtypes
 import numpy as np
@@ -28,6 +30,8 @@ from quantplan.types import EpilogueKind
 from quantplan.variant import ReferenceVariant
 from quantplan.verify import runner, verify
 from quantplan.verify.attacks_linear import linear_attacks
+from quantplan.verify.attacks_quantize import quantize_attacks
+from quantplan.verify.quantize import quantize
 
 NAN32 = np.uint32(0x7FFFFFFF).view(np.float32)
 SMALLEST = np.finfo(np.float32).smallest_normal
@@ -36,27 +40,29 @@ SMALLEST = np.finfo(np.float32).smallest_normal
 def hold(monkeypatch, plan, function, *descs):
     """Verify an op whose reference is a given function, on a few descriptors."""
     name = plan.op.value
-    monkeypatch.setattr(plan, "catalogue", classmethod(lambda cls: iter(descs)))
     if function is not None:
         monkeypatch.setattr(f"quantplan.ops.{name}.{name}", function)
         with np.errstate(all="ignore"):
-            return verify("cpu", name)
-    return verify("cpu", name)
+            return verify("cpu", name, descs)
+    return verify("cpu", name, descs)
 
 
 # ---- the reference itself
 
 
 @pytest.mark.untraced
-@pytest.mark.parametrize("stride", [7, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("strength", [2, pytest.param(None, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("op", PLANS)
-def test_the_reference_keeps_every_promise(monkeypatch, op, stride):
-    """A seventh of a catalogue meets every element, scope, mode and epilogue; all of it takes minutes when traced."""
-    descs = list(PLANS[op].catalogue())[::stride]
-    report = hold(monkeypatch, PLANS[op], None, *descs)
+def test_the_reference_keeps_every_promise(op, strength):
+    report = verify("cpu", op, strength=strength)
     assert report.problems == ()
     assert report.ok
-    assert {plan.sku for plan in report.plans} == {row.sku.name for row in plans("cpu", op) if row.supported}
+    (share,) = report.coverage
+    skus = {row.sku.name for row in plans("cpu", op) if row.supported}
+    attacked = {plan.sku for plan in report.plans}
+    assert (share.op, share.skus, share.attacked) == (op, len(skus), len(attacked))
+    assert attacked <= skus
+    assert attacked == skus or strength is not None
     for plan in report.plans:
         assert plan.op == op
         assert plan.cases > 4
@@ -560,8 +566,7 @@ def test_every_accumulation_that_a_problem_has_is_put_to_the_test(monkeypatch, s
 def test_a_reference_that_answers_for_another_target_is_not_ok(monkeypatch):
     monkeypatch.setattr(ReferenceVariant, "why_not", lambda *_: None)
     monkeypatch.setattr(QuantizePlan, "variants", QuantizePlan.variants[-1:])
-    monkeypatch.setattr(QuantizePlan, "catalogue", classmethod(lambda cls: iter(STATIC[:1])))
-    report = verify("emulated:sm_90a", "quantize")
+    report = verify("emulated:sm_90a", "quantize", STATIC[:1])
     assert report.target == "emulated:sm_90a"
     assert "the reference answers for emulated:sm_90a" in report.problems[0]
     assert report.plans[0].mismatches == 0
@@ -610,3 +615,34 @@ def test_only_the_given_problems_are_verified():
     assert [plan.op for plan in report.plans] == ["quantize", "dynamic_range_quantize"]
     assert [plan.op for plan in verify(op="quantize", descriptors=[STATIC[0]]).plans] == ["quantize"]
     assert not verify(op="dequantize", descriptors=[STATIC[0]]).ok, "nothing was verified"
+
+
+# ---- which SKUs are attacked
+
+
+def test_a_few_skus_are_attacked_unless_every_one_is_asked_for(monkeypatch):
+    elements = itertools.product(["f32", "f16", "bf16"], ["s8", "u8"], ["symmetric", "asymmetric"], ["tensor", "token"])
+    descs = [
+        QuantizeDescriptor(m=3, k=5, input_element=i, output_element=o, mode=m, scope=s) for i, o, m, s in elements
+    ]
+    monkeypatch.setattr(QuantizePlan, "catalogue", classmethod(lambda cls: iter(descs)))
+    one = runner.Suite(lambda plan, desc: itertools.islice(quantize_attacks(plan, desc), 1), quantize)
+    monkeypatch.setitem(runner.SUITES, QuantizePlan.op, one)
+    (few,), (some,), (all_,) = (verify(op="quantize", strength=strength).coverage for strength in (1, 2, None))
+    assert (few.skus, some.skus, all_.skus) == (24, 24, 24)
+    assert 3 == few.attacked < some.attacked < all_.attacked == 24
+    assert few.rule == "so that any 1 parts of a SKU's name that occur together are attacked together"
+    assert all_.rule == "every SKU"
+    (given,) = verify(op="quantize", descriptors=descs[:2], strength=1).coverage
+    assert (given.attacked, given.rule) == (2, "every SKU of the given problems")
+
+
+def test_a_chosen_sku_that_no_attack_reaches_is_a_problem(monkeypatch):
+    monkeypatch.setitem(runner.SUITES, QuantizePlan.op, runner.Suite(lambda plan, desc: iter(())))
+    report = verify(op="quantize", descriptors=STATIC[:1])
+    assert report.problems[0] == "quantize.reference.f32.s8.f32.tensor.symmetric: no attack reached it"
+    assert [(share.skus, share.attacked) for share in report.coverage] == [(1, 0)]
+
+
+def test_a_problem_of_another_op_is_none_of_an_ops():
+    assert verify(op="quantize", descriptors=[DynamicRangeQuantizeDescriptor(m=3, k=5)]).coverage == ()
