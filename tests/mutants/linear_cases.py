@@ -61,6 +61,10 @@ def whole_tiles(variant):
 
 def wgmma_128x128(twin):
     yield from whole_tiles("wgmma-128x128")
+    widest = L(m=5, n=9, k=16, act_element="u8", act_zero_point=True, output_element="f64")
+    yield Case(widest, variant="wgmma-128x128")  # what columns give fills the shared memory
+    strip = L(m=900, n=9, k=16, output_element="bf16")  # 8 tiles down: behind the last one, a strip has no height
+    yield Case(strip, variant="wgmma-128x128")
 
 
 def wgmma_256x128(twin):
@@ -88,10 +92,12 @@ def swapped_16(twin):
     yield from few_tokens(15, 6500, 160, tile=16)
     half = L(m=8, n=6500, k=160, output_element="f16", bias=True)  # 8 rows are copied, and the others cleared
     yield Case(half, variant="wgmma-16x64", schedule=LATE)
+    pair = L(m=9, n=70, k=272, output_element="bf16")  # two blocks share K, and the second one finishes a single row
+    yield Case(pair, variant="wgmma-16x64", schedule=EARLY)
 
 
 def swapped_64(twin):
-    yield from few_tokens(41, 130, 128 * 17, tile=64)
+    yield from few_tokens(41, 70, 128 * 44 + 16, tile=64)  # more of K than each block's ring holds
 
 
 # ---- the epilogue
