@@ -50,6 +50,7 @@ MAY_IMPORT = {
     "ops": OPS,
     "_scaled": OPS | {"recipes"},
     "scaled": OPS | {"recipes", "_scaled"},
+    "straight_through": OPS | {"recipes", "_scaled", "scaled"},
     "queries": OPS | {"scaled", "footprint"},
     "footprint": OPS,
     "warmup": OPS,
@@ -62,7 +63,7 @@ MAY_IMPORT = {
     "__main__": {"cli"},
 }
 CUDA_MODULES = {"cupy", "cupyx", "cuda", "pycuda", "numba", "torch", "jax", "triton"}
-MAY_IMPORT_CUDA = {"devices", "kernels", "cubins", "disassembly", "doctor", "bench"}
+MAY_IMPORT_CUDA = {"devices", "kernels", "cubins", "disassembly", "doctor", "bench", "straight_through"}
 
 
 def part_of(path, package):
