@@ -23,9 +23,9 @@ help:
 	@echo "make mutants    the kernels, broken one place at a time: what the emulated device notices"
 	@echo "make lint       ruff, mypy, and a check that the tables of README and docs are up to date"
 	@echo "make format     lets ruff format the sources"
-	@echo "make bench      measures the recipes and the reference device on this machine"
+	@echo "make bench      measures the recipes, casts and the reference device on this machine"
 	@echo "make gpu-day    checks and measures everything on this machine's GPU (arguments: ARGS='--budget 480 --resume')"
-	@echo "make readme     writes the tables of README and docs/performance.md from the measured files"
+	@echo "make readme     writes the tables of README and docs from the measured files and the plans"
 	@echo "make performance  compiles the main kernels, and writes docs/performance.md's table of what they take"
 	@echo "make clean      removes the environment and everything generated"
 
@@ -75,6 +75,7 @@ format: $(VENV)/.dev
 bench: $(VENV)/.dev $(VENV)/.weights
 	$(BIN)/python -m quantplan.bench.reference --results $(RESULTS)
 	$(BIN)/python examples/generate.py --evaluate --output $(RESULTS)
+	$(BIN)/python examples/scaled_tensors.py --json $(RESULTS)/scaled-$$(date -u +%F).json
 
 readme: $(VENV)/.dev
 	$(BIN)/python -m quantplan.bench.report

@@ -1,4 +1,4 @@
-"""Write what was measured into README.md and docs/performance.md, never by hand.
+"""Write what was measured into README.md and docs, never by hand.
 
 ``python -m quantplan.bench.report`` rewrites what stands between the pages' markers, and the plots; with ``--check`` it
 writes nothing and fails where a page is not what it would write. ``--html FILE`` writes a page of its own instead.
@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantplan.bench import page, plots, resources, runs, silicon, tables
+from quantplan.bench import page, plots, resources, runs, scaling, silicon, tables
 from quantplan.errors import InvalidProblem
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ _COMMANDS = {
     "recipes": "python examples/generate.py --evaluate --output docs/performance/results",
     "reference": "python -m quantplan.bench.reference",
     "resources": "python -m quantplan.bench.resources",
+    "scaled": "python examples/scaled_tensors.py --json docs/performance/results/scaled-DATE.json",
 }
 """What measures each file that a table is made from."""
 
@@ -50,6 +51,11 @@ def parts(name: str, results: Path, days: Sequence[Data]) -> dict[str, Callable[
         "performance.md": {
             "gpu": lambda: page.markdown(silicon.sections(days), "performance"),
             "resources": partial(recorded, "resources", resources.table),
+        },
+        "scaled.md": {
+            "weights": partial(recorded, "scaled", tables.scaled),
+            "published": scaling.published_table,
+            "rules": scaling.rules_table,
         },
     }
     return pages[name]
@@ -112,8 +118,8 @@ def html(days: Sequence[Data]) -> str:
     return page.html("quantplan on this GPU", [*smokes, *silicon.sections(results)])
 
 
-def _pages(root: Path) -> tuple[Path, Path]:
-    return root / "README.md", root / "docs" / "performance.md"
+def _pages(root: Path) -> tuple[Path, ...]:
+    return root / "README.md", *(root / "docs" / name for name in ("performance.md", "scaled.md"))
 
 
 def _results(root: Path) -> tuple[Path, list[Data]]:

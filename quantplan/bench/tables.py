@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +87,24 @@ def reference(data: Row) -> str:
     ops = [(f"{r['name']}, {r['m']} × {r['k']}", f"{r['ms']:.2f} ms", "", "") for r in data["ops"]]
     header = ("Op on the reference device", "Median", "NumPy f32 matmul", "Ratio")
     return table(header, [*gemm, *ops]) + "\n\n" + _source(data, "Medians of interleaved runs")
+
+
+def scaled(data: Row) -> str:
+    """Table of what each scaling recipe keeps of a real weight, by examples/scaled_tensors.py."""
+    rows = [
+        (
+            f"`{row['recipe']}`",
+            f"{row['bits']:.2f}",
+            f"{row['error']:.2%}",
+            f"{row['bound']:.2%}",
+            f"{-20 * math.log10(row['error']):.1f} dB",
+            f"{row['worst']:.3f}",
+            f"{row['product_error']:.2%}",
+        )
+        for row in data["rows"]
+    ]
+    header = ("Recipe", "Bits a weight", "RMS error", "RMS of its bound", "SNR", "Worst, of its bound", "Product")
+    return table(header, rows) + f"\n\n{data['what']}, measured {data['date']}."
 
 
 def _source(data: Row, what: str) -> str:

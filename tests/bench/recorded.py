@@ -29,3 +29,17 @@ REFERENCE = {
     "gemm": [{"m": 1, "n": 4096, "k": 576, "ms": 1.5, "f32_ms": 0.75, "ratio": 2.0}],
     "ops": [{"name": "FP8 cast", "m": 1024, "k": 1024, "ms": 8.123}],
 }
+SCALED_TENSORS = {
+    "date": "2031-02-03",
+    "what": "Tiny-1M, layer 0, q, 64 × 64, on cpu",
+    "rows": [
+        {
+            "recipe": "MXFP8BlockScaling",
+            "bits": 8.25,
+            "error": 0.0265,
+            "bound": 0.0588,
+            "worst": 0.9999,
+            "product_error": 0.02794,
+        }
+    ],
+}

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from quantplan.bench import plots, report, resources, runs
+from quantplan.bench import plots, report, resources, runs, scaling
 from tests.bench import synthetic
-from tests.bench.recorded import RECIPES, REFERENCE
+from tests.bench.recorded import RECIPES, REFERENCE, SCALED_TENSORS
 
 README = """# Title
 <!-- gpu:begin -->
@@ -27,6 +27,16 @@ between
 <!-- resources:end -->
 after
 """
+SCALED = """# Scaled tensors
+<!-- weights:begin -->
+<!-- weights:end -->
+between
+<!-- published:begin -->
+<!-- published:end -->
+<!-- rules:begin -->
+<!-- rules:end -->
+after
+"""
 RESOURCES = {"date": "2031-02-03", "target": "sm_90a", "nvrtc": "13.0", "rows": []}
 
 
@@ -40,8 +50,10 @@ def tree(tmp_path):
     (tmp_path / "docs" / "performance" / "results").mkdir(parents=True)
     (tmp_path / "README.md").write_text(README, encoding="utf-8")
     (tmp_path / "docs" / "performance.md").write_text(PERFORMANCE, encoding="utf-8")
+    (tmp_path / "docs" / "scaled.md").write_text(SCALED, encoding="utf-8")
     put(tmp_path, "recipes-2031-02-03.json", RECIPES)
     put(tmp_path, "reference-2031-02-03.json", REFERENCE)
+    put(tmp_path, "scaled-2031-02-03.json", SCALED_TENSORS)
     put(tmp_path, "resources-2031-02-03.json", {**RESOURCES, "sources": resources.digests()})
     return tmp_path
 
@@ -75,6 +87,17 @@ def test_without_a_gpu_the_pages_say_so(tree):
     ]
     assert "| `fp32` | 20.50 |" in readme
     assert "NVRTC 13.0, compiled 2031-02-03." in performance
+
+
+def test_what_needs_no_file_is_measured_anew(tree, capsys):
+    run(tree)
+    path = tree / "docs" / "scaled.md"
+    text = path.read_text(encoding="utf-8")
+    assert "| `MXFP8BlockScaling` | 8.25 | 2.65% | 5.88% | 31.5 dB | 1.000 | 2.79% |" in text
+    assert scaling.rules_table() in text
+    path.write_text(text.replace("100.0%", "10.0%", 1), encoding="utf-8")
+    assert run(tree, "--check") == 1
+    assert "scaled.md is stale" in capsys.readouterr().err
 
 
 def test_with_one_they_show_what_it_measured_and_its_plots(measured):

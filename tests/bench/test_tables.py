@@ -5,7 +5,7 @@ import json
 import pytest
 
 from quantplan.bench import tables
-from tests.bench.recorded import RECIPES, REFERENCE
+from tests.bench.recorded import RECIPES, REFERENCE, SCALED_TENSORS
 
 TEXT = """before
 <!-- a:begin -->
@@ -57,3 +57,9 @@ def test_the_reference_device_stands_beside_numpy():
     assert "| W8A8 linear, 1 × 4096 × 576 | 1.50 ms | 0.75 ms | 2.00 |" in lines
     assert "| FP8 cast, 1024 × 1024 | 8.12 ms |  |  |" in lines
     assert lines[-1].startswith("Medians of interleaved runs, measured 2031-02-03 on Abacus 9")
+
+
+def test_scaled_tensors_stand_beside_their_bounds():
+    lines = tables.scaled(SCALED_TENSORS).splitlines()
+    assert "| `MXFP8BlockScaling` | 8.25 | 2.65% | 5.88% | 31.5 dB | 1.000 | 2.79% |" in lines
+    assert lines[-1] == "Tiny-1M, layer 0, q, 64 × 64, on cpu, measured 2031-02-03."
