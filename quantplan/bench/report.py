@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantplan.bench import page, plots, resources, runs, scaling, silicon, tables
+from quantplan.bench import catalogue, page, plots, resources, runs, scaling, silicon, tables
 from quantplan.errors import InvalidProblem
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def parts(name: str, results: Path, days: Sequence[Data]) -> dict[str, Callable[
             "gpu": lambda: page.markdown(silicon.sections(days), "performance"),
             "resources": partial(recorded, "resources", resources.table),
         },
+        "choosing.md": {"ops": catalogue.ops_table},
         "scaled.md": {
             "weights": partial(recorded, "scaled", tables.scaled),
             "published": scaling.published_table,
@@ -119,7 +120,7 @@ def html(days: Sequence[Data]) -> str:
 
 
 def _pages(root: Path) -> tuple[Path, ...]:
-    return root / "README.md", *(root / "docs" / name for name in ("performance.md", "scaled.md"))
+    return root / "README.md", *(root / "docs" / name for name in ("choosing.md", "performance.md", "scaled.md"))
 
 
 def _results(root: Path) -> tuple[Path, list[Data]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from quantplan.bench import plots, report, resources, runs, scaling
+from quantplan.bench import catalogue, plots, report, resources, runs, scaling
 from tests.bench import synthetic
 from tests.bench.recorded import RECIPES, REFERENCE, SCALED_TENSORS
 
@@ -25,6 +25,11 @@ PERFORMANCE = """# Performance
 between
 <!-- resources:begin -->
 <!-- resources:end -->
+after
+"""
+CHOOSING = """# Choosing
+<!-- ops:begin -->
+<!-- ops:end -->
 after
 """
 SCALED = """# Scaled tensors
@@ -50,6 +55,7 @@ def tree(tmp_path):
     (tmp_path / "docs" / "performance" / "results").mkdir(parents=True)
     (tmp_path / "README.md").write_text(README, encoding="utf-8")
     (tmp_path / "docs" / "performance.md").write_text(PERFORMANCE, encoding="utf-8")
+    (tmp_path / "docs" / "choosing.md").write_text(CHOOSING, encoding="utf-8")
     (tmp_path / "docs" / "scaled.md").write_text(SCALED, encoding="utf-8")
     put(tmp_path, "recipes-2031-02-03.json", RECIPES)
     put(tmp_path, "reference-2031-02-03.json", REFERENCE)
@@ -98,6 +104,16 @@ def test_what_needs_no_file_is_measured_anew(tree, capsys):
     path.write_text(text.replace("100.0%", "10.0%", 1), encoding="utf-8")
     assert run(tree, "--check") == 1
     assert "scaled.md is stale" in capsys.readouterr().err
+
+
+def test_plans_are_told_as_they_are(tree, capsys):
+    run(tree)
+    path = tree / "docs" / "choosing.md"
+    text = path.read_text(encoding="utf-8")
+    assert catalogue.ops_table() in text
+    path.write_text(text.replace("`sm_80`", "`sm_75`", 1), encoding="utf-8")
+    assert run(tree, "--check") == 1
+    assert "choosing.md is stale: run `make readme`" in capsys.readouterr().err
 
 
 def test_with_one_they_show_what_it_measured_and_its_plots(measured):
