@@ -57,6 +57,7 @@ def each(twin, variant, m, n, k):
 
 def portable_token(twin):
     yield from each(twin, "mma-8x64", 11, 200, 256 * 7 + 40)
+    yield problem(twin, SYMMETRIC, variant="mma-8x64", bias=True, m=1, n=1, k=16)  # a bias without neighbours
 
 
 def portable_few(twin):
