@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the example; return the exit code."""
     parser = argparse.ArgumentParser(description="What each scaling recipe keeps of a real weight.")
     parser.add_argument("--weight", choices=("q", "k", "v"), default="q", help="of the first layer (default: q)")
-    parser.add_argument("--target", default="cpu", help="where plans run: cpu, emulated:sm_90a, … (default: cpu)")
+    parser.add_argument("--target", default="cpu", help="cpu, or emulated:sm_90a, … (default: cpu)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     options = parser.parse_args(argv)
     try:
