@@ -51,6 +51,7 @@ def fp8_attacks(plan: type[Plan[Any, Any]], desc: Fp8GemmDescriptor) -> Iterator
         _Attack("random", "random", "random"),
         _Attack("cancellation", "pairs", "opposites"),
         _Attack("all equal", "equal", "equal"),
+        _Attack("drowned", "drowned", "ones"),
     ]
     rest = [*_on_sums(), *_on_scales(desc), *_on_bias(), *_on_results(desc), *_on_poison()]
     if desc.output_element.is_fp8:

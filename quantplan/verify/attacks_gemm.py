@@ -96,6 +96,13 @@ def _swamped(element: ElementKind, draw: Random, k: int) -> list[float]:
     return [large, *(draw.uniform(2.0**-9, 2.0**-7) for _ in range(k - 1))][:k]
 
 
+def _drowned(element: ElementKind, draw: Random, k: int) -> list[float]:
+    """Return the largest number, and ones just too small for a sum of 14 bits that it is part of: 8-bit formats."""
+    form = FLOATS[element]
+    (below_two,) = _equal(element, draw, 1)
+    return [form.largest, *[below_two * math.ldexp(1, form.max_exponent - 14)] * (k - 1)][:k]
+
+
 def _opposites(_element: ElementKind, draw: Random, k: int) -> list[float]:
     values = [draw.uniform(0.5, 4) for _ in range(k // 2)]
     return [*(v for value in values for v in (value, -value)), 1.0][:k]
@@ -147,6 +154,7 @@ PATTERNS: dict[str, Pattern] = {
     "random": _random,
     "even": _even,
     "swamped": _swamped,
+    "drowned": _drowned,
     "pairs": _pairs,
     "opposites": _opposites,
     "equal": _equal,

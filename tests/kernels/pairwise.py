@@ -11,25 +11,25 @@ def pairwise(factors, sound=lambda case: True, seed=0):
     value that covers most missing pairs among some tries.
     """
     rng = random.Random(seed)
-    names = list(factors)
-    missing = {
-        frozenset({(a, x), (b, y)}) for a, b in itertools.combinations(names, 2) for x in factors[a] for y in factors[b]
-    }
+    values = [[(name, value) for value in factors[name]] for name in factors]
+    pairs = [pair for one, other in itertools.combinations(values, 2) for pair in itertools.product(one, other)]
+    missing = dict.fromkeys(sorted(pairs, key=sorted_text))
     cases = []
     while missing:
-        goal = min(missing, key=sorted_text)
-        best, covered = None, set()
+        goal = next(iter(missing))
+        best, covered = None, []
         for _ in range(60):
-            case = {name: rng.choice(factors[name]) for name in names} | dict(goal)
+            case = {name: rng.choice(factors[name]) for name in factors} | dict(goal)
             if sound(case):
-                pairs = missing & {frozenset(pair) for pair in itertools.combinations(case.items(), 2)}
-                if len(pairs) > len(covered):
-                    best, covered = case, pairs
+                found = [pair for pair in itertools.combinations(case.items(), 2) if pair in missing]
+                if len(found) > len(covered):
+                    best, covered = case, found
         if best is None:
-            missing.discard(goal)  # no sound case has it, as far as sixty tries tell
+            del missing[goal]  # no sound case has it, as far as sixty tries tell
         else:
             cases.append(best)
-            missing -= covered
+            for pair in covered:
+                del missing[pair]
     return cases
 
 

@@ -11,7 +11,7 @@ from quantplan.verify.attacks_fp8 import fp8_attacks
 from quantplan.verify.exact import FLOATS
 from quantplan.verify.gemm import fp8_gemm
 
-CORE = {"random", "cancellation", "all equal"}
+CORE = {"random", "cancellation", "all equal", "drowned"}
 CURVES = {"centre", "bend", "tail", "far tail", "line"}
 
 
@@ -85,6 +85,14 @@ def test_an_infinity_meets_many_exponents():
     found = every_attack(act_element="fp8_e5m2", weight_element="fp8_e5m2")
     infinite = [i for i, y in enumerate(results_of(found["infinite weight"])) if isinstance(y, float) and math.isinf(y)]
     assert infinite == [2, 7, 12]
+
+
+@pytest.mark.parametrize("element", ["fp8_e4m3", "fp8_e5m2"])
+def test_small_numbers_drown_in_sums_of_14_bits_and_in_no_longer_ones(element):
+    large, *small = attacks(act_element=element, weight_element=element)["drowned"].inputs["act_q"].values[:133]
+    unit = 2.0 ** (math.frexp(large)[1] - 14)
+    assert all(unit / 2 < value < unit for value in small)
+    assert len(small) == 132
 
 
 def test_a_wide_weight_has_rows_of_scales_and_tiles():
