@@ -237,7 +237,7 @@ def without_rich(monkeypatch):
     monkeypatch.setattr(sys, "meta_path", [Missing(), *sys.meta_path])
 
 
-@pytest.mark.parametrize("command", [["doctor"], ["plans"], LINEAR])
+@pytest.mark.parametrize("command", [["doctor"], ["plans", "--op", "repack_marlin"], LINEAR])
 def test_without_rich_tables_come_with_a_hint_and_json_works(quantplan, without_rich, command):
     code, out, err = quantplan(*command)
     assert (code, err) == (2, "quantplan: rich is missing: pip install 'quantplan[cli]', or use --json\n")
@@ -278,14 +278,15 @@ def test_doctor_as_json(quantplan):
 
 
 @pytest.mark.untraced
-@pytest.mark.parametrize("target", [pytest.param("cpu", marks=pytest.mark.slow), "sm_90a"])
-def test_plans_prints_every_sku_on_a_line_of_its_own(quantplan, target):
+@pytest.mark.parametrize("target", ["cpu", "sm_90a"])
+@pytest.mark.parametrize("op", ["dynamic_range_quantize", pytest.param(None, marks=pytest.mark.slow)])
+def test_plans_prints_every_sku_on_a_line_of_its_own(quantplan, target, op):
     """In a file or pipe nothing is cut off or folded."""
-    code, out, err = quantplan("plans", "--target", target)
+    code, out, err = quantplan("plans", "--target", target, *(("--op", op) if op else ()))
     assert (code, err) == (0, "")
     lines = [line.split("│") for line in out.splitlines() if line.startswith("│")]
     cells = {parts[1].strip(): [part.strip() for part in parts[2:]] for parts in lines}
-    rows = qp.plans(target)
+    rows = qp.plans(target, op)
     assert cells.keys() == {row.sku.name for row in rows}
     for row in rows:
         supported, guarantee = cells[row.sku.name][:2]
@@ -453,7 +454,7 @@ def nobody_reads():
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("args", [("doctor",), ("doctor", "--json"), ("plans", "--json")])
+@pytest.mark.parametrize("args", [("doctor",), ("doctor", "--json"), ("plans", "--json", "--op", "quantize")])
 def test_a_reader_that_goes_away_is_no_error(nobody_reads, args, unbuffered):
     """``quantplan plans | head`` ends without a traceback, for tables as for JSON, whatever fits in the buffer."""
     options = {"capture_output": False, "stdout": nobody_reads, "stderr": subprocess.PIPE}

@@ -36,10 +36,10 @@ BYTES = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "s8": 1, "u8": 1, "e4m3": 1, "
 WIDE = {2: ("U16",), 4: (), 8: ("64",), 16: ("128",)}  # how an instruction names its width
 
 
-OTHERS = [pytest.param(arch, marks=pytest.mark.slow) for arch in ("sm_86", "sm_100a", "sm_120a")]
+OTHERS = [pytest.param(arch, marks=pytest.mark.slow) for arch in ("sm_86", "sm_89", "sm_100a", "sm_120a")]
 
 
-@pytest.fixture(scope="module", params=["sm_80", "sm_89", "sm_90a", *OTHERS])
+@pytest.fixture(scope="module", params=["sm_80", "sm_90a", *OTHERS])
 def sampled(request):
     return request.param, qp.resources(request.param, SAMPLE)
 

@@ -1,6 +1,7 @@
 """The pages say what the results say, nothing else in them changes, and what is no result is never shown."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -49,28 +50,50 @@ def put(tree, name, data):
     (tree / "docs" / "performance" / "results" / name).write_text(json.dumps(data), encoding="utf-8")
 
 
+def lay_out(folder):
+    """Lay out a checkout's pages and results; no GPU has run anything."""
+    (folder / "docs" / "performance" / "results").mkdir(parents=True)
+    (folder / "README.md").write_text(README, encoding="utf-8")
+    (folder / "docs" / "performance.md").write_text(PERFORMANCE, encoding="utf-8")
+    (folder / "docs" / "choosing.md").write_text(CHOOSING, encoding="utf-8")
+    (folder / "docs" / "scaled.md").write_text(SCALED, encoding="utf-8")
+    put(folder, "recipes-2031-02-03.json", RECIPES)
+    put(folder, "reference-2031-02-03.json", REFERENCE)
+    put(folder, "scaled-2031-02-03.json", SCALED_TENSORS)
+    put(folder, "resources-2031-02-03.json", {**RESOURCES, "sources": resources.digests()})
+    return folder
+
+
+def measure(folder):
+    """Add a run that is taken for measured."""
+    data = synthetic.run()
+    del data["synthetic"]
+    put(folder, "gpu-abacus-9000-2031-02-03.json", data)
+    return folder
+
+
 @pytest.fixture
 def tree(tmp_path):
-    """Lay out a checkout's pages and results; no GPU has run anything."""
-    (tmp_path / "docs" / "performance" / "results").mkdir(parents=True)
-    (tmp_path / "README.md").write_text(README, encoding="utf-8")
-    (tmp_path / "docs" / "performance.md").write_text(PERFORMANCE, encoding="utf-8")
-    (tmp_path / "docs" / "choosing.md").write_text(CHOOSING, encoding="utf-8")
-    (tmp_path / "docs" / "scaled.md").write_text(SCALED, encoding="utf-8")
-    put(tmp_path, "recipes-2031-02-03.json", RECIPES)
-    put(tmp_path, "reference-2031-02-03.json", REFERENCE)
-    put(tmp_path, "scaled-2031-02-03.json", SCALED_TENSORS)
-    put(tmp_path, "resources-2031-02-03.json", {**RESOURCES, "sources": resources.digests()})
-    return tmp_path
+    return lay_out(tmp_path)
 
 
 @pytest.fixture
 def measured(tree):
-    """Add a run that is taken for measured."""
-    data = synthetic.run()
-    del data["synthetic"]
-    put(tree, "gpu-abacus-9000-2031-02-03.json", data)
-    return tree
+    return measure(tree)
+
+
+@pytest.fixture(scope="module")
+def written_once(tmp_path_factory):
+    """Write pages and plots, which takes a second to draw them."""
+    folder = measure(lay_out(tmp_path_factory.mktemp("written")))
+    assert run(folder) == 0
+    return folder
+
+
+@pytest.fixture
+def written(written_once, tmp_path):
+    """Return a copy that a test may change."""
+    return shutil.copytree(written_once, tmp_path / "written")
 
 
 def run(tree, *options):
@@ -116,60 +139,55 @@ def test_plans_are_told_as_they_are(tree, capsys):
     assert "choosing.md is stale: run `make readme`" in capsys.readouterr().err
 
 
-def test_with_one_they_show_what_it_measured_and_its_plots(measured):
-    assert run(measured) == 0
-    readme, performance = texts(measured)
+def test_with_one_they_show_what_it_measured_and_its_plots(written):
+    readme, performance = texts(written)
     assert "Measured 2031-02-03 on Abacus 9000" in readme
     assert "performance/roofline-abacus-9000.svg" in performance
-    assert {path.name for path in (measured / "docs" / "performance").glob("*.svg")} == {
+    assert {path.name for path in (written / "docs" / "performance").glob("*.svg")} == {
         "roofline-abacus-9000.svg",
         "speedups-abacus-9000.svg",
     }
 
 
 @pytest.mark.untraced
-def test_writing_twice_changes_nothing(measured):
-    run(measured)
-    before = {path: path.read_bytes() for path in measured.rglob("*") if path.is_file()}
-    assert run(measured) == 0
-    assert {path: path.read_bytes() for path in measured.rglob("*") if path.is_file()} == before
+def test_writing_twice_changes_nothing(written):
+    before = {path: path.read_bytes() for path in written.rglob("*") if path.is_file()}
+    assert run(written) == 0
+    assert {path: path.read_bytes() for path in written.rglob("*") if path.is_file()} == before
 
 
-def test_a_check_accepts_what_was_written_and_writes_nothing(measured, capsys):
+def test_a_check_accepts_what_was_written_and_writes_nothing(measured, written, capsys):
     before = texts(measured)
     assert run(measured, "--check") == 1
     assert texts(measured) == before
     assert "README.md is stale: run `make readme`" in capsys.readouterr().err
-    run(measured)
-    assert run(measured, "--check") == 0
+    assert run(written, "--check") == 0
 
 
 @pytest.mark.untraced
 @pytest.mark.parametrize("file", ["README.md", "docs/performance.md"])
-def test_a_figure_that_was_changed_by_hand_is_noticed(measured, file):
-    run(measured)
-    path = measured / file
+def test_a_figure_that_was_changed_by_hand_is_noticed(written, file):
+    path = written / file
     path.write_text(path.read_text(encoding="utf-8").replace("2.6 µs", "1.6 µs"), encoding="utf-8")
-    assert run(measured, "--check") == 1
+    assert run(written, "--check") == 1
 
 
-def test_plots_that_are_missing_old_or_of_no_run_are_noticed(measured, capsys):
-    run(measured)
-    plot = measured / "docs" / "performance" / "roofline-abacus-9000.svg"
+def test_plots_that_are_missing_old_or_of_no_run_are_noticed(written, capsys):
+    plot = written / "docs" / "performance" / "roofline-abacus-9000.svg"
     drawn = plot.read_text(encoding="utf-8")
     plot.unlink()
-    assert run(measured, "--check") == 1
+    assert run(written, "--check") == 1
     assert "roofline-abacus-9000.svg is missing" in capsys.readouterr().err
-    (day,) = runs.load(measured / "docs" / "performance" / "results")
+    (day,) = runs.load(written / "docs" / "performance" / "results")
     plot.write_text(drawn.replace(plots.digest(day), "0" * 64), encoding="utf-8")
-    assert run(measured, "--check") == 1
+    assert run(written, "--check") == 1
     plot.write_text(drawn, encoding="utf-8")
-    stray = measured / "docs" / "performance" / "roofline-other.svg"
+    stray = written / "docs" / "performance" / "roofline-other.svg"
     stray.write_text(drawn, encoding="utf-8")
-    assert run(measured, "--check") == 1
-    run(measured)
+    assert run(written, "--check") == 1
+    run(written)
     assert not stray.exists()
-    assert run(measured, "--check") == 0
+    assert run(written, "--check") == 0
 
 
 def test_kernels_that_have_changed_since_are_noticed(tree, capsys):

@@ -36,11 +36,10 @@ def nothing(qweight, weight_q, perm, *, source):
 
 @pytest.mark.parametrize("faulty", [without_perm, zero_padding, one_code_off, inverse_perm, nothing])
 def test_faults_are_seen(monkeypatch, faulty):
-    qp.RepackMarlinPlan.forget()
+    """On some problem; the ones behind it need not show it."""
     monkeypatch.setattr(module, "repack_marlin", faulty)
-    report = verify("cpu", "repack_marlin")
-    assert not report.ok
-    assert sum(plan.mismatches for plan in report.plans) > 0
+    reports = (verify(descriptors=[desc]) for desc in qp.RepackMarlinPlan.catalogue())
+    assert any(plan.mismatches for report in reports for plan in report.plans)
 
 
 def test_the_reference_is_right():

@@ -35,6 +35,11 @@ def blamed(report):
     return {plan.sku for plan in report.plans if plan.mismatches}
 
 
+def found_out(monkeypatch, plan, function, descs):
+    """Whether some problem shows what is wrong; the ones behind it need not."""
+    return any(blamed(hold(monkeypatch, plan, function, desc)) for desc in descs)
+
+
 def store(y, output):
     """Round once; NaN has its one code."""
     output[...] = y.astype(output.dtype)
@@ -157,9 +162,7 @@ FP8_FAULTS = [
 
 @pytest.mark.parametrize("fault, fields", FP8_FAULTS)
 def test_a_faulty_fp8_product_is_found_out(monkeypatch, fault, fields):
-    report = hold(monkeypatch, Fp8GemmPlan, naive_fp8(fault), *fp8(**fields))
-    assert not report.ok
-    assert blamed(report)
+    assert found_out(monkeypatch, Fp8GemmPlan, naive_fp8(fault), fp8(**fields))
 
 
 @pytest.mark.parametrize("scaling", ["tensor", "token_channel"])
@@ -244,9 +247,7 @@ INT4_FAULTS = [
 
 @pytest.mark.parametrize("fault, fields", INT4_FAULTS)
 def test_a_faulty_4_bit_product_is_found_out(monkeypatch, fault, fields):
-    report = hold(monkeypatch, Int4MarlinGemmPlan, naive_int4(fault), *int4(**fields))
-    assert not report.ok
-    assert blamed(report)
+    assert found_out(monkeypatch, Int4MarlinGemmPlan, naive_int4(fault), int4(**fields))
 
 
 # ---- bounds

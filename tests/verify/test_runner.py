@@ -47,13 +47,24 @@ def hold(monkeypatch, plan, function, *descs):
     return verify("cpu", name, descs)
 
 
+def found_out(monkeypatch, plan, function, descs):
+    """Whether `verify` says that some problem's plan breaks its guarantee; the problems behind it need not show it."""
+    reports = (hold(monkeypatch, plan, function, desc) for desc in descs)
+    return any("breaks its guarantee" in problem for report in reports for problem in report.problems)
+
+
 # ---- the reference itself
 
 
+ATTACKED = {"smoothquant_linear": 1, "quantized_linear": 1}
+"""Parts of a SKU's name that meet wherever they can; 2 for other ops, whose SKUs have fewer attacks each."""
+
+
 @pytest.mark.untraced
-@pytest.mark.parametrize("strength", [2, pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("op", PLANS)
-def test_the_reference_keeps_every_promise(op, strength):
+def test_the_reference_keeps_every_promise(op, whole):
+    strength = None if whole else ATTACKED.get(op, 2)
     report = verify("cpu", op, strength=strength)
     assert report.problems == ()
     assert report.ok
@@ -62,7 +73,7 @@ def test_the_reference_keeps_every_promise(op, strength):
     attacked = {plan.sku for plan in report.plans}
     assert (share.op, share.skus, share.attacked) == (op, len(skus), len(attacked))
     assert attacked <= skus
-    assert attacked == skus or strength is not None
+    assert attacked == skus or not whole
     for plan in report.plans:
         assert plan.op == op
         assert plan.cases > 4
@@ -126,10 +137,7 @@ def test_a_right_static_quantizer_passes(monkeypatch):
 @pytest.mark.untraced
 @pytest.mark.parametrize("fault", STATIC_FAULTS)
 def test_a_faulty_static_quantizer_is_found_out(monkeypatch, fault):
-    report = hold(monkeypatch, QuantizePlan, naive_quantize(fault), *STATIC)
-    assert not report.ok
-    assert sum(plan.mismatches for plan in report.plans) > 0
-    assert "breaks its guarantee" in report.problems[0]
+    assert found_out(monkeypatch, QuantizePlan, naive_quantize(fault), STATIC)
 
 
 def fp8_through_f32(x, q, scale, zero_point, *, output_element, saturate, **_):
@@ -213,8 +221,7 @@ def test_a_right_dynamic_quantizer_passes(monkeypatch):
 @pytest.mark.untraced
 @pytest.mark.parametrize("fault", DYNAMIC_FAULTS)
 def test_a_faulty_dynamic_quantizer_is_found_out(monkeypatch, fault):
-    report = hold(monkeypatch, DynamicRangeQuantizePlan, naive_dynamic(fault), *DYNAMIC)
-    assert sum(plan.mismatches for plan in report.plans) > 0
+    assert found_out(monkeypatch, DynamicRangeQuantizePlan, naive_dynamic(fault), DYNAMIC)
 
 
 @pytest.mark.parametrize("fault", ["rounded down", "by logarithm", "never 2⁻¹²⁷"])
@@ -370,28 +377,28 @@ LINEAR_FAULTS += ["bias fused", "ReLU swallows NaN", "-128 produced", "NaN to 12
 LINEAR_FAULTS += ["f16 saturated"]
 
 
-def hold_linear(monkeypatch, plan, fault):
-    kind = plan.descriptor_type
+def naive(plan, fault):
+    """Return a linear of a kind, and problems that show between them what is wrong with it."""
     function = naive_linear(fault)
-    function = per_token(function) if plan is QuantizedLinearPlan else function
-    return hold(monkeypatch, plan, function, *(kind(m=3, n=5, k=37, **fields) for fields in LINEAR_FIELDS))
+    descs = [plan.descriptor_type(m=3, n=5, k=37, **fields) for fields in LINEAR_FIELDS]
+    return per_token(function) if plan is QuantizedLinearPlan else function, descs
 
 
 @pytest.mark.parametrize("plan", [SmoothQuantLinearPlan, QuantizedLinearPlan])
 def test_a_right_linear_passes(monkeypatch, plan):
-    assert hold_linear(monkeypatch, plan, None).problems == ()
+    function, descs = naive(plan, None)
+    assert hold(monkeypatch, plan, function, *descs).problems == ()
 
 
 @pytest.mark.untraced
 @pytest.mark.parametrize("plan", [SmoothQuantLinearPlan, QuantizedLinearPlan])
 @pytest.mark.parametrize("fault", LINEAR_FAULTS)
 def test_a_faulty_linear_is_found_out(monkeypatch, plan, fault):
-    report = hold_linear(monkeypatch, plan, fault)
-    assert sum(p.mismatches for p in report.plans) > 0
+    assert found_out(monkeypatch, plan, *naive(plan, fault))
 
 
 def test_a_host_scale_that_is_not_rounded_first_is_found_out(monkeypatch):
-    assert not hold_linear(monkeypatch, SmoothQuantLinearPlan, "host scale in f64").ok
+    assert found_out(monkeypatch, SmoothQuantLinearPlan, *naive(SmoothQuantLinearPlan, "host scale in f64"))
 
 
 # ---- bounds
