@@ -49,6 +49,7 @@ __device__ void run_tail(const P& p) {
   if (threadIdx.x) return;
   cp_async_zero_fill<16>(&slots()[0], p.in + 16, bytes);  // @reads_tail
   cp_async_zero_fill<16>(&slots()[1], p.in + 32, 0);
+  cp_async_zero_fill<16>(&slots()[2], &slots()[3], 0);  // where nothing is read, any address will do
   cp_async_commit_group();
   cp_async_wait_group<0>();
   output(p)[0] = slots()[0];

@@ -148,7 +148,9 @@ void copy_async(void* shared, const void* global, int bytes, int source_bytes, W
   check_size(bytes == 4 || bytes == 8 || bytes == 16, "a cp.async", size_t(bytes), where);
   check_size(source_bytes >= 0 && source_bytes <= bytes, "a cp.async whose source is", size_t(source_bytes), where);
   touch(shared, size_t(bytes), Access::write, size_t(bytes), where);
-  check_spaces(shared, global, size_t(bytes), "a cp.async", where);
+  check_in_shared(shared, size_t(bytes), "a cp.async", where);
+  // A source of no bytes is not looked at: it may be anywhere, even where shared memory happens to be.
+  if (source_bytes) check_spaces(shared, global, size_t(bytes), "a cp.async", where);
   if (reinterpret_cast<uintptr_t>(global) % unsigned(bytes))
     fail(Fault::misaligned, site, 0, "a cp.async of %d bytes from address %p", bytes, global);
   if (source_bytes) touch(global, size_t(source_bytes), Access::read, 1, where);
