@@ -410,6 +410,7 @@ QUANTIZED = ("w8a8-smoothquant", "w8a8-dynamic", "fp8", "fp8-block")
 DEEPER = [pytest.param(recipe, 2, 3, marks=pytest.mark.slow) for recipe in QUANTIZED]
 
 
+@pytest.mark.usefixtures("precompiled")
 @pytest.mark.parametrize("recipe, layers, tokens", [("w8a8-smoothquant", 2, 2), *DEEPER])
 def test_an_emulated_gpu_gives_the_same_tokens(run, recipe, layers, tokens):
     """What has CUDA kernels runs there; other ops run on the CPU, and the table says so."""
