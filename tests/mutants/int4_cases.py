@@ -57,11 +57,15 @@ def each(twin, variant, m, n, k):
 
 def portable_token(twin):
     yield from each(twin, "mma-8x64", 11, 200, 256 * 7 + 40)
-    yield problem(twin, SYMMETRIC, variant="mma-8x64", bias=True, m=1, n=1, k=16)  # a bias without neighbours
+    # a bias without neighbours, and a group that ends with K; whole tiles, and one more row of K than a stage has
+    yield problem(twin, SYMMETRIC, variant="mma-8x64", bias=True, m=1, n=1, k=384)
+    yield problem(twin, SYMMETRIC, variant="mma-8x64", m=16, n=128, k=257)
+    yield problem(twin, SYMMETRIC, variant="mma-8x64", infinite=True, m=11, n=200, k=192)  # half a group
+    yield problem(twin, WHOLE | {"zero_point": False}, variant="mma-8x64", infinite=True, m=3, n=40, k=64)  # a run
 
 
 def portable_few(twin):
-    yield from each(twin, "mma-32x128", 35, 200, 128 * 6 + 40)
+    yield from each(twin, "mma-32x128", 35, 180, 128 * 6 + 40)  # columns of the last tile are not even padding
 
 
 def portable_many(twin):
@@ -71,14 +75,19 @@ def portable_many(twin):
 
 def hopper_token(twin):
     yield from each(twin, "wgmma-8x256", 11, 300, 128 * 18 + 40)
+    yield problem(twin, SYMMETRIC, variant="wgmma-8x256", infinite=True, m=11, n=300, k=192)  # half a group
+    yield problem(twin, WHOLE | {"zero_point": False}, variant="wgmma-8x256", infinite=True, m=3, n=40, k=64)  # a run
 
 
 def hopper_few(twin):
     yield from each(twin, "wgmma-64x128", 67, 200, 128 * 9 + 40)
+    yield problem(twin, SYMMETRIC, variant="wgmma-64x128", m=3, n=40, k=500)  # 8 rows are copied, by 2 blocks
 
 
 def hopper_many(twin):
-    yield from each(twin, "wgmma-128x128", 131, 200, 64 * 10 + 40)
+    yield from each(twin, "wgmma-128x128", 129, 200, 64 * 10 + 40)
+    yield problem(twin, SYMMETRIC, variant="wgmma-128x128", m=128, n=256, k=65)  # whole tiles, and one more row of K
+    yield problem(twin, WHOLE, variant="wgmma-128x128", m=8, n=128, k=64 * 18)  # the ring is gone through three times
 
 
 UNITS = (portable_token, portable_few, portable_many, hopper_token, hopper_few, hopper_many)
