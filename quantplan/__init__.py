@@ -26,6 +26,11 @@ from quantplan.errors import (
     WorkspaceTooSmall,
 )
 from quantplan.family import BoundFamily, PlanFamily
+from quantplan.ops.activation_quantize import (
+    ActivationQuantizeArgs,
+    ActivationQuantizeDescriptor,
+    ActivationQuantizePlan,
+)
 from quantplan.ops.dequantize import DequantizeArgs, DequantizeDescriptor, DequantizePlan
 from quantplan.ops.dynamic_range_quantize import (
     DynamicRangeQuantizeArgs,
@@ -34,6 +39,7 @@ from quantplan.ops.dynamic_range_quantize import (
 )
 from quantplan.ops.fp8_gemm import Fp8GemmArgs, Fp8GemmDescriptor, Fp8GemmPlan
 from quantplan.ops.int4_marlin_gemm import Int4MarlinGemmArgs, Int4MarlinGemmDescriptor, Int4MarlinGemmPlan
+from quantplan.ops.norm_quantize import NormQuantizeArgs, NormQuantizeDescriptor, NormQuantizePlan
 from quantplan.ops.quantize import QuantizeArgs, QuantizeDescriptor, QuantizePlan
 from quantplan.ops.quantized_linear import QuantizedLinearArgs, QuantizedLinearDescriptor, QuantizedLinearPlan
 from quantplan.ops.repack_marlin import RepackMarlinArgs, RepackMarlinDescriptor, RepackMarlinPlan
@@ -49,9 +55,11 @@ from quantplan.types import (
     EpilogueKind,
     ErrorBound,
     Fp8Scaling,
+    GatingKind,
     KernelSku,
     LayoutSku,
     MathPrecision,
+    NormKind,
     OpCategory,
     PlanPreference,
     PrecisionGuarantee,
@@ -131,6 +139,9 @@ __all__ = [
     "U4",
     "U8",
     "Accumulation",
+    "ActivationQuantizeArgs",
+    "ActivationQuantizeDescriptor",
+    "ActivationQuantizePlan",
     "AmaxHistory",
     "ArchSku",
     "BackendKind",
@@ -158,6 +169,7 @@ __all__ = [
     "Fp8GemmDescriptor",
     "Fp8GemmPlan",
     "Fp8Scaling",
+    "GatingKind",
     "INT4Scaling",
     "Int4MarlinGemmArgs",
     "Int4MarlinGemmDescriptor",
@@ -172,6 +184,10 @@ __all__ = [
     "MathPrecision",
     "MisalignedOperand",
     "NVFP4BlockScaling",
+    "NormKind",
+    "NormQuantizeArgs",
+    "NormQuantizeDescriptor",
+    "NormQuantizePlan",
     "OpCategory",
     "Plan",
     "PlanFamily",

@@ -43,6 +43,8 @@ class Operand:
         What to do when it has another shape.
     alignment : int
         Bytes that each of its rows begins at a multiple of, where that is more than an element.
+    replaces : str, optional
+        An input that an output may take the place of, exactly: the op reads an element before it writes it.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Operand:
     output: bool = False
     hint: str | None = None
     alignment: int = 1
+    replaces: str | None = None
     shape: tuple[int, ...] = attrs.field(init=False, eq=False, repr=False)
     storage: tuple[int, ...] = attrs.field(init=False, eq=False, repr=False)
     strides: tuple[int, ...] = attrs.field(init=False, eq=False, repr=False)
@@ -168,14 +171,22 @@ def check_overlap(op: str, operands: Sequence[Operand], given: dict[str, Any]) -
         for j, (begin, end, other) in enumerate(reached):
             if end <= first or last <= begin or i == j:
                 continue
-            if (j > i or not other.output) and overlap(given[written.name], given[other.name]):
+            if (j > i or not other.output) and _collide(written, given[written.name], other, given[other.name]):
+                replaces = written.replaces == other.name
                 raise InvalidProblem(
                     op=op,
                     field=written.name,
-                    expected=f"memory of its own, apart from {other.name}",
+                    expected=f"memory of its own, apart from {other.name}" + (", or all of its" if replaces else ""),
                     got="overlapping memory",
-                    hint="no op works in place: its elements change size",
+                    hint=None if replaces else "it does not work in place: pass another output",
                 )
+
+
+def _collide(written: Operand, output: TensorView, other: Operand, view: TensorView) -> bool:
+    """Whether an output shares memory with another operand without taking its place."""
+    if written.replaces == other.name and output.pointer == view.pointer and output.layout == view.layout:
+        return False
+    return overlap(output, view)
 
 
 def _apart(extents: list[tuple[int, int]]) -> bool:

@@ -36,6 +36,8 @@ class QuantizeKind(enum.Enum):
     INT4_MARLIN_GEMM = "int4_marlin_gemm"
     FP8_GEMM = "fp8_gemm"
     REPACK_MARLIN = "repack_marlin"
+    NORM_QUANTIZE = "norm_quantize"
+    ACTIVATION_QUANTIZE = "activation_quantize"
 
 
 class QuantizeMode(enum.Enum):
@@ -89,6 +91,21 @@ class EpilogueKind(enum.Enum):
     def exact(self) -> bool:
         """Whether it involves no transcendental function, so that every device computes the same bits."""
         return self in (EpilogueKind.IDENTITY, EpilogueKind.RELU)
+
+
+class NormKind(enum.Enum):
+    """What a row is divided by: the root of its mean square, or that of its distances to their mean."""
+
+    RMS = "rms"
+    LAYER = "layer"
+
+
+class GatingKind(enum.Enum):
+    """Where the factor of a gated activation lies: nowhere, behind the gate in the same row, or apart."""
+
+    NONE = "none"
+    MERGED = "merged"
+    SPLIT = "split"
 
 
 class LayoutSku(enum.Enum):
@@ -252,6 +269,10 @@ class ErrorBound(Record, ABC):
         ndarray of float64
             Bound on ``|output − exact|``; infinite where the op saturates or overflows by contract.
         """
+
+    def bounds(self, desc: Any, args: Any) -> dict[str, NDArray[np.float64]]:  # noqa: ANN401 - each op has its own types
+        """Return the bound of every operand that is judged by one: by default the output's."""
+        return {"output": self.bound(desc, args)}
 
 
 @attrs.frozen(kw_only=True, repr=False)

@@ -56,7 +56,7 @@ class EmulatedKernel:
         touched : callable
             Returns the memory that it may touch: every other access is a fault.
         """
-        regions = [_region(memory) for memory in touched()]
+        regions = _regions(touched())
 
         def launch(stream: object) -> None:  # noqa: ARG001 - launches run at once
             wanted = schedule.current()
@@ -131,6 +131,22 @@ def _build(specs: tuple[KernelSpec, ...], arch: int, *, checked: bool) -> None:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for unit, built in zip(units, pool.map(library, units), strict=True):
             _libraries.update({(spec, arch, checked): built for spec in unit})
+
+
+def _regions(touched: Sequence[Touched]) -> list[Region]:
+    """Return what a launch may touch; an output in the place of an input is one region, which may be read first."""
+    regions: dict[tuple[int, ...], Region] = {}
+    for region in map(_region, touched):
+        place = (region.begin, region.row_bytes, region.pitch, region.rows)
+        other = regions.get(place)
+        if other is not None and region.rows:
+            region = attrs.evolve(
+                region,
+                writable=region.writable or other.writable,
+                initialized=region.initialized or other.initialized,
+            )
+        regions[place] = region
+    return list(regions.values())
 
 
 def _region(memory: Touched) -> Region:

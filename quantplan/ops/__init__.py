@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from quantplan.ops.activation_quantize import ActivationQuantizePlan
 from quantplan.ops.dequantize import DequantizePlan
 from quantplan.ops.dynamic_range_quantize import DynamicRangeQuantizePlan
 from quantplan.ops.fp8_gemm import Fp8GemmPlan
 from quantplan.ops.int4_marlin_gemm import Int4MarlinGemmPlan
+from quantplan.ops.norm_quantize import NormQuantizePlan
 from quantplan.ops.quantize import QuantizePlan
 from quantplan.ops.quantized_linear import QuantizedLinearPlan
 from quantplan.ops.repack_marlin import RepackMarlinPlan
@@ -26,6 +28,8 @@ PLANS: dict[str, type[Plan[Any, Any]]] = {
         QuantizedLinearPlan,
         Int4MarlinGemmPlan,
         Fp8GemmPlan,
+        NormQuantizePlan,
+        ActivationQuantizePlan,
         RepackMarlinPlan,
     )
 }

@@ -174,23 +174,47 @@ void check_shared(uintptr_t address, size_t bytes, Access kind, Site site) {
   check_cells(at, bytes, kind, site, {nullptr, 0, offset}, true);
 }
 
-bool check_region(Watched& one, uintptr_t address, size_t bytes, Access kind, Site site) {
-  const Region& region = *one.region;
+// Where in a region an access begins, if not before or behind it.
+struct Place {
+  uint64_t row, at;
+};
+
+bool find(const Region& region, uintptr_t address, Place& place) {
   if (address < region.begin || region.rows == 0) return false;
   const uint64_t offset = address - region.begin;
-  const uint64_t span = (region.rows - 1) * region.pitch + region.row_bytes;
-  if (offset >= span) return false;
-  const uint64_t row = region.rows == 1 ? 0 : offset / region.pitch, at = offset - row * region.pitch;
-  if (at + bytes > region.row_bytes)
-    fail(Fault::out_of_bounds, site, 0, "thread %u %s %zu bytes at byte %llu of row %llu of %s, which has %llu",
-         current.linear, verb(kind), bytes, number(at), number(row), region.name, number(region.row_bytes));
+  if (offset >= (region.rows - 1) * region.pitch + region.row_bytes) return false;
+  place.row = region.rows == 1 ? 0 : offset / region.pitch;
+  place.at = offset - place.row * region.pitch;
+  return true;
+}
+
+void check_operand(Watched& one, Place place, size_t bytes, Access kind, Site site) {
+  const Region& region = *one.region;
   if (kind != Access::read && !region.writable)
     fail(Fault::read_only, site, 0, "thread %u %s %s, which is an input", current.linear, verb(kind), region.name);
-  if (!region.writable) return true;
-  Cell* cells = &one.cells[row * region.row_bytes + at];
+  if (!region.writable) return;
+  Cell* cells = &one.cells[place.row * region.row_bytes + place.at];
   const auto cell = [cells](size_t i) -> Cell& { return cells[i]; };
-  check_cells(cell, bytes, kind, site, {&region, row, at}, !region.initialized);
-  return true;
+  check_cells(cell, bytes, kind, site, {&region, place.row, place.at}, !region.initialized);
+}
+
+// Whether an access is to an operand. Between the rows of one there may be those of another.
+bool check_operands(uintptr_t address, size_t bytes, Access kind, Site site) {
+  const Region* between = nullptr;
+  Place place, beside = {};
+  for (Watched& one : watched) {
+    if (!find(*one.region, address, place)) continue;
+    if (place.at + bytes <= one.region->row_bytes) {
+      check_operand(one, place, bytes, kind, site);
+      return true;
+    }
+    if (!between) between = one.region, beside = place;
+  }
+  if (between)
+    fail(Fault::out_of_bounds, site, 0, "thread %u %s %zu bytes at byte %llu of row %llu of %s, which has %llu",
+         current.linear, verb(kind), bytes, number(beside.at), number(beside.row), between->name,
+         number(between->row_bytes));
+  return false;
 }
 
 size_t arena_bytes() { return (block.cluster - 1) * block.window + block.shared_bytes; }
@@ -311,8 +335,7 @@ void access(uintptr_t address, size_t bytes, Access kind, Site site) {
   ++report->accesses;
   const uintptr_t offset = address - reinterpret_cast<uintptr_t>(block.arena);
   if (offset < arena_bytes()) return check_shared(address, bytes, kind, site);
-  for (Watched& one : watched)
-    if (check_region(one, address, bytes, kind, site)) return;
+  if (check_operands(address, bytes, kind, site)) return;
   const bool constant = is_parameter(reinterpret_cast<const void*>(address), bytes) ||
                         within(address, bytes, reinterpret_cast<uintptr_t>(&current), sizeof current) ||
                         in_library(address, bytes);

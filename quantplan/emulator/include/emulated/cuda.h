@@ -227,6 +227,7 @@ EMULATED_INSTRUCTION float __fadd_rn(float a, float b) { return a + b; }
 EMULATED_INSTRUCTION float __fsub_rn(float a, float b) { return a - b; }
 EMULATED_INSTRUCTION float __fmul_rn(float a, float b) { return a * b; }
 EMULATED_INSTRUCTION float __fdiv_rn(float a, float b) { return a / b; }
+EMULATED_INSTRUCTION float __fsqrt_rn(float x) { return sqrtf(x); }
 EMULATED_INSTRUCTION float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 EMULATED_INSTRUCTION double __dadd_rn(double a, double b) { return a + b; }
 EMULATED_INSTRUCTION double __dsub_rn(double a, double b) { return a - b; }

@@ -1,0 +1,200 @@
+// NormQuantize: a residual stream is updated, normalized, and quantized for the GEMM that follows, in one pass.
+//
+//   h = x,  or  residual + x,  or  residual + residual_gate·x       rounded to their element, and stored
+//   n = h / √(mean(h²) + ε),  or  (h − mean(h)) / √(mean((h − mean(h))²) + ε)
+//   y = ((n·weight + bias)·(1 + modulation_scale) + modulation_shift)·multiplier      each factor and addend if it is there
+//   output = y rounded, or its codes with a scale that is given, or that is found from the row or a group of it
+//
+// A row is read once and stays in registers from then on (row.cuh); the vectors beside it come from cache. Every operation
+// is rounded by itself, and sums are folded in the order of row.cuh: the reference has the same bits.
+#pragma once
+
+#include <qp/row.cuh>
+
+namespace qp {
+
+enum class Norm : int { rms, layer };
+enum class Residual : int { none, added, gated };
+
+struct NormParams {
+  const void* x;
+  const void* residual;
+  const void* residual_gate;
+  const void* weight;  // null: none, and so on
+  const void* bias;
+  const void* modulation_scale;
+  const void* modulation_shift;
+  const f32* multiplier;
+  void* residual_output;  // perhaps the residual's own memory
+  void* output;
+  void* scale;
+  int64 m, x_stride, residual_stride, residual_output_stride, output_stride, scale_stride;
+  int64 gate_stride, modulation_scale_stride, modulation_shift_stride;
+  int k, rows_per_condition;  // how many rows share a row of the gate and of the modulation
+  f32 epsilon, host_scale;
+};
+
+template <> constexpr int least_blocks<NormParams> = 1;  // loads under way at once count for more than blocks do
+
+// What the lanes of a row do with their runs until they are y. In: of everything but the multiplier.
+template <class In, Norm N, Residual R, bool Aligned, int Lanes>
+struct NormalizedRow {
+  using Values = Vec<f32, run_length>;
+  using Loaded = Run<In, Aligned>;
+
+  const NormParams& p;
+  const RowOfThreads<Lanes>& place;
+  unsigned condition;
+  f32 mean, reciprocal;
+
+  __device__ NormalizedRow(const NormParams& p, const RowOfThreads<Lanes>& place)
+      : p(p), place(place), condition(static_cast<unsigned>(place.row) / static_cast<unsigned>(p.rows_per_condition)) {}
+
+  __device__ int left_of(int i) const { return left(p.k - place.column(i), run_length); }
+  template <class T = In>
+  __device__ static const T* at(const void* base, int64 row, int64 stride, int column) {
+    return static_cast<const T*>(base) + row * stride + column;
+  }
+
+  struct Operands {
+    Loaded x, residual;
+  };
+  __device__ Operands load(int i) const {
+    Operands loaded;
+    loaded.x = Loaded::stream(at(p.x, place.row, p.x_stride, place.column(i)), left_of(i));
+    if constexpr (R != Residual::none)  // which may be written: not by a load that wants it constant
+      loaded.residual = Loaded::load(at(p.residual, place.row, p.residual_stride, place.column(i)), left_of(i));
+    return loaded;
+  }
+  // The stream's values of run i; its new ones are stored.
+  __device__ Values update(int i, const Operands& loaded) const {
+    Values h = loaded.x.widen();
+    if constexpr (R != Residual::none) {
+      const int column = place.column(i), count = left_of(i);
+      const Values residual = loaded.residual.widen();
+      if constexpr (R == Residual::gated) {
+        const Values gate = Loaded::load(at(p.residual_gate, condition, p.gate_stride, column), count).widen();
+#pragma unroll
+        for (int j = 0; j < run_length; ++j) h.item[j] = multiply(gate.item[j], h.item[j]);
+      }
+      Vec<In, run_length> rounded;
+#pragma unroll
+      for (int j = 0; j < run_length; ++j) {
+        rounded.item[j] = Round<In>::from(__fadd_rn(residual.item[j], h.item[j]));
+        h.item[j] = qp::widen<f32>(rounded.item[j]);
+      }
+      In* const output = static_cast<In*>(p.residual_output) + place.row * p.residual_output_stride + column;
+      store_run<Aligned>(output, rounded, count);
+    }
+    return h;
+  }
+  // The stream's values of a run that was updated before.
+  __device__ Values again(int i) const {
+    if constexpr (R == Residual::none)
+      return Loaded::stream(at(p.x, place.row, p.x_stride, place.column(i)), left_of(i)).widen();
+    return Loaded::load(at(p.residual_output, place.row, p.residual_output_stride, place.column(i)), left_of(i)).widen();
+  }
+
+  // The terms of a sum: h, or the square of its distance to the mean. Behind the end of the row they are zeros.
+  __device__ static f32 values(const Values& h) { return sum_of_run(h); }
+  __device__ f32 squares(const Values& h, int i) const {
+    Values square;
+#pragma unroll
+    for (int j = 0; j < run_length; ++j) {
+      const f32 distance = N == Norm::layer ? subtract(h.item[j], mean) : h.item[j];
+      square.item[j] = multiply(distance, distance);
+    }
+    if (N == Norm::layer) clear_behind(square, left_of(i));
+    return sum_of_run(square);
+  }
+  __device__ static void clear_behind(Values& values, int count) {
+    if (count < run_length) {
+#pragma unroll
+      for (int j = 0; j < run_length; ++j) if (j >= count) values.item[j] = 0;
+    }
+  }
+
+  // From h to y.
+  __device__ Values finish(const Values& h, int i) const {
+    const int column = place.column(i), count = left_of(i);
+    Values y = h;
+    if constexpr (N == Norm::layer) {
+#pragma unroll
+      for (int j = 0; j < run_length; ++j) y.item[j] = subtract(y.item[j], mean);
+    }
+#pragma unroll
+    for (int j = 0; j < run_length; ++j) y.item[j] = multiply(y.item[j], reciprocal);
+    if (p.weight) {
+      const Values weight = Loaded::load(at(p.weight, 0, 0, column), count).widen();
+#pragma unroll
+      for (int j = 0; j < run_length; ++j) y.item[j] = multiply(y.item[j], weight.item[j]);
+    }
+    if (p.bias) {
+      const Values bias = Loaded::load(at(p.bias, 0, 0, column), count).widen();
+#pragma unroll
+      for (int j = 0; j < run_length; ++j) y.item[j] = __fadd_rn(y.item[j], bias.item[j]);
+    }
+    if (p.modulation_scale) {
+      const Values scale =
+          Loaded::load(at(p.modulation_scale, condition, p.modulation_scale_stride, column), count).widen();
+      const Values shift =
+          Loaded::load(at(p.modulation_shift, condition, p.modulation_shift_stride, column), count).widen();
+#pragma unroll
+      for (int j = 0; j < run_length; ++j)
+        y.item[j] = __fadd_rn(multiply(y.item[j], __fadd_rn(1.0f, scale.item[j])), shift.item[j]);
+    }
+    if (p.multiplier) {
+      const Values multiplier = Run<f32, Aligned>::load(p.multiplier + column, count).widen();
+#pragma unroll
+      for (int j = 0; j < run_length; ++j) y.item[j] = multiply(y.item[j], multiplier.item[j]);
+    }
+    clear_behind(y, count);
+    return y;
+  }
+};
+
+template <class In, class Out, class Scale, RowScale S, Norm N, Residual R, bool Aligned, int Lanes, int Keep>
+__device__ void norm_quantize(const NormParams& p) {
+  const RowOfThreads<Lanes> place(p.m);
+  if (!place.present) return;  // with its whole warp
+  NormalizedRow<In, N, R, Aligned, Lanes> row(p, place);
+  f32* const shared = reinterpret_cast<f32*>(ptx::shared_memory());  // three times a word a warp
+
+  Vec<f32, run_length> values[Keep];
+  {
+    typename NormalizedRow<In, N, R, Aligned, Lanes>::Operands loaded[Keep];
+#pragma unroll
+    for (int i = 0; i < Keep; ++i) loaded[i] = row.load(i);
+#pragma unroll
+    for (int i = 0; i < Keep; ++i) values[i] = row.update(i, loaded[i]);
+  }
+  if constexpr (Lanes == longest_row_lanes && R != Residual::none)
+#pragma unroll 1
+    for (int i = Keep; i * Lanes * run_length < p.k; ++i) row.update(i, row.load(i));
+
+  // Adds up what `term` makes of the runs of a row, each lane's in their order.
+  const auto sum_of = [&](auto term, f32* states) {
+    Total total = {term(values[0], 0)};
+#pragma unroll
+    for (int i = 1; i < Keep; ++i) total.merge({term(values[i], i)});
+    if constexpr (Lanes == longest_row_lanes)
+#pragma unroll 1
+      for (int i = Keep; i * Lanes * run_length < p.k; ++i) total.merge({term(row.again(i), i)});
+    return __fadd_rn(reduce<Lanes>(total, reinterpret_cast<Total*>(states)).sum, 0.0f);  // −0 as 0, whoever added zeros
+  };
+  const f32 k = static_cast<f32>(p.k);
+  if constexpr (N == Norm::layer)
+    row.mean = divide(sum_of([&](const auto& h, int) { return row.values(h); }, shared), k);
+  const f32 mean_square =
+      divide(sum_of([&](const auto& h, int i) { return row.squares(h, i); }, shared + Lanes / 32), k);
+  row.reciprocal = divide(1.0f, __fsqrt_rn(__fadd_rn(mean_square, p.epsilon)));
+
+#pragma unroll
+  for (int i = 0; i < Keep; ++i) values[i] = row.finish(values[i], i);
+  const RowTarget target = {p.output, p.scale, p.output_stride, p.scale_stride, p.host_scale};
+  store_row<Out, Scale, S, Aligned, Lanes, Keep>(
+      target, place, p.k, values, [&](int i) { return row.finish(row.again(i), i); },
+      reinterpret_cast<Magnitude<f32>*>(shared + Lanes / 16));
+}
+
+}  // namespace qp

@@ -1,0 +1,214 @@
+"""The host side of norm_quantize.cu and activation_quantize.cu: how rows are dealt out to threads, and their launches.
+
+Each kernel comes twice: for operands whose rows all begin at multiples of 16 bytes, and for any others. Both give the
+same bits, for the order of sums depends on the length of a row alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import attrs
+
+from quantplan.devices.device import Grid
+from quantplan.elements import ElementKind
+from quantplan.kernels import KernelSpec, ParamStruct
+from quantplan.ops import _fused as fused
+from quantplan.ops._quantize_kernels import ceil_div, element_name, flag, row_pitch
+from quantplan.programs import Launch
+from quantplan.reference.row_sums import RUN, WARP, row_lanes
+from quantplan.types import GatingKind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from quantplan.programs import Call
+    from quantplan.tensor import TensorView
+
+Desc: TypeAlias = Any
+"""A descriptor of either op."""
+
+NORM_PARAMS = ParamStruct(
+    "NormParams",
+    (
+        ("x", "P"), ("residual", "P"), ("residual_gate", "P"), ("weight", "P"), ("bias", "P"),
+        ("modulation_scale", "P"), ("modulation_shift", "P"), ("multiplier", "P"),
+        ("residual_output", "P"), ("output", "P"), ("scale", "P"),
+        ("m", "q"), ("x_stride", "q"), ("residual_stride", "q"), ("residual_output_stride", "q"),
+        ("output_stride", "q"), ("scale_stride", "q"),
+        ("gate_stride", "q"), ("modulation_scale_stride", "q"), ("modulation_shift_stride", "q"),
+        ("k", "i"), ("rows_per_condition", "i"), ("epsilon", "f"), ("host_scale", "f"),
+    ),
+)  # fmt: skip
+ACTIVATION_PARAMS = ParamStruct(
+    "ActivationParams",
+    (
+        ("gate", "P"), ("up", "P"), ("multiplier", "P"), ("output", "P"), ("scale", "P"),
+        ("m", "q"), ("gate_stride", "q"), ("up_stride", "q"), ("output_stride", "q"), ("scale_stride", "q"),
+        ("k", "i"), ("host_scale", "f"),
+    ),
+)  # fmt: skip
+
+_THREADS = 256  # of a block that has several rows
+_MOST_KEPT = 4  # runs of a lane in registers
+_BYTES_AT_ONCE = 16
+_ALL_ROWS = 2**31 - 1
+
+
+@attrs.frozen
+class _Rows:
+    """How rows of some length are dealt out, in the order of the kernels' parameters."""
+
+    lanes: int
+    kept: int
+
+    @classmethod
+    def of(cls, k: int) -> _Rows:
+        lanes = row_lanes(k)
+        return cls(lanes, min(_MOST_KEPT, max(1, ceil_div(k, lanes * RUN))))
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return self.lanes if self.lanes > WARP else _THREADS
+
+    def grid(self, m: int, reductions: int) -> Grid:
+        """Return the grid of m rows, each of which is reduced so many times across warps."""
+        shared = reductions * self.lanes // WARP * ElementKind.F32.itemsize if self.lanes > WARP else 0
+        return Grid(ceil_div(m, self.threads // self.lanes), shared)
+
+
+def _specs(source: str, body: str, parts: tuple[str, ...], params: ParamStruct, k: int) -> tuple[KernelSpec, KernelSpec]:
+    """Return a problem's kernel for aligned operands, and for others."""
+    rows = _Rows.of(k)
+    aligned, other = (
+        KernelSpec(
+            source=source,
+            body=f"{body}<{', '.join((*parts, flag(one), str(rows.lanes), str(rows.kept)))}>",
+            threads=rows.threads,
+            params=params,
+        )
+        for one in (True, False)
+    )
+    return aligned, other
+
+
+def _stored(desc: Desc) -> tuple[str, ...]:
+    """Return the parameters that say what is read and what becomes of it."""
+    kind = {"real": "none", "static": "given", "token": "token", "mx": "group_32", "block": "group_128"}
+    elements = (desc.input_element, desc.output_element, fused.scale_element(desc))
+    return (*map(element_name, elements), f"RowScale::{kind[fused.granularity(desc)]}")
+
+
+def _aligned(*views: TensorView | None) -> bool:
+    """Whether the runs of all rows are aligned to what moves at once."""
+    for view in views:
+        if view is None:
+            continue
+        size = view.element.itemsize
+        step = min(_BYTES_AT_ONCE, RUN * size)
+        pitch = view.strides[0] * size if len(view.shape) > 1 and view.shape[0] > 1 else 0
+        if view.pointer % step or pitch % step:
+            return False
+    return True
+
+
+def _pitch(view: TensorView | None) -> int:
+    return 0 if view is None else row_pitch(view)
+
+
+def _scale_pitch(view: TensorView | None) -> int:
+    """Return the distance of the scales of two rows."""
+    return 1 if view is None or len(view.shape) == 1 else row_pitch(view)
+
+
+def _host_scale(desc: Desc) -> float:
+    return float(ElementKind.F32.dtype.type(desc.scale or 0))
+
+
+def _written(desc: Desc) -> tuple[str, ...]:
+    return ("output",) if desc.scope is None or fused.static(desc) else ("output", "scale")
+
+
+@attrs.frozen
+class NormProgram:
+    """norm_quantize.cu: one launch."""
+
+    source: str = "norm_quantize.cu"
+
+    def limit(self, desc: Desc) -> str | None:  # noqa: ARG002 - Program's signature
+        """Return None: the kernel runs every problem that the op has."""
+        return None
+
+    def workspace_size(self, desc: Desc) -> int:  # noqa: ARG002 - Program's signature
+        """Return 0: rows stay in registers."""
+        return 0
+
+    def specs(self, desc: Desc) -> tuple[KernelSpec, ...]:
+        """Return the kernel for aligned operands, and for others."""
+        stream = "Residual::gated" if desc.gated else "Residual::added" if desc.residual else "Residual::none"
+        parts = (*_stored(desc), f"Norm::{desc.norm.value}", stream)
+        return _specs(self.source, "norm_quantize", parts, NORM_PARAMS, desc.k)
+
+    def launches(self, call: Call) -> Iterator[Launch]:
+        """Yield the launch."""
+        desc, args = call.desc, call.args
+        aligned, other = self.specs(call.selected)
+        vectors = (args.weight, args.bias, args.multiplier)
+        conditions = (args.residual_gate, args.modulation_scale, args.modulation_shift)
+        streams = (args.x, args.residual, args.residual_output, args.output)
+        values = (
+            *("x", "residual", "residual_gate", "weight", "bias", "modulation_scale", "modulation_shift"),
+            *("multiplier", "residual_output", "output", "scale"),
+            *(desc.m, *map(_pitch, streams), _scale_pitch(args.scale)),
+            *map(_pitch, conditions),
+            *(desc.k, desc.rows_per_condition or _ALL_ROWS, float(desc.epsilon), _host_scale(desc)),
+        )
+        yield Launch(
+            aligned if _aligned(*streams, *conditions, *vectors) else other,
+            _Rows.of(desc.k).grid(desc.m, reductions=3),
+            values,
+            written=(*_written(desc), "residual_output") if desc.residual else _written(desc),
+        )
+
+
+@attrs.frozen
+class ActivationProgram:
+    """activation_quantize.cu: one launch."""
+
+    source: str = "activation_quantize.cu"
+
+    def limit(self, desc: Desc) -> str | None:  # noqa: ARG002 - Program's signature
+        """Return None: the kernel runs every problem that the op has."""
+        return None
+
+    def workspace_size(self, desc: Desc) -> int:  # noqa: ARG002 - Program's signature
+        """Return 0: rows stay in registers."""
+        return 0
+
+    def specs(self, desc: Desc) -> tuple[KernelSpec, ...]:
+        """Return the kernel for aligned operands, and for others."""
+        gated = desc.gating is not GatingKind.NONE
+        parts = (*_stored(desc), f"Activation::{desc.epilogue.value}", flag(gated))
+        return _specs(self.source, "activation_quantize", parts, ACTIVATION_PARAMS, desc.k)
+
+    def launches(self, call: Call) -> Iterator[Launch]:
+        """Yield the launch."""
+        desc, args = call.desc, call.args
+        aligned, other = self.specs(call.selected)
+        merged = desc.gating is GatingKind.MERGED
+        name = {GatingKind.NONE: "x", GatingKind.MERGED: "gate_up", GatingKind.SPLIT: "gate"}[desc.gating]
+        gate = getattr(args, name)
+        # the merged halves are aligned alike only if the first ends with whole runs
+        halves = not merged or desc.k * desc.input_element.itemsize % _BYTES_AT_ONCE == 0
+        values = (
+            *(name, "up", "multiplier", "output", "scale"),
+            *(desc.m, *map(_pitch, (gate, args.up, args.output)), _scale_pitch(args.scale)),
+            *(desc.k, _host_scale(desc)),
+        )
+        yield Launch(
+            aligned if halves and _aligned(gate, args.up, args.output, args.multiplier) else other,
+            _Rows.of(desc.k).grid(desc.m, reductions=1),
+            values,
+            written=_written(desc),
+        )
