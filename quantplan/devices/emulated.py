@@ -136,16 +136,12 @@ def _build(specs: tuple[KernelSpec, ...], arch: int, *, checked: bool) -> None:
 def _regions(touched: Sequence[Touched]) -> list[Region]:
     """Return what a launch may touch; an output in the place of an input is one region, which may be read first."""
     regions: dict[tuple[int, ...], Region] = {}
-    for region in map(_region, touched):
-        place = (region.begin, region.row_bytes, region.pitch, region.rows)
-        other = regions.get(place)
-        if other is not None and region.rows:
-            region = attrs.evolve(
-                region,
-                writable=region.writable or other.writable,
-                initialized=region.initialized or other.initialized,
-            )
-        regions[place] = region
+    for own in map(_region, touched):
+        place = (own.begin, own.row_bytes, own.pitch, own.rows)
+        other = regions.get(place, own)
+        regions[place] = attrs.evolve(
+            own, writable=own.writable or other.writable, initialized=own.initialized or other.initialized
+        )
     return list(regions.values())
 
 

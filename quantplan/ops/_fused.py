@@ -8,8 +8,7 @@ import numpy as np
 
 from quantplan.elements import ElementKind
 from quantplan.operands import Operand
-from quantplan.ops._quantize import MX_SCOPE, check_scale_value, derived, require
-from quantplan.record import field, to_number
+from quantplan.ops._quantize import MX_SCOPE, check_scale_value, require
 from quantplan.types import Scope, ScopeKind
 
 if TYPE_CHECKING:
@@ -34,19 +33,12 @@ def limit(desc: Any) -> str | None:  # noqa: ANN401 - two types
     return f"K={desc.k}, and a row has at most {LONGEST_ROW} elements" if desc.k > LONGEST_ROW else None
 
 
-# ---- fields
+# ---- what descriptors say
 
 
-def scope_field() -> Any:  # noqa: ANN401 - attrs.field's own type
-    """Make the field of what shares a scale: by default a token of quantized output, and else nothing."""
-    return derived(
-        Scope.parse, lambda self: Scope.token() if self.output_element in QUANTIZED else None, optional=True
-    )
-
-
-def host_scale_field() -> Any:  # noqa: ANN401 - attrs.field's own type
-    """Make the field of a static scale that is a host value."""
-    return field(to_number, None)
+def default_scope(output: ElementKind) -> Scope | None:
+    """Return what shares a scale by default: a token of quantized output, and else nothing."""
+    return Scope.token() if output in QUANTIZED else None
 
 
 def scale_element(desc: Any) -> ElementKind:  # noqa: ANN401 - two types
@@ -56,7 +48,7 @@ def scale_element(desc: Any) -> ElementKind:  # noqa: ANN401 - two types
 
 def static(desc: Any) -> bool:  # noqa: ANN401 - two types
     """Whether the scale is given, and not found from the values."""
-    return desc.scope == Scope.tensor()
+    return bool(desc.scope == Scope.tensor())
 
 
 def check(op: str, desc: Any) -> None:  # noqa: ANN401 - two types

@@ -78,7 +78,9 @@ class _Rows:
         return Grid(ceil_div(m, self.threads // self.lanes), shared)
 
 
-def _specs(source: str, body: str, parts: tuple[str, ...], params: ParamStruct, k: int) -> tuple[KernelSpec, KernelSpec]:
+def _specs(
+    source: str, body: str, parts: tuple[str, ...], params: ParamStruct, k: int
+) -> tuple[KernelSpec, KernelSpec]:
     """Return a problem's kernel for aligned operands, and for others."""
     rows = _Rows.of(k)
     aligned, other = (

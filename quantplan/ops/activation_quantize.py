@@ -10,12 +10,12 @@ import attrs
 from quantplan.elements import ElementKind, to_element
 from quantplan.operands import Operand, Tensor, host, tensor_field
 from quantplan.ops import _fused as fused
+from quantplan.ops import _quantize as family
 from quantplan.ops._linear_kernels import ACTIVATION_ULPS
-from quantplan.ops._quantize import ALSO_CALLED
 from quantplan.ops._row_kernels import ActivationProgram
 from quantplan.plan import Plan
 from quantplan.programs import KernelVariant
-from quantplan.record import Record, dimension, field, to_flag
+from quantplan.record import Record, dimension, field, to_flag, to_number
 from quantplan.reference.activation_quantize import activation_quantize
 from quantplan.reference.fused_bounds import ActivationErrorBound
 from quantplan.types import EpilogueKind, GatingKind, MathPrecision, OpCategory, PrecisionGuarantee, QuantizeKind, Scope
@@ -62,8 +62,10 @@ class ActivationQuantizeDescriptor(Record):
     input_element: ElementKind = field(to_element, ElementKind.BF16)
     output_element: ElementKind = field(to_element, ElementKind.S8)
     multiplier: bool = field(to_flag, default=False)
-    scope: Scope | None = fused.scope_field()
-    scale: float | None = fused.host_scale_field()
+    scope: Scope | None = family.derived(
+        Scope.parse, lambda self: fused.default_scope(self.output_element), optional=True
+    )
+    scale: float | None = field(to_number, None)
 
     def __attrs_post_init__(self) -> None:
         """Refuse fields that contradict each other."""
@@ -170,7 +172,7 @@ class ActivationQuantizePlan(Plan[ActivationQuantizeDescriptor, ActivationQuanti
     descriptor_type = ActivationQuantizeDescriptor
     args_type = ActivationQuantizeArgs
     rows_operand = "output"
-    also_called = ALSO_CALLED
+    also_called = family.ALSO_CALLED
     variants = (KernelVariant("row", ActivationProgram(), _kernel_promise), ReferenceVariant(_run, _promise))
 
     @classmethod

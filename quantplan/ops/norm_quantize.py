@@ -10,7 +10,7 @@ import attrs
 from quantplan.elements import ElementKind, to_element
 from quantplan.operands import Operand, Tensor, host, tensor_field
 from quantplan.ops import _fused as fused
-from quantplan.ops._quantize import ALSO_CALLED, check_scale_value, require
+from quantplan.ops import _quantize as family
 from quantplan.ops._row_kernels import NormProgram
 from quantplan.plan import Plan
 from quantplan.programs import KernelVariant
@@ -77,22 +77,24 @@ class NormQuantizeDescriptor(Record):
     modulated: bool = field(to_flag, default=False)
     rows_per_condition: int | None = field(to_integer, None)
     multiplier: bool = field(to_flag, default=False)
-    scope: Scope | None = fused.scope_field()
-    scale: float | None = fused.host_scale_field()
+    scope: Scope | None = family.derived(
+        Scope.parse, lambda self: fused.default_scope(self.output_element), optional=True
+    )
+    scale: float | None = field(to_number, None)
 
     def __attrs_post_init__(self) -> None:
         """Refuse fields that contradict each other."""
         op = type(self).__name__
         fused.check(op, self)
-        check_scale_value(op, "epsilon", self.epsilon, ElementKind.F32)
+        family.check_scale_value(op, "epsilon", self.epsilon, ElementKind.F32)
         if self.gated and not self.residual:
-            require(op, "gated", "False without a residual", got=True)
+            family.require(op, "gated", "False without a residual", got=True)
         rows = self.rows_per_condition
         if rows is not None:
             if not (self.gated or self.modulated):
-                require(op, "rows_per_condition", "None unless gated or modulated", rows)
+                family.require(op, "rows_per_condition", "None unless gated or modulated", rows)
             if not 1 <= rows < 2**31:
-                require(op, "rows_per_condition", "an integer in [1, 2**31)", rows)
+                family.require(op, "rows_per_condition", "an integer in [1, 2**31)", rows)
 
     @property
     def conditions(self) -> int:
@@ -197,7 +199,7 @@ class NormQuantizePlan(Plan[NormQuantizeDescriptor, NormQuantizeArgs]):
     descriptor_type = NormQuantizeDescriptor
     args_type = NormQuantizeArgs
     rows_operand = "x"
-    also_called = ALSO_CALLED
+    also_called = family.ALSO_CALLED
     variants = (KernelVariant("row", NormProgram(), _promise), ReferenceVariant(_run, _promise))
 
     @classmethod
@@ -240,6 +242,6 @@ class NormQuantizePlan(Plan[NormQuantizeDescriptor, NormQuantizeArgs]):
     @classmethod
     def catalogue(cls) -> Iterator[NormQuantizeDescriptor]:
         """Yield a small descriptor for every SKU."""
-        streams = ({}, {"residual": True}, {"residual": True, "gated": True})
+        streams: tuple[dict[str, bool], ...] = ({}, {"residual": True}, {"residual": True, "gated": True})
         for fields, norm, stream in itertools.product(fused.catalogue_fields(), NormKind, streams):
             yield NormQuantizeDescriptor(m=3, k=37, norm=norm, **fields, **stream)

@@ -157,7 +157,11 @@ def _normalized(stream: _Value, desc: Any) -> _Value:  # noqa: ANN401 - the op's
     relative = grown + lost + grown * lost
     relative = relative + _F32.unit * (1 + relative)
     off = (error + (np.abs(d) + error) * relative) / root + _F32.tiny
-    largest = np.abs(stream.exact).sum(axis=1, keepdims=True) + squares + (np.abs(d) + error).max(axis=1, initial=0, keepdims=True) ** 2
+    largest = (
+        np.abs(stream.exact).sum(axis=1, keepdims=True)
+        + squares
+        + (np.abs(d) + error).max(axis=1, initial=0, keepdims=True) ** 2
+    )
     rows = stream.sound.all(axis=1, keepdims=True) & (moved < root) & (largest * 2 < _F32.overflow)
     return _Value(d / root, off, np.broadcast_to(rows, d.shape))
 
@@ -166,8 +170,8 @@ def _normalized(stream: _Value, desc: Any) -> _Value:  # noqa: ANN401 - the op's
 class ActivationErrorBound(ErrorBound):
     """Bound of ActivationQuantize.
 
-    The activation is evaluated within ``activation_ulps``·u·|x|, as in `LinearErrorBound`; the factor of a gated one and
-    the multiplier are one rounding each, and so is the output.
+    The activation is evaluated within ``activation_ulps``·u·|x|, as in `LinearErrorBound`; the factor of a gated one
+    and the multiplier are one rounding each, and so is the output.
 
     Parameters
     ----------
@@ -256,7 +260,8 @@ def _segment_max(values: NDArray[Any], scope: Scope) -> NDArray[np.float64]:
     groups = max(1, -(-k // size)) if len(shape) == 1 else shape[1]
     padded = np.zeros((m, groups * size))
     padded[:, :k] = values
-    return padded.reshape(m, groups, size).max(axis=2).reshape(shape)
+    found: NDArray[np.float64] = padded.reshape(m, groups, size).max(axis=2).reshape(shape)
+    return found
 
 
 def _dynamic_scale(amax: NDArray[np.float64], limit: float, args: Any) -> NDArray[np.float64]:  # noqa: ANN401 - the op's own type

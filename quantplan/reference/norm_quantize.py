@@ -103,7 +103,8 @@ def _normalized(h: NDArray[np.float32], norm: NormKind, epsilon: float) -> NDArr
         h = h - (row_sums(h) / k)[:, None]
     mean_square = row_sums(h * h) / k
     reciprocal = np.float32(1) / np.sqrt(mean_square + np.float32(epsilon))
-    return h * reciprocal[:, None]
+    normalized: NDArray[np.float32] = h * reciprocal[:, None]
+    return normalized
 
 
 def _f32(values: NDArray[Any]) -> NDArray[np.float32]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from quantplan.elements import ElementKind
 from quantplan.reference.dynamic_range_quantize import dynamic_range_quantize
 from quantplan.reference.quantize import quantize
 from quantplan.reference.rounding import round_to
@@ -15,6 +14,8 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
+
+    from quantplan.elements import ElementKind
 
 CODE_MAX = 127
 """s8 codes are symmetric: −127 … 127."""

@@ -35,9 +35,9 @@ def additions(k: int) -> int:
 def row_sums(terms: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the sum of each row; every addition is rounded to f32.
 
-    Run j belongs to lane j mod L, L = ``row_lanes(k)``. Each run is folded (its second half is added to its first, until
-    one number is left), the runs of a lane are added in their order, then the lanes of each warp of 32 are folded, then
-    the warps. Zeros stand behind the end of the row, and at last 0 is added: a sum of −0 is 0.
+    Run j belongs to lane j mod L, L = ``row_lanes(k)``. Each run is folded: its second half is added to its first,
+    until one number is left. The runs of a lane are added in their order, then the lanes of each warp of 32 are
+    folded, then the warps. Zeros stand behind the end of the row, and at last 0 is added: a sum of −0 is 0.
 
     Parameters
     ----------

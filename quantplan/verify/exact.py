@@ -14,6 +14,8 @@ import attrs
 
 from quantplan.elements import ElementKind
 
+_ROOT_BITS = 80  # of a root behind the point, at least: more than any format has
+
 
 @attrs.frozen(slots=False)
 class Format:
@@ -298,3 +300,14 @@ def divide(a: float, b: float, form: Format) -> float:
         return sign * 0.0
     (a_num, a_den), (b_num, b_den) = abs(a).as_integer_ratio(), abs(b).as_integer_ratio()
     return sign * form.round(a_num * b_den, a_den * b_num)
+
+
+def square_root(a: float, form: Format) -> float:
+    """Return √a, rounded once into a format."""
+    if not (math.isfinite(a) and a > 0):
+        return a if a in (0, math.inf) else math.nan
+    num, den = a.as_integer_ratio()
+    scaled = num * den << 2 * _ROOT_BITS  # √a = √(num·den) / den
+    root = math.isqrt(scaled)
+    inexact = int(root * root != scaled)  # a bit beyond all that counts keeps it off every tie
+    return form.round(2 * root + inexact, den << (_ROOT_BITS + 1))

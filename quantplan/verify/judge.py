@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from quantplan.elements import ElementKind
 from quantplan.verify.exact import FLOATS, FORMATS, Format
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from quantplan.elements import ElementKind
 
 HOPELESS = 1e300
 """Fraction of the bound that stands for an error without measure: NaN, or an infinity that is not due."""
@@ -118,6 +117,8 @@ def _threshold(form: Format) -> Fraction:
 
 def _special(element: ElementKind, value: float | None) -> int:
     """Return the code that NaN (None) or an infinity has in an output."""
+    if element is ElementKind.E8M0:
+        return FORMATS[element].encode(math.nan)
     if element not in FLOATS:
         return 0
     form = FLOATS[element]

@@ -18,11 +18,13 @@ from quantplan.plan import plan_type as plan_type_of
 from quantplan.types import BackendKind, KernelSku, PlanPreference, QuantizeKind, ScopeKind
 from quantplan.verify.attacks import Case
 from quantplan.verify.attacks_fp8 import fp8_attacks
+from quantplan.verify.attacks_fused import activation_attacks, norm_attacks
 from quantplan.verify.attacks_int4 import int4_attacks
 from quantplan.verify.attacks_linear import linear_attacks
 from quantplan.verify.attacks_quantize import dequantize_attacks, dynamic_attacks, quantize_attacks
 from quantplan.verify.attacks_repack import repack_attacks, repacked
 from quantplan.verify.cover import STRENGTH, covering
+from quantplan.verify.fused import activation_quantize, norm_quantize, real_activation
 from quantplan.verify.gemm import fp8_gemm, int4_marlin_gemm
 from quantplan.verify.judge import Verdict, judge_bits, judge_errors
 from quantplan.verify.linear import bits, real
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 
     from quantplan.plan import Plan
     from quantplan.variant import Variant
+
+    Targets = Mapping[str, Sequence[Fraction | float | None]]
 
 USEFUL_FRACTION = 0.01
 """A bound that no attack brings an error this close to says nothing."""
@@ -53,13 +57,18 @@ class Suite:
     expected : callable, optional
         Returns the codes of each output, for guarantees of bits.
     exact : callable, optional
-        Returns the real-valued result, for guarantees of a bound, and where no other is given: a Fraction, an
-        infinity, or None for NaN.
+        Returns the real-valued results of outputs, for guarantees of a bound, and where no other is given: Fractions,
+        infinities, or None for NaN. It is given what was written too: codes stand for something by their scale.
     """
 
     attacks: Callable[[type[Plan[Any, Any]], Any], Iterator[Case]]
     expected: Callable[[Any, Mapping[str, HostTensor]], dict[str, list[int]]] | None = None
-    exact: Callable[[Any, Mapping[str, HostTensor]], Sequence[Fraction | float | None]] | None = None
+    exact: Callable[[Any, Mapping[str, HostTensor], Mapping[str, HostTensor]], Targets] | None = None
+
+
+def _of_output(exact: Callable[[Any, Mapping[str, HostTensor]], Sequence[Fraction | float | None]]) -> Any:  # noqa: ANN401 - what Suite takes
+    """Make an oracle of an op's only output, which stands for itself."""
+    return lambda desc, inputs, _: {"output": exact(desc, inputs)}
 
 
 def _linear_bits(desc: Any, inputs: Mapping[str, HostTensor]) -> dict[str, list[int]]:  # noqa: ANN401 - two descriptors
@@ -70,10 +79,12 @@ SUITES: dict[QuantizeKind, Suite] = {
     QuantizeKind.QUANTIZE: Suite(quantize_attacks, quantize),
     QuantizeKind.DEQUANTIZE: Suite(dequantize_attacks, dequantize),
     QuantizeKind.DYNAMIC_RANGE_QUANTIZE: Suite(dynamic_attacks, dynamic_range_quantize),
-    QuantizeKind.SMOOTHQUANT_LINEAR: Suite(linear_attacks, _linear_bits, real),
-    QuantizeKind.QUANTIZED_LINEAR: Suite(linear_attacks, _linear_bits, real),
-    QuantizeKind.INT4_MARLIN_GEMM: Suite(int4_attacks, exact=int4_marlin_gemm),
-    QuantizeKind.FP8_GEMM: Suite(fp8_attacks, exact=fp8_gemm),
+    QuantizeKind.SMOOTHQUANT_LINEAR: Suite(linear_attacks, _linear_bits, _of_output(real)),
+    QuantizeKind.QUANTIZED_LINEAR: Suite(linear_attacks, _linear_bits, _of_output(real)),
+    QuantizeKind.INT4_MARLIN_GEMM: Suite(int4_attacks, exact=_of_output(int4_marlin_gemm)),
+    QuantizeKind.FP8_GEMM: Suite(fp8_attacks, exact=_of_output(fp8_gemm)),
+    QuantizeKind.NORM_QUANTIZE: Suite(norm_attacks, norm_quantize),
+    QuantizeKind.ACTIVATION_QUANTIZE: Suite(activation_attacks, activation_quantize, real_activation),
     QuantizeKind.REPACK_MARLIN: Suite(repack_attacks, repacked),
 }
 """The oracle of each op."""
@@ -312,10 +323,13 @@ class _Trial:
         guarantee, exact, expected = plan.precision_guarantee, self.suite.exact, self.suite.expected
         by_bits = guarantee.bit_identical_to_reference and plan.sku.epilogue.exact
         if exact is not None and (expected is None or not by_bits):
-            output = outputs["output"]
-            bound: Sequence[float] = guarantee.error_bound.bound(case.desc, args).reshape(-1).tolist()
-            targets = exact(case.desc, case.inputs)
-            yield "output", judge_errors(output.element, output.shape, targets, bound, output.load())
+            written = {
+                name: HostTensor(memory.element, memory.shape, memory.load()) for name, memory in outputs.items()
+            }
+            targets, bounds = exact(case.desc, case.inputs, written), guarantee.error_bound.bounds(case.desc, args)
+            for name, got in written.items():
+                bound: Sequence[float] = bounds[name].reshape(-1).tolist()
+                yield name, judge_errors(got.element, got.shape, targets[name], bound, got.codes)
         elif expected is not None:
             codes = expected(case.desc, case.inputs)
             for name, memory in outputs.items():
@@ -342,7 +356,9 @@ def _row_of(case: Case, name: str, tensor: HostTensor, shape: tuple[int, ...], r
     """Return the part of an operand that belongs to one row, given the shape that it has there."""
     if tensor.shape == shape:
         return tensor  # shared by all rows
-    scope = getattr(case.desc, "scope", None)
+    scope, shared = getattr(case.desc, "scope", None), getattr(case.desc, "rows_per_condition", None)
+    if shared is not None and name in ("residual_gate", "modulation_scale", "modulation_shift"):
+        row //= shared
     if scope is not None and scope.kind is ScopeKind.GROUP and scope.axis == 0 and name in ("scale", "zero_point"):
         row //= scope.group_size
     return tensor.rows(row, row + 1)
