@@ -87,12 +87,13 @@ class NormErrorBound(ErrorBound):
     additions that a term of a row takes part in:
 
     1. The stream: one rounding each of the gate's product, the sum, and into its element give δ_h.
-    2. The mean: δ_m = mean(δ_h) + γ(N + 2)·mean(|h| + δ_h) + η, and δ_d = δ_h + δ_m + u·(|d| + δ_h + δ_m); for RMS
+    2. The mean: δ_m = mean(δ_h) + γ(N + 1)·mean(|h| + δ_h) + η, and δ_d = δ_h + δ_m + u·(|d| + δ_h + δ_m); for RMS
        δ_d = δ_h.
-    3. A root mean square changes by no more than that of what its arguments change by, and √(q² + ε) by no more than q
-       does: δ_r = √mean(δ_d²), and |fl(ε) − ε| / r for a host value. Products, sum, quotient, ε, root and reciprocal
-       are off by t = γ((N + 3)/2 + 3) + 2η/r² in all.
-    4. n = d / r: with κ = (1 + δ_r / (r − δ_r))·(1 + t)·(1 + u) − 1, δ_n = (δ_d + (|d| + δ_d)·κ) / r + η.
+    3. A root mean square changes by no more than that of what its arguments change by: r is off by δ_r = √mean(δ_d²),
+       and by |fl(ε) − ε| / r for a host value, and is at least r' = r − δ_r. Products, sum, quotient, ε, root and
+       reciprocal are N + 3 roundings under the root and two behind it, and 2η that is lost: with
+       1 + t = (1 + γ((N + 3)/2 + 2))·(1 + 2η/r'²), as long as 2η/r'² ≤ ½.
+    4. n = d / r: with 1 + κ = (r / r')·(1 + t)·(1 + u), δ_n = (δ_d + (|d| + δ_d)·κ) / r + η.
     5. Every factor and addend that follows is one rounding; then comes the output's.
     """
 
@@ -101,7 +102,7 @@ class NormErrorBound(ErrorBound):
         """The bound as one line of text."""
         return (
             "((d' + (|d| + d')·k) / r + eta) carried through weight, bias, modulation and multiplier, one rounding "
-            "each, with d' the error of the stream less its mean, k = (1 + d_r/(r - d_r))·(1 + gamma((N + 3)/2 + 4)), "
+            "each, with d' the error of the stream less its mean, 1 + k = r/(r - d_r)·(1 + gamma((N + 3)/2 + 3)), "
             "N = additions of a row; then one rounding into the output, in units of its scale"
         )
 
@@ -141,28 +142,23 @@ def _normalized(stream: _Value, desc: Any) -> _Value:  # noqa: ANN401 - the op's
     """Return n = d / r (steps 2 to 4)."""
     count, terms = max(1, desc.k), additions(desc.k)
     d, error = stream.exact, stream.error
+    sizes = (np.abs(d) + error).sum(axis=1, keepdims=True)
     if desc.norm is NormKind.LAYER:
         mean = d.sum(axis=1, keepdims=True) / count
-        size = (np.abs(d) + error).sum(axis=1, keepdims=True) / count
-        off = error.sum(axis=1, keepdims=True) / count + _F32.gamma(terms + 2) * size + _F32.tiny
+        off = error.sum(axis=1, keepdims=True) / count + _F32.gamma(terms + 1) * sizes / count + _F32.tiny
         d = d - mean
         error = error + off + _F32.unit * (np.abs(d) + error + off)
     epsilon = desc.epsilon
     gap = abs(float(np.float32(epsilon)) - epsilon)
-    squares = (d * d).sum(axis=1, keepdims=True)
-    root = np.sqrt(squares / count + epsilon)
+    root = np.sqrt((d * d).sum(axis=1, keepdims=True) / count + epsilon)
     moved = np.sqrt((error * error).sum(axis=1, keepdims=True) / count) + gap / root
-    lost = _F32.gamma((terms + 3) / 2 + 3) + 2 * _F32.tiny / (root * root)
-    grown = moved / (root - moved)
-    relative = grown + lost + grown * lost
-    relative = relative + _F32.unit * (1 + relative)
+    least = root - moved
+    underflow = 2 * _F32.tiny / (least * least)
+    relative = root / least * (1 + _F32.gamma((terms + 3) / 2 + 2)) * (1 + underflow) * (1 + _F32.unit) - 1
     off = (error + (np.abs(d) + error) * relative) / root + _F32.tiny
-    largest = (
-        np.abs(stream.exact).sum(axis=1, keepdims=True)
-        + squares
-        + (np.abs(d) + error).max(axis=1, initial=0, keepdims=True) ** 2
-    )
-    rows = stream.sound.all(axis=1, keepdims=True) & (moved < root) & (largest * 2 < _F32.overflow)
+    largest = np.maximum(sizes, ((np.abs(d) + error) ** 2).sum(axis=1, keepdims=True))
+    fits = largest * 2 + epsilon * SLACK < _F32.overflow
+    rows = stream.sound.all(axis=1, keepdims=True) & (least > 0) & (underflow <= 1 / 2) & fits
     return _Value(d / root, off, np.broadcast_to(rows, d.shape))
 
 
