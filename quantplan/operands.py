@@ -184,9 +184,14 @@ def check_overlap(op: str, operands: Sequence[Operand], given: dict[str, Any]) -
 
 def _collide(written: Operand, output: TensorView, other: Operand, view: TensorView) -> bool:
     """Whether an output shares memory with another operand without taking its place."""
-    if written.replaces == other.name and output.pointer == view.pointer and output.layout == view.layout:
+    if written.replaces == other.name and _same_memory(output, view):
         return False
     return overlap(output, view)
+
+
+def _same_memory(a: TensorView, b: TensorView) -> bool:
+    """Whether views of one element, laid out as operands must be, have the same rows at the same addresses."""
+    return a.pointer == b.pointer and a.storage_shape == b.storage_shape and a.extent == b.extent
 
 
 def _apart(extents: list[tuple[int, int]]) -> bool:

@@ -2,6 +2,7 @@
 
 import contextlib
 
+import attrs
 import hypothesis
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 import quantplan as qp
 from quantplan.operands import Operand, check_overlap, check_presence
-from quantplan.tensor import HOST
+from quantplan.tensor import HOST, Layout
 
 CUDA0 = qp.Location("cuda", 0)
 A = Operand("act_q", qp.S8, (("M", 4), ("K", 6)))
@@ -308,6 +309,77 @@ def test_outputs_are_refused_if_and_only_if_they_share_memory(places):
     shared = any(np.shares_memory(arrays[i], arrays[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
     with pytest.raises(qp.InvalidProblem) if shared else contextlib.nullcontext():
         check_overlap("Quantize", [X, Y, Z], given)
+
+
+# ---- outputs in the place of an input
+
+STREAM = Operand("residual", qp.S8, (("M", 4), ("K", 6)))
+NEW = Operand("residual_output", qp.S8, (("M", 4), ("K", 6)), output=True, replaces="residual")
+ONE_ROW = (attrs.evolve(STREAM, dims=(("M", 1), ("K", 6))), attrs.evolve(NEW, dims=(("M", 1), ("K", 6))))
+
+
+def overlapping(operands, *arrays):
+    views = map(qp.TensorView.of, arrays)
+    check_overlap("NormQuantize", operands, {o.name: view for o, view in zip(operands, views, strict=True)})
+
+
+@pytest.mark.parametrize("place", [BUFFER[:4, :6], BUFFER[1:9:2, 3:9]])
+def test_an_output_may_take_the_place_of_the_input_that_it_replaces(place):
+    overlapping([STREAM, NEW], place, place)
+    overlapping([NEW, STREAM], place, place)
+    overlapping([STREAM, NEW], place, place.view())
+
+
+def test_it_may_also_have_memory_of_its_own():
+    overlapping([STREAM, NEW], BUFFER[:4, :6], BUFFER[:4, 6:12])
+    overlapping([STREAM, NEW], BUFFER[:4, :6], BUFFER[4:8, :6])
+
+
+def test_a_single_row_is_in_its_place_whatever_its_distance_to_others():
+    overlapping(ONE_ROW, BUFFER[:1, :6], BUFFER[::3, :6][:1])
+
+
+def test_an_input_may_be_seen_through_a_view_that_cannot_be_written():
+    frozen = BUFFER[:4, :6]
+    frozen.flags.writeable = False
+    overlapping([STREAM, NEW], frozen, BUFFER[:4, :6])
+
+
+def test_layouts_that_are_no_longer_remembered_are_still_the_same():
+    old = qp.TensorView.of(BUFFER[:4, :6])
+    Layout.of.cache_clear()
+    check_overlap("NormQuantize", [STREAM, NEW], {"residual": old, "residual_output": qp.TensorView.of(BUFFER[:4, :6])})
+
+
+SHIFTED = {
+    "by a row": BUFFER[1:5, :6],
+    "by a column": BUFFER[:4, 1:7],
+    "by a row of another pitch": BUFFER[:8:2, :6],
+    "to rows beside each other": BUFFER.reshape(-1)[:24].reshape(4, 6),
+}
+
+
+@pytest.mark.parametrize("how", SHIFTED)
+def test_part_of_its_place_is_refused(how):
+    for operands in ([STREAM, NEW], [NEW, STREAM]):
+        arrays = (BUFFER[:4, :6], SHIFTED[how])
+        with pytest.raises(qp.InvalidProblem) as caught:
+            overlapping(operands, *(arrays if operands[0] is STREAM else arrays[::-1]))
+        error = caught.value
+        assert (error.op, error.field) == ("NormQuantize", "residual_output")
+        assert error.expected == "memory of its own, apart from residual, or all of its"
+        assert (error.got, error.hint) == ("overlapping memory", None)
+
+
+def test_the_place_of_any_other_operand_is_refused():
+    place = BUFFER[:4, :6]
+    for other in (X, Z):
+        with pytest.raises(qp.InvalidProblem) as caught:
+            overlapping([other, STREAM, NEW], place, BUFFER[4:8, :6], place)
+        assert "or all of its" not in str(caught.value)
+        assert caught.value.hint == "it does not work in place: pass another output"
+    with pytest.raises(qp.InvalidProblem):
+        overlapping([X, STREAM, NEW], place, place, place)  # x would be read after the stream was written
 
 
 # ---- Args fields

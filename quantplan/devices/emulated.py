@@ -137,7 +137,7 @@ def _regions(touched: Sequence[Touched]) -> list[Region]:
     """Return what a launch may touch; an output in the place of an input is one region, which may be read first."""
     regions: dict[tuple[int, ...], Region] = {}
     for own in map(_region, touched):
-        place = (own.begin, own.row_bytes, own.pitch, own.rows)
+        place = (own.begin, own.row_bytes, own.pitch if own.rows > 1 else 0, own.rows)
         other = regions.get(place, own)
         regions[place] = attrs.evolve(
             own, writable=own.writable or other.writable, initialized=own.initialized or other.initialized

@@ -113,6 +113,39 @@ def test_regions_are_the_rows_of_a_view():
     assert empty.rows == 0
 
 
+def regions_of(*operands):
+    views = [(name, qp.TensorView.of(array), written) for name, array, written in operands]
+    return emulated._regions([Touched(name, view, written) for name, view, written in views])
+
+
+def test_an_output_in_the_place_of_an_input_is_one_region_that_may_be_read_first():
+    stream = np.zeros((5, 100), np.float32)[:, 8:48]
+    (region,) = regions_of(("residual", stream, False), ("residual_output", stream, True))
+    assert (region.name, region.writable, region.initialized) == ("residual_output", True, True)
+    (region,) = regions_of(("residual_output", stream, True), ("residual", stream, False))
+    assert (region.writable, region.initialized) == (True, True)
+
+
+def test_a_single_row_is_in_its_place_whatever_its_distance_to_others():
+    wide = np.zeros((5, 100), np.float32)
+    (region,) = regions_of(("residual", wide[:1], False), ("residual_output", wide[:1].reshape(100)[None], True))
+    assert (region.row_bytes, region.rows, region.writable, region.initialized) == (400, 1, True, True)
+    (region,) = regions_of(("residual", wide[:1], False), ("residual_output", wide[::2][:1], True))
+    assert (region.writable, region.initialized) == (True, True)
+
+
+def test_operands_with_memory_of_their_own_are_regions_of_their_own():
+    """Also those that lie between each other's rows, or are inputs in the place of inputs, or have no elements."""
+    wide = np.zeros((5, 100), np.float32)
+    both = regions_of(("x", wide[:, :40], False), ("output", wide[:, 40:], True))
+    assert [(region.name, region.writable, region.initialized) for region in both] == [
+        ("x", False, True),
+        ("output", True, False),
+    ]
+    (region,) = regions_of(("gate", wide, False), ("up", wide, False))
+    assert not region.writable
+
+
 def test_a_grid_of_many_blocks_covers_all_rows():
     desc = qp.QuantizeDescriptor(m=1000, k=8, scale=1.0)
     x = np.arange(8000, dtype=np.float32).reshape(1000, 8) % 100

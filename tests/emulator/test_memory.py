@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantplan.emulator import compiler
+from quantplan.emulator.library import Region
 from quantplan.emulator.schedule import Order
 from quantplan.errors import FaultKind, KernelFault
 from tests.emulator.units import POISON, SCHEDULES, Unit
@@ -153,6 +154,31 @@ def test_a_sound_kernel_is_none(kernel, launch, expected, schedule):
     if not isinstance(launch.get("out", 0), int):
         launch["out"] = np.array(launch["out"], np.int32)
     np.testing.assert_array_equal(UNIT.run(kernel, **launch, **schedule), expected)
+
+
+def between_rows(data, *, begin, size):
+    """Return the region of an operand whose rows lie in the gaps of `GAPS`."""
+    return Region("beside", data.ctypes.data + begin, size, 48, 4)
+
+
+def test_the_rows_of_one_operand_may_lie_between_those_of_another():
+    """Rows of 32 bytes, 48 apart: bytes 32 to 40 are another's, and what follows is nobody's."""
+    launch = {**GAPS, "out": 32}
+    beside = (between_rows(GAPS["data"], begin=32, size=8),)
+    rows = np.arange(48).reshape(4, 12)
+    np.testing.assert_array_equal(UNIT.run("row_gap", flaw=2, beside=beside, **launch), rows[:, 2:10].reshape(-1))
+    fault = UNIT.fault("row_gap", flaw=3, beside=beside, **launch)
+    assert (fault.kind, fault.place) == (OUT_OF_BOUNDS, UNIT.line("row_gap"))
+    assert "thread 7 reads 4 bytes at byte 40 of row 0 of in, which has 32" in str(fault)
+
+
+def test_an_access_that_begins_in_one_operand_and_ends_in_its_neighbour_is_out_of_bounds():
+    """Bytes 28 to 30 are the first operand's here, and the next two another's."""
+    data = GAPS["data"]
+    launch = {**GAPS, "out": 32, "rows": (4, 30, 48)}
+    fault = UNIT.fault("row_gap", flaw=0, beside=(between_rows(data, begin=30, size=8),), **launch)
+    assert fault.kind is OUT_OF_BOUNDS
+    assert "thread 7 reads 4 bytes at byte 28 of row 0 of in, which has 30" in str(fault)
 
 
 @pytest.mark.parametrize(

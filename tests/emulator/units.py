@@ -61,9 +61,13 @@ class Unit:
         shared=1024,
         initialized=False,
         rows=None,
+        beside=(),
         **schedule,
     ):
-        """Run a kernel and return its output of ints: `out` many, or an array; `rows` describes a strided input."""
+        """Run a kernel and return its output of ints: `out` many, or an array.
+
+        `rows` describes a strided input, and `beside` are regions of other operands.
+        """
         data = np.arange(64, dtype=np.int32) if data is None else data
         out = np.full(out, POISON, np.int32) if isinstance(out, int) else out
         wanted = Schedule(**schedule)
@@ -71,6 +75,7 @@ class Unit:
         regions = [
             Region("in", data.ctypes.data, row_bytes, pitch, count),
             Region("out", out.ctypes.data, out.nbytes, out.nbytes, 1, writable=True, initialized=initialized),
+            *beside,
         ]
         params = struct.pack("@PPq", data.ctypes.data, out.ctypes.data, flaw)
         self.statistics = self.library(checked=wanted.checked).launch(
