@@ -150,6 +150,7 @@ def gpu(monkeypatch, tmp_path):
     return fake_cupy.install_emulated(monkeypatch, tmp_path, fake_cupy.EmulatedGpus((9, 0)))
 
 
+@pytest.mark.slow  # the kernels are compiled once more, unchecked
 def test_graphs_are_replayed_with_the_bits_of_the_eager_run(run, gpu):
     code, said, complaint = run("--target", "cuda:0")
     assert code == 0, said + complaint
@@ -158,6 +159,7 @@ def test_graphs_are_replayed_with_the_bits_of_the_eager_run(run, gpu):
     assert len(gpu.launches) == 3 * 9, "compared, run, and captured: nine each"
 
 
+@pytest.mark.slow  # the kernels are compiled once more, unchecked
 def test_other_bits_of_a_graph_are_a_broken_promise(run, gpu, monkeypatch):
     monkeypatch.setattr(
         Runner, "capture", lambda runner, part: lambda: runner.write("result", 0 * runner.read("result"))
@@ -193,6 +195,6 @@ def test_no_launch_reads_what_its_target_has_not_been_given(run, monkeypatch):
         quiet(runner, part)
 
     monkeypatch.setattr(Runner, "run", run_nothing)
-    code, said, _ = run("--target", "emulated:sm_90a")
+    code, said, _ = run("--target", "emulated:sm_90a", "--adaln")
     assert code == 1
     assert not any(bits.startswith("yes") for _, _, bits, *_ in launches(said))
