@@ -50,22 +50,23 @@ ACTIVATION_PARAMS = ParamStruct(
 )  # fmt: skip
 
 _THREADS = 256  # of a block that has several rows
-_MOST_KEPT = 4  # runs of a lane in registers
+_MOST_KEPT = 8  # runs of a lane in registers: rows of up to 32768 elements are read once
+_MOST_KEPT_APART = 4  # the same where elements are loaded one by one: more would be spilled
 _BYTES_AT_ONCE = 16
 _ALL_ROWS = 2**31 - 1
 
 
 @attrs.frozen
 class _Rows:
-    """How rows of some length are dealt out, in the order of the kernels' parameters."""
+    """How rows of some length are dealt out: to how many lanes, and how many runs to each."""
 
     lanes: int
-    kept: int
+    runs: int
 
     @classmethod
     def of(cls, k: int) -> _Rows:
         lanes = row_lanes(k)
-        return cls(lanes, min(_MOST_KEPT, max(1, ceil_div(k, lanes * RUN))))
+        return cls(lanes, max(1, ceil_div(k, lanes * RUN)))
 
     @property
     def threads(self) -> int:
@@ -86,11 +87,11 @@ def _specs(
     aligned, other = (
         KernelSpec(
             source=source,
-            body=f"{body}<{', '.join((*parts, flag(one), str(rows.lanes), str(rows.kept)))}>",
+            body=f"{body}<{', '.join((*parts, flag(one), str(rows.lanes), str(min(rows.runs, most))))}>",
             threads=rows.threads,
             params=params,
         )
-        for one in (True, False)
+        for one, most in ((True, _MOST_KEPT), (False, _MOST_KEPT_APART))
     )
     return aligned, other
 

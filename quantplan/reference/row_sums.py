@@ -17,11 +17,11 @@ RUN = 8
 """Neighbours that one lane adds first."""
 WARP = 32
 _RUNS_PER_LANE = 4
-_MOST_LANES = 1024
+_MOST_LANES = 512
 
 
 def row_lanes(k: int) -> int:
-    """Return how many lanes share a row of k elements: about four runs each, at least a warp and at most 1024."""
+    """Return how many lanes share a row of k elements: about four runs each, at least a warp and at most 512."""
     wanted = -(-k // (RUN * _RUNS_PER_LANE))
     return min(max(WARP, 1 << max(0, wanted - 1).bit_length()), _MOST_LANES)
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     Inputs = Mapping[str, HostTensor]
     Target = Fraction | float | None
 
-_RUN, _RUNS_PER_LANE, _WARP, _MOST_LANES = 8, 4, 32, 1024
+_RUN, _RUNS_PER_LANE, _WARP, _MOST_LANES = 8, 4, 32, 512
 _CODE_MAX = 127
 
 

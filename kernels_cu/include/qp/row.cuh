@@ -17,7 +17,7 @@ namespace qp {
 
 constexpr int run_length = 8;
 constexpr int row_threads = 256;  // of a block that has several rows
-constexpr int longest_row_lanes = 1024;  // only then can a row be longer than what is kept
+constexpr int longest_row_lanes = 512;  // only then can a row be longer than what is kept
 template <int Lanes> constexpr int row_block = Lanes > 32 ? Lanes : row_threads;
 
 // ---- runs: moved 16 bytes at a time where rows are aligned so, else element by element
