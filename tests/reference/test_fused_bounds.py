@@ -250,6 +250,14 @@ def test_a_factor_that_is_not_finite_has_no_bound(lab, name):
     assert np.isfinite(np.delete(bounds, 5, axis=1)).all()
 
 
+@pytest.mark.parametrize("scale", [np.inf, np.nan, 0.0])
+def test_a_static_scale_that_divides_nothing_has_no_bound(lab, scale):
+    desc, arrays = norm_problem(lab, random_rows(F32), output_element="s8", scope="tensor")
+    arrays["scale"][...] = scale
+    lab.run(desc, arrays)
+    assert np.isinf(NormErrorBound().bound(desc, lab.args(desc, arrays))).all()
+
+
 def test_a_segment_whose_scale_is_nan_has_no_bound(lab):
     desc, arrays = norm_problem(lab, random_rows(F32, k=70), bias=True, **STORED["e4m3 mx"])
     arrays["bias"][40] = np.nan
@@ -374,6 +382,19 @@ def test_a_scale_of_almost_nothing_may_be_one(lab):
     assert bounds["scale"][0] >= 1 - 2.0**-126
     arrays["gate"][0, 0] = np.nan
     assert np.isinf(ActivationErrorBound().bounds(desc, lab.args(desc, arrays))["scale"]).all()
+
+
+def test_a_power_of_two_may_be_the_next_one(lab):
+    """The scale of 448 is 1, and 2 that of anything above: a kernel that is off by 16 units may choose either."""
+    desc = ActivationQuantizeDescriptor(
+        m=2, k=3, input_element="f32", output_element="fp8_e4m3", scope="group:32", epilogue="silu", gating="none"
+    )
+    arrays = lab.operands(desc) | {"x": np.array([[448, 1, 1], [447, 1, 1]], F32)}
+    lab.run(desc, arrays)
+    assert arrays["scale"].astype(F32).tolist() == [[1], [1]]
+    bounds = ActivationErrorBound(activation_ulps=16).bounds(desc, lab.args(desc, arrays))["scale"]
+    assert bounds[0, 0] >= 1
+    assert bounds[1, 0] == 0
 
 
 def test_only_dynamic_scales_have_a_bound(lab):
