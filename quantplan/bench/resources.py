@@ -46,6 +46,12 @@ PROBLEMS: tuple[Any, ...] = (
         kind(**SIZE, input_element=source, output_element=to, scope=scope, **fields)
         for kind, source, to, scope, fields in _MAIN
     ),
+    qp.NormQuantizeDescriptor(**SIZE, residual=True),
+    qp.NormQuantizeDescriptor(
+        **SIZE, norm="layer", residual=True, gated=True, modulated=True, output_element="fp8_e4m3", scope="group:128"
+    ),
+    qp.ActivationQuantizeDescriptor(**SIZE),
+    qp.ActivationQuantizeDescriptor(**SIZE, output_element="fp8_e4m3", scope="group:128"),
     *(qp.QuantizedLinearDescriptor(m=m, n=SIZE["m"], k=SIZE["k"], output_element=qp.BF16) for m in _ROWS),
     *(qp.Int4MarlinGemmDescriptor(m=m, n=SIZE["m"], k=SIZE["k"]) for m in _INT4_ROWS),
     *(

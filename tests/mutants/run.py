@@ -24,12 +24,12 @@ from quantplan.emulator import compiler
 from quantplan.errors import KernelBuildError, KernelFault
 from quantplan.kernels import source_root
 from tests import headers
-from tests.mutants import fp8_cases, int4_cases, linear_cases, quantize_cases, repack_cases, suite
+from tests.mutants import fp8_cases, fused_cases, int4_cases, linear_cases, quantize_cases, repack_cases, suite
 from tests.mutants.equivalent import Equivalents
 from tests.mutants.generate import mutants_of_folder
 
 say = partial(print, flush=True)
-FAMILIES = (quantize_cases, linear_cases, int4_cases, repack_cases, fp8_cases)
+FAMILIES = (quantize_cases, linear_cases, int4_cases, repack_cases, fp8_cases, fused_cases)
 NAMES = {family.__name__.rpartition(".")[2].removesuffix("_cases"): family for family in FAMILIES}
 CASE_SECONDS = 5  # of CPU time; a case takes less than one
 MUTANT_SECONDS = 900  # of wall clock: what hangs outside of a case is a mistake of ours

@@ -1,0 +1,56 @@
+"""Cases of norm_quantize.cu, activation_quantize.cu and row.cuh."""
+
+import numpy as np
+
+import quantplan as qp
+from tests.mutants.suite import Case
+
+N, A = qp.NormQuantizeDescriptor, qp.ActivationQuantizeDescriptor
+EVERYTHING = {"norm": "layer", "residual": True, "gated": True, "bias": True, "modulated": True, "multiplier": True}
+BLOCK = {"output_element": "fp8_e4m3", "scope": "group:128"}
+MX = {"output_element": "fp8_e4m3", "scope": "group:32"}
+
+CONSTANTS = {"include/qp/row.cuh": {"run_length": 8, "row_threads": 256, "longest_row_lanes": 512}}
+
+
+def warps(twin):
+    """Rows of a warp: several blocks, of which the last is not full; runs that end within a lane, and lanes without."""
+    x = twin.awkward(19, 264, "bf16")
+    yield Case(N(m=19, k=264, rows_per_condition=4, **EVERYTHING), {"x": x})
+    yield Case(N(m=19, k=264, rows_per_condition=4, **EVERYTHING), layout="padded")
+    yield Case(N(m=19, k=261, rows_per_condition=4, **EVERYTHING), layout="padded")
+    yield Case(N(m=19, k=261, rows_per_condition=4, **EVERYTHING), layout="strided")
+    yield Case(N(m=9, k=40, output_element="f16", weight=False), {"x": twin.awkward(9, 40, "bf16")})
+
+
+def blocks(twin):
+    """Rows of a block, and one beyond what its lanes keep."""
+    for k in (2100, 5000):
+        yield Case(N(m=3, k=k, norm="layer", residual=True, **BLOCK))
+        yield Case(N(m=3, k=k, norm="layer", residual=True, **BLOCK), layout="misaligned")
+    for k in (33_000, 37_001):
+        yield Case(N(m=2, k=k, norm="layer", residual=True), layout="padded")
+        yield Case(N(m=2, k=k))
+
+
+def wide(twin):
+    """Elements of 32 bits, whose runs are two vectors, and given scales."""
+    for fields in ({"scale": 0.043, "scope": "tensor"}, {"scope": "tensor"}, MX, {"output_element": "f32"}):
+        for layout in ("dense", "misaligned"):
+            desc = N(m=9, k=136, input_element="f32", residual=True, **fields)
+            yield Case(desc, {"x": twin.awkward(9, 136, "f32")}, layout=layout)
+
+
+def activations(twin):
+    for gating in ("merged", "split", "none"):
+        for k in (264, 261, 2100):
+            desc = A(m=9, k=k, epilogue="relu", gating=gating, multiplier=True)
+            yield Case(desc, layout="padded")
+    yield Case(A(m=2, k=33_000, epilogue="relu", gating="merged", **BLOCK))
+    yield Case(A(m=2, k=33_000, epilogue="identity", gating="none"))
+    ties = np.arange(-136, 136, dtype=np.float32).reshape(2, 136) / 2
+    desc = A(m=2, k=136, epilogue="identity", gating="none", input_element="f32", scale=1.0, scope="tensor")
+    yield Case(desc, {"x": ties})
+
+
+UNITS = (warps, blocks, wide, activations)
