@@ -39,6 +39,13 @@ _MAIN: tuple[tuple[Any, str, str, str, dict[str, str]], ...] = (
     (qp.DequantizeDescriptor, "s8", "bf16", "token", {}),
     (qp.DequantizeDescriptor, "fp8_e4m3", "bf16", "group:128", {}),
 )
+_BLOCKS: dict[str, Any] = {"output_element": "fp8_e4m3", "scope": "group:128"}
+_FUSED: tuple[tuple[Any, dict[str, Any]], ...] = (
+    (qp.NormQuantizeDescriptor, {"residual": True}),
+    (qp.NormQuantizeDescriptor, {"norm": "layer", "residual": True, "gated": True, "modulated": True, **_BLOCKS}),
+    (qp.ActivationQuantizeDescriptor, {}),
+    (qp.ActivationQuantizeDescriptor, _BLOCKS),
+)
 _ROWS = (1, 16, 64, 128, 4096)  # of a W8A8 linear: each is run by another kernel
 _INT4_ROWS = (1, 16, 32, 64, 4096)  # the same of 4-bit weights
 PROBLEMS: tuple[Any, ...] = (
@@ -46,12 +53,7 @@ PROBLEMS: tuple[Any, ...] = (
         kind(**SIZE, input_element=source, output_element=to, scope=scope, **fields)
         for kind, source, to, scope, fields in _MAIN
     ),
-    qp.NormQuantizeDescriptor(**SIZE, residual=True),
-    qp.NormQuantizeDescriptor(
-        **SIZE, norm="layer", residual=True, gated=True, modulated=True, output_element="fp8_e4m3", scope="group:128"
-    ),
-    qp.ActivationQuantizeDescriptor(**SIZE),
-    qp.ActivationQuantizeDescriptor(**SIZE, output_element="fp8_e4m3", scope="group:128"),
+    *(kind(**SIZE, **fields) for kind, fields in _FUSED),
     *(qp.QuantizedLinearDescriptor(m=m, n=SIZE["m"], k=SIZE["k"], output_element=qp.BF16) for m in _ROWS),
     *(qp.Int4MarlinGemmDescriptor(m=m, n=SIZE["m"], k=SIZE["k"]) for m in _INT4_ROWS),
     *(
