@@ -153,4 +153,4 @@ def test_odd_and_empty_shapes_of_every_op_are_the_references(row, twin, shape, m
     plan = plan_type(desc).select(twin.target, desc)
     got = twin.run("cuda:0", desc, {name: array.copy() for name, array in arrays.items()})
     for name, array in got.items():
-        assert differing(plan, twin.lab.args(desc, arrays), array, expected[name]) == 0, name
+        assert differing(plan, twin.lab.args(desc, arrays), name, array, expected[name]) == 0, name

@@ -10,6 +10,7 @@ import pytest
 import quantplan as qp
 from quantplan.emulator.schedule import schedule
 from quantplan.reference.epilogue import activation
+from quantplan.verify.runner import USEFUL_FRACTION
 from tests.kernels.pairwise import pairwise
 from tests.kernels.twin import ARCHS, bits, preload
 
@@ -44,7 +45,7 @@ NORMS = {
 }
 ACTIVATIONS = {"epilogue": ("identity", "relu"), "gating": ("none", "merged", "split"), **COMMON}
 SMOOTH = ("silu", "gelu_tanh", "gelu_erf")
-LENGTHS = (1, 7, 8, 9, 63, 256, 257, 511, 1024, 1025, 1500, 2049, 3100, 8192, 8200, 16385, 32768, 32769, 50_001)
+LENGTHS = (1, 8, 9, 257, 1024, 1025, 2500, 8200, 16_385, 32_769)
 
 
 def norm_descriptor(case):
@@ -103,7 +104,9 @@ def test_every_kernel_gives_the_references_bits(twin, kind, arch):
 # ---- lengths at which a row is dealt out to more lanes, or to more runs of each, or is longer than what is kept
 
 
-@pytest.mark.parametrize("element, k", [(e, k) for e in ("bf16", "f32") for k in LENGTHS if e == "bf16" or k < 10_000])
+@pytest.mark.parametrize(
+    "element, k", [(e, k) for e in ("bf16", "f32") for k in LENGTHS if e == "bf16" or k in (9, 1025)]
+)
 @pytest.mark.parametrize("norm", ["rms", "layer"])
 def test_rows_of_every_length(twin, norm, element, k):
     fields = {"norm": norm, "input_element": element, "residual": True, "bias": True}
@@ -112,14 +115,14 @@ def test_rows_of_every_length(twin, norm, element, k):
 
 
 @pytest.mark.parametrize("output", ["s8 token", "e4m3 block", "e4m3 static"])
-@pytest.mark.parametrize("k", [k for k in LENGTHS if k < 300 or k > 30_000])
+@pytest.mark.parametrize("k", [9, 32_769])
 def test_activations_of_every_length(twin, k, output):
     for gating, layout in (("merged", "dense"), ("split", "misaligned")):
         desc = qp.ActivationQuantizeDescriptor(m=2, k=k, epilogue="relu", gating=gating, **OUTPUTS[output])
         twin.check(desc, layout=layout, checked=k < 10_000)
 
 
-@pytest.mark.parametrize("k", [127, 129, 255, 257, 4095, 4225])
+@pytest.mark.parametrize("k", [127, 257, 4225])
 @pytest.mark.parametrize("output", ["e4m3 block", "e4m3 mx"])
 def test_groups_at_the_end_of_a_row(twin, k, output):
     desc = qp.NormQuantizeDescriptor(m=3, k=k, **OUTPUTS[output])
@@ -206,7 +209,7 @@ def test_smooth_activations_are_within_their_bound(twin, epilogue, gating, outpu
     error = np.abs(arrays["output"].astype(np.float64) - target)
     assert (error <= bounds["output"]).all()
     assert (bounds["output"] < np.inf).all()
-    assert (error / bounds["output"]).max() > 0.2
+    assert (error / bounds["output"]).max() > USEFUL_FRACTION
     if "scale" in bounds:
         exact = largest(y, desc) / desc.output_element.largest if output.startswith("e4m3") else largest(y, desc) / 127
         if output == "e4m3 mx":
