@@ -3,6 +3,8 @@
 import numpy as np
 
 import quantplan as qp
+from quantplan.ops import _row_kernels as host
+from quantplan.reference import row_sums
 from tests.mutants.suite import Case
 
 N, A = qp.NormQuantizeDescriptor, qp.ActivationQuantizeDescriptor
@@ -10,7 +12,13 @@ EVERYTHING = {"norm": "layer", "residual": True, "gated": True, "bias": True, "m
 BLOCK = {"output_element": "fp8_e4m3", "scope": "group:128"}
 MX = {"output_element": "fp8_e4m3", "scope": "group:32"}
 
-CONSTANTS = {"include/qp/row.cuh": {"run_length": 8, "row_threads": 256, "longest_row_lanes": 512}}
+CONSTANTS = {
+    "include/qp/row.cuh": {
+        "run_length": row_sums.RUN,
+        "row_threads": host._THREADS,
+        "longest_row_lanes": row_sums.row_lanes(1 << 24),
+    }
+}
 
 
 def warps(twin):
