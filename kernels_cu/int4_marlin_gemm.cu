@@ -256,14 +256,14 @@ __device__ void int4_gemm(const Int4Params& p) {
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const int64 first = column + from_left + 16 * j + lane / 4;
-      own.fold(j, widen<f32>(scales[scale_place(first, true)]), widen<f32>(scales[scale_place(first + 8, true)]));
+      own.fold(j, widen<f32>(scales[scale_place(first)]), widen<f32>(scales[scale_place(first + 8)]));
     }
   }
 
   // The ring is done with, and takes the totals.
   ptx::cp_async_wait_group<0>();
   __syncthreads();
-  const TokenSums<Tokens, BN, Shape::WarpsK> all(shared);
+  const TokenSums<Tokens, BN> all(shared);
 #pragma unroll
   for (int j = 0; j < 4; ++j)
 #pragma unroll

@@ -122,7 +122,7 @@ __device__ void int4_wgmma(const MappedInt4Params& mapped) {
   __syncthreads();  // the ring is the block's own
 
   const int lane = threadIdx.x % 32;
-  const TokenSums<Tokens, BN, Shape::ShareK> all(shared);
+  const TokenSums<Tokens, BN> all(shared);
   RingPlace<Stages> at;
   if (threadIdx.x < producers) {
     ptx::setmaxnreg_dec<72>();
@@ -248,8 +248,8 @@ __device__ void int4_wgmma(const MappedInt4Params& mapped) {
         ptx::wgmma_fence_operand(sums[v]);
         if (inside && first < last && first * BK + group_k * int4_run < p.k) {  // without rows no scale may show
           const int64 first_row = column + from_left + 16 * v + lane / 4;
-          const f32 scale[2] = {widen<f32>(scales[scale_place(first_row, true)]),
-                                widen<f32>(scales[scale_place(first_row + 8, true)])};
+          const f32 scale[2] = {widen<f32>(scales[scale_place(first_row)]),
+                                widen<f32>(scales[scale_place(first_row + 8)])};
 #pragma unroll
           for (int i = 0; i < Tokens / 2; ++i) totals[v][i] = multiply(sums[v][i], scale[i / 2 % 2]);
         }

@@ -89,17 +89,17 @@ __device__ inline void multiply_add_16(f32 (&sums)[4], const unsigned (&a)[4], c
   else ptx::mma_m16n8k16_bf16_bf16(sums, a, b);
 }
 
-// Where the scale of a column lies in a row of scales, and of how many groups.
-__device__ inline int64 scale_place(int64 column, bool single) {
-  const int c = static_cast<int>(column % (single ? 32 : 64));
-  return column - c + (single ? 8 * (c % 8 / 2) + 2 * (c / 8) + c % 2 : 8 * (c % 8) + c / 8);
+// Where the scale of a column lies, if all of K is one group.
+__device__ inline int64 scale_place(int64 column) {
+  const int c = static_cast<int>(column % 32);
+  return column - c + 8 * (c % 8 / 2) + 2 * (c / 8) + c % 2;
 }
 
-// Sums in shared memory, Parts partial ones of each token and column, and what becomes of them. A lane's sums are of two
-// tokens and two columns; tokens lie so that a warp's go to different banks.
-template <int Tokens, int Columns, int Parts>
+// Sums in shared memory, perhaps several partial ones of each token and column, and what becomes of them. A lane's sums
+// are of two tokens and two columns; tokens lie so that a warp's go to different banks.
+template <int Tokens, int Columns>
 struct TokenSums {
-  static constexpr int pitch = Columns + 4, bytes = Parts * Tokens * pitch * 4;
+  static constexpr int pitch = Columns + 4;
 
   f32 (*const part)[Tokens][pitch];
 

@@ -32,7 +32,7 @@ template <int Columns, int Blocks, int Depth>
 struct WgmmaShape {
   static constexpr int BM = 128, BN = Columns, Cluster = Blocks, Stages = Depth;
   static constexpr int RingCluster = Cluster;  // blocks that fill a ring
-  static constexpr int consumers = 256, threads = 128 + consumers;
+  static constexpr int consumers = 256;
   static constexpr int act_bytes = BM * wgmma_bk, stage_bytes = act_bytes + BN * wgmma_bk;
 };
 
@@ -160,7 +160,7 @@ template <int Rows, int Blocks, int Depth>
 struct SwappedShape {
   static constexpr int BN = 64, Tokens = Rows, Cluster = Blocks, Stages = Depth;
   static constexpr int RingCluster = 1;  // a block fills its own ring
-  static constexpr int consumers = 128, threads = consumers + 32;
+  static constexpr int consumers = 128;
   static constexpr int weight_bytes = BN * wgmma_bk, stage_bytes = weight_bytes + Tokens * wgmma_bk;
   static constexpr int pitch = BN + 4;  // a lane's sums are in one column: its neighbours' go to other banks
   static constexpr int share = Tokens / Cluster;  // tokens that a block finishes
