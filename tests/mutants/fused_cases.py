@@ -28,15 +28,16 @@ def warps(twin):
     yield Case(N(m=19, k=264, rows_per_condition=4, **EVERYTHING), layout="padded")
     yield Case(N(m=19, k=261, rows_per_condition=4, **EVERYTHING), layout="padded")
     yield Case(N(m=19, k=261, rows_per_condition=4, **EVERYTHING), layout="strided")
+    yield Case(N(m=19, k=37, rows_per_condition=4, **EVERYTHING), layout="padded")
     yield Case(N(m=9, k=40, output_element="f16", weight=False), {"x": twin.awkward(9, 40, "bf16")})
 
 
 def blocks(twin):
     """Rows of a block, and one beyond what its lanes keep."""
-    for k in (2100, 5000):
+    for k in (2100, 4992, 5000):  # of 4992 the last group ends with the row, and lanes are left
         yield Case(N(m=3, k=k, norm="layer", residual=True, **BLOCK))
         yield Case(N(m=3, k=k, norm="layer", residual=True, **BLOCK), layout="misaligned")
-    for k in (33_000, 37_001):
+    for k in (32_769, 37_001):  # by one element, and by several runs
         yield Case(N(m=2, k=k, norm="layer", residual=True), layout="padded")
         yield Case(N(m=2, k=k))
 
@@ -47,6 +48,7 @@ def wide(twin):
         for layout in ("dense", "misaligned"):
             desc = N(m=9, k=136, input_element="f32", residual=True, **fields)
             yield Case(desc, {"x": twin.awkward(9, 136, "f32")}, layout=layout)
+    yield Case(N(m=9, k=133, input_element="f32", residual=True, output_element="f32"), layout="padded")
 
 
 def activations(twin):
@@ -55,10 +57,11 @@ def activations(twin):
             desc = A(m=9, k=k, epilogue="relu", gating=gating, multiplier=True)
             yield Case(desc, layout="padded")
     yield Case(A(m=2, k=33_000, epilogue="relu", gating="merged", **BLOCK))
-    yield Case(A(m=2, k=33_000, epilogue="identity", gating="none"))
-    ties = np.arange(-136, 136, dtype=np.float32).reshape(2, 136) / 2
-    desc = A(m=2, k=136, epilogue="identity", gating="none", input_element="f32", scale=1.0, scope="tensor")
-    yield Case(desc, {"x": ties})
+    alone = {"epilogue": "identity", "gating": "none"}
+    yield Case(A(m=2, k=32_769, **alone), layout="padded")  # one element is beyond what is kept
+    yield Case(A(m=9, k=264, **alone), {"x": twin.awkward(9, 264, "bf16")})  # a scale that is no ordinary one
+    ties = np.arange(-272, 272, dtype=np.float32).reshape(4, 136) / 2  # and what has no code
+    yield Case(A(m=4, k=136, input_element="f32", scale=1.0, scope="tensor", **alone), {"x": ties})
 
 
 UNITS = (warps, blocks, wide, activations)
