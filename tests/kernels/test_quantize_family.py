@@ -4,6 +4,8 @@ The normal run holds a covering sample to it: each value of each factor meets ea
 takes every SKU, and more seeds.
 """
 
+from itertools import product
+
 import numpy as np
 import pytest
 
@@ -50,10 +52,38 @@ def descriptor(op, case):
 SAMPLE = [(op, case) for op in OPS for case in pairwise(FACTORS, sound, seed=len(op))]
 
 
-@pytest.fixture(scope="module")
-def sampled():
+D = qp.DynamicRangeQuantizeDescriptor
+SHAPES = ((1, 9), (2, 40), (3, 130), (300, 130), (300, 260), (2, 1100), (300, 1100), (2, 5000), (1, 40_000), (400, 24))
+ROWS = [D(m=m, k=k, input_element=element) for (m, k), element in product(SHAPES, ("f32", "bf16"))]
+RANGES = [
+    D(m=m, k=k, scope=scope, mode="asymmetric")
+    for scope in ("tensor", "channel:1", "group:2:0", "group:9:0", "group:100:0")
+    for m, k in ((2, 3), (65, 700), (1000, 33), (130, 5))
+]
+GROUPS = [
+    D(m=m, k=k, input_element="f16", scope=f"group:{group}")
+    for group in (1, 2, 7, 8, 16, 24, 64, 200)
+    for m, k in ((3, 200), (40, 130))
+]
+LIMITS = [
+    D(m=9, k=64, input_element="bf16", scope="group:32", mode=mode, q_min=low, q_max=high)
+    for low, high in ((-127, 127), (-128, 127), (-128, 100), (-20, 127), (0, 127), (-1, 1))
+    for mode in ("symmetric", "asymmetric")
+]
+
+
+def is_small(desc):
+    """Whether each load and store is checked, which takes time."""
+    return desc.m * desc.k < 20_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def built():
+    """Build most kernels of this file together."""
+    more = {"sm_80": [], "sm_90a": [*filter(is_small, ROWS + RANGES), *GROUPS, *LIMITS]}
     for arch in FACTORS["arch"]:
-        preload([descriptor(op, case) for op, case in SAMPLE if case["arch"] == arch], [arch])
+        preload([descriptor(op, case) for op, case in SAMPLE if case["arch"] == arch] + more[arch], [arch])
+    preload([desc for desc in ROWS + RANGES if not is_small(desc)], checked=False)
 
 
 def check(twin, op, case, **how):
@@ -62,7 +92,6 @@ def check(twin, op, case, **how):
     twin.check(desc, inputs, arch=case["arch"], layout=case["layout"], order=case["order"], **how)
 
 
-@pytest.mark.usefixtures("sampled")
 @pytest.mark.parametrize("op, case", SAMPLE, ids=lambda value: value if isinstance(value, str) else None)
 def test_sampled_kernels_give_the_references_bits(twin, op, case):
     check(twin, op, case, seed=case["shape"][1])
@@ -87,33 +116,26 @@ def test_every_kernel_gives_the_references_bits(twin, op, arch):
 # ---- sizes that pick each geometry: lanes, chunks kept in registers, the loop beyond them, blocks and parts
 
 
-@pytest.mark.parametrize(
-    "m, k",
-    [(1, 9), (2, 40), (3, 130), (300, 130), (300, 260), (2, 1100), (300, 1100), (2, 5000), (1, 40_000), (400, 24)],
-)
-@pytest.mark.parametrize("element", ["f32", "bf16"])
-def test_rows_of_every_length(twin, m, k, element):
-    desc = qp.DynamicRangeQuantizeDescriptor(m=m, k=k, input_element=element)
+@pytest.mark.parametrize("desc", ROWS, ids=str)
+def test_rows_of_every_length(twin, desc):
     for layout in ("dense", "misaligned"):
-        twin.check(desc, {"x": twin.awkward(m, k, element)}, layout=layout, checked=m * k < 20_000)
+        x = twin.awkward(desc.m, desc.k, desc.input_element)
+        twin.check(desc, {"x": x}, layout=layout, checked=is_small(desc))
 
 
-@pytest.mark.parametrize("scope", ["tensor", "channel:1", "group:2:0", "group:9:0", "group:100:0"])
-@pytest.mark.parametrize("m, k", [(2, 3), (65, 700), (1000, 33), (130, 5)])
-def test_ranges_across_rows_of_every_extent(twin, scope, m, k):
-    desc = qp.DynamicRangeQuantizeDescriptor(m=m, k=k, scope=scope, mode="asymmetric")
+@pytest.mark.parametrize("desc", RANGES, ids=str)
+def test_ranges_across_rows_of_every_extent(twin, desc):
+    m, k = desc.m, desc.k
     x = twin.rng.standard_normal((m, k)).astype(np.float32)
     for where in ((0, 0), (m - 1, k - 1), (m // 2, k // 2)):  # the extreme value may be anywhere
         x[...] = np.clip(x, -3, 3)
         x[where] = -77
-        twin.check(desc, {"x": x}, checked=m * k < 20_000)
+        twin.check(desc, {"x": x}, checked=is_small(desc))
 
 
-@pytest.mark.parametrize("group", [1, 2, 7, 8, 16, 24, 64, 200])
-def test_groups_of_every_size(twin, group):
-    for m, k in ((3, 200), (40, 130)):
-        desc = qp.DynamicRangeQuantizeDescriptor(m=m, k=k, input_element="f16", scope=f"group:{group}")
-        twin.check(desc, {"x": twin.awkward(m, k, "f16")})
+@pytest.mark.parametrize("desc", GROUPS, ids=str)
+def test_groups_of_every_size(twin, desc):
+    twin.check(desc, {"x": twin.awkward(desc.m, desc.k, "f16")})
 
 
 @pytest.mark.parametrize("quantized", ["s8", "u8", "fp8_e4m3", "fp8_e5m2"])
@@ -137,13 +159,9 @@ def test_scales_of_every_size(twin, real, quantized):
         twin.check(desc, {"x": x[:, :k].copy()}, checked=False)
 
 
-@pytest.mark.parametrize("limits", [(-127, 127), (-128, 127), (-128, 100), (-20, 127), (0, 127), (-1, 1)])
-def test_limits_of_codes(twin, limits):
-    for mode in ("symmetric", "asymmetric"):
-        desc = qp.DynamicRangeQuantizeDescriptor(
-            m=9, k=64, input_element="bf16", scope="group:32", mode=mode, q_min=limits[0], q_max=limits[1]
-        )
-        twin.check(desc, {"x": twin.awkward(9, 64, "bf16")})
+@pytest.mark.parametrize("desc", LIMITS, ids=str)
+def test_limits_of_codes(twin, desc):
+    twin.check(desc, {"x": twin.awkward(desc.m, desc.k, "bf16")})
 
 
 # ---- host values, and empty problems
