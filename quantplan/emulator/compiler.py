@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -126,11 +127,17 @@ def build(text: str, *, arch: int, checked: bool) -> Path:
 def _runtime(compiler: tuple[str, ...]) -> Path:
     """Return the runtime's library: one for all kernels, which find it beside themselves."""
     sources = {path: path.read_text(encoding="utf-8") for path in sorted(RUNTIME.iterdir())}
-    units = [str(path) for path in sources if path.suffix == ".cpp"]
+    units = [path for path in sources if path.suffix == ".cpp"]
 
     def make(library: Path) -> None:
-        linking = ("-shared", f"-Wl,-soname,{library.name}", "-o", str(library))
-        _call((*compiler, *_RUNTIME, f"-I{HERE / 'include'}", *linking, *units))
+        def compiled(unit: Path) -> str:
+            made = str(library.with_name(f"{unit.stem}.o"))
+            _call((*compiler, *_RUNTIME, f"-I{HERE / 'include'}", "-c", str(unit), "-o", made))
+            return made
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # it is what a first use of the emulated device waits for
+            objects = [*pool.map(compiled, units)]
+        _call((*compiler, "-shared", "-pthread", f"-Wl,-soname,{library.name}", "-o", str(library), *objects))
 
     text = "\n".join(sources.values())
     key = _digest(*_identity(compiler), *_RUNTIME, _sources(text), text)

@@ -176,9 +176,19 @@ def test_the_table_shares_a_reason_among_mutants(tmp_path):
 
 # ---- a sample of the real thing
 
-SAMPLE = (  # the first of each two in the normal run, which meet the cases of their family only
-    ("dynamic_range_quantize.cu", "__syncthreads();", "barrier-removed"),
+FUSED = (  # the normal run's, which meet the cases of their family only
     ("include/qp/range.cuh", "__syncthreads();", "barrier-removed"),
+    ("include/qp/row.cuh", "present = per_block == 1 || row < m;", "less-equal"),
+    ("include/qp/row.cuh", "if (place.lane % lanes == 0 && place.column(i) < k)", "less-equal"),
+    (
+        "norm_quantize.cu",
+        "for (int i = Keep; i * Lanes * run_length < p.k; ++i) row.update(i, row.load(i));",
+        "bound-minus-one",
+    ),
+)
+SAMPLE = (
+    *FUSED,
+    ("dynamic_range_quantize.cu", "__syncthreads();", "barrier-removed"),
     (
         "dynamic_range_quantize.cu",
         "const bool present = alone || ((Abreast > 1 || row < p.m) && index < per_row);",
@@ -195,7 +205,7 @@ SAMPLE = (  # the first of each two in the normal run, which meet the cases of t
 @pytest.mark.parametrize(
     "sample, options",
     [
-        pytest.param(SAMPLE[::2], ("--family", "quantize"), id="family"),
+        pytest.param(FUSED, ("--family", "fused"), id="family"),
         pytest.param(SAMPLE, (), id="all", marks=pytest.mark.slow),
     ],
 )

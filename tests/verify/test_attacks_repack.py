@@ -34,6 +34,7 @@ def nothing(qweight, weight_q, perm, *, source):
     pass
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("faulty", [without_perm, zero_padding, one_code_off, inverse_perm, nothing])
 def test_faults_are_seen(monkeypatch, faulty):
     """On some problem; the ones behind it need not show it."""

@@ -56,7 +56,7 @@ def found_out(monkeypatch, plan, function, descs):
 # ---- the reference itself
 
 
-ATTACKED = {"smoothquant_linear": 1, "quantized_linear": 1}
+ATTACKED = dict.fromkeys(("smoothquant_linear", "quantized_linear", "norm_quantize", "activation_quantize"), 1)
 """Parts of a SKU's name that meet wherever they can; 2 for other ops, whose SKUs have fewer attacks each."""
 
 
