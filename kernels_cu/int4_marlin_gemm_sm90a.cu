@@ -44,7 +44,7 @@ constexpr int multipliers = 256;
 template <int Octets, int Words_, int GroupsN, int GroupsK, int Blocks, int Depth>
 struct Int4WgmmaShape {
   static constexpr int Tokens = 8 * Octets, Words = Words_, ShareN = GroupsN, ShareK = GroupsK, Cluster = Blocks, Stages = Depth;
-  static constexpr int BN = marlin_n * Words * GroupsN, BK = int4_run * GroupsK, threads = producers + multipliers;
+  static constexpr int BN = marlin_n * Words * GroupsN, BK = int4_run * GroupsK;
   static constexpr int weight_bytes = BN * BK / 2, line_bytes = Tokens * wgmma_bk, stage_bytes = weight_bytes + ShareK * line_bytes;
   static constexpr int box_bytes = BK / marlin_k * 2 * marlin_tile_bytes;
   static_assert(GroupsN * GroupsK == 2, "two warp groups multiply");
@@ -246,7 +246,7 @@ __device__ void int4_wgmma(const MappedInt4Params& mapped) {
 #pragma unroll
       for (int v = 0; v < Words; ++v) {
         ptx::wgmma_fence_operand(sums[v]);
-        if (inside && first < last && first * BK + group_k * int4_run < p.k) {  // without rows no scale may show
+        if (inside && first * BK + group_k * int4_run < p.k) {  // without rows no scale may show
           const int64 first_row = column + from_left + 16 * v + lane / 4;
           const f32 scale[2] = {widen<f32>(scales[scale_place(first_row)]),
                                 widen<f32>(scales[scale_place(first_row + 8)])};
