@@ -143,6 +143,13 @@ __device__ void operand_end(const P& p) {
   p.out[threadIdx.x] = p.in[threadIdx.x + p.flaw];  // @operand_end
 }
 
+// A struct of a byte, which is loaded where it is passed by value.
+struct Code { unsigned char bits; };
+__device__ inline int value_of(Code code) { return code.bits == 0xff ? -1 : code.bits; }
+__device__ void code_end(const P& p) {
+  p.out[threadIdx.x] = value_of(reinterpret_cast<const Code*>(p.in)[threadIdx.x + (p.flaw ? 200 : 0)]);  // @code_end
+}
+
 __device__ void operand_start(const P& p) {
   p.out[threadIdx.x] = (p.in - p.flaw)[threadIdx.x];  // @operand_start
 }

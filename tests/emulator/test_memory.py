@@ -66,6 +66,7 @@ FAULTS = [
     ("shared_end", 1, {"shared": 258}, OUT_OF_BOUNDS, "shared_end", None, "offset 256 of shared memory, which has 258"),
     ("operand_end", 1, {}, OUT_OF_BOUNDS, "operand_end", None, "thread 63 reads 4 bytes, right behind the end of in"),
     ("operand_end", 9, {"block": (56,)}, OUT_OF_BOUNDS, "operand_end", None, "4 bytes, right behind the end of in"),
+    ("code_end", 1, {}, OUT_OF_BOUNDS, "code_end", None, "reads 1 bytes"),
     ("operand_start", 1, {}, OUT_OF_BOUNDS, "operand_start", None, "reads 4 bytes, 4 bytes before the start of in"),
     (
         "row_gap",
@@ -116,6 +117,7 @@ SOUND = [
     ("accumulate", {"flaw": 1, "initialized": True, "out": np.zeros(64)}, np.ones(64)),
     ("shared_end", {"shared": 256, "out": 0}, []),
     ("operand_end", {}, SIXTY_FOUR),
+    ("code_end", {}, SIXTY_FOUR.astype(np.int32).view(np.uint8)[:64]),
     ("operand_start", {}, SIXTY_FOUR),
     ("range_end", {"block": (1,)}, [*[POISON] * 56, *range(56, 64)]),
     ("row_gap", {**GAPS, "out": 32}, np.arange(48).reshape(4, 12)[:, :8].reshape(-1)),

@@ -31,7 +31,7 @@ COMMON = {
     "input": ("bf16", "f16", "f32"),
     "output": tuple(OUTPUTS),
     "multiplier": (True, False),
-    "shape": ((9, 37), (9, 264), (2, 2500)),
+    "shape": ((9, 37), (9, 264), (2, 1000)),
     "layout": ("dense", "padded", "strided", "misaligned"),
     "order": ("ascending", "descending", "random"),
     "arch": ("sm_80", "sm_90a"),

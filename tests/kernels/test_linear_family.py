@@ -191,8 +191,27 @@ def test_smooth_activations_stay_within_both_bounds(twin, variant, epilogue, out
     assert np.any(results[0] != results[1]) or output != "f32"
 
 
+@cache
+def build_extremes(variant):
+    """Build a variant's kernels for the tests below together, which ask for them one by one."""
+    static = [{"bias": True}, {"output_element": "f16"}, {}]
+    token = [
+        {"bias": True, "epilogue": "relu"},
+        {"act_zero_point": True, "output_element": "f64"},
+        {"bias": True, "output_element": "f16"},
+        {"act_zero_point": True, "bias": True, "output_element": "bf16"},
+        {"act_zero_point": True, "bias": True, "output_element": "s8"},
+    ]
+    descs = [qp.SmoothQuantLinearDescriptor(m=2, n=3, k=80, act_scale=1.0, **fields) for fields in static]
+    preload(descs + [qp.QuantizedLinearDescriptor(m=2, n=3, k=80, **fields) for fields in token], wanted=variant)
+
+
 @pytest.mark.parametrize("variant", EACH)
 class TestExtremes:
+    @pytest.fixture(autouse=True)
+    def built(self, variant):
+        build_extremes(variant)
+
     def test_fault_7_operands_of_minus_128(self, twin, variant):
         desc = qp.SmoothQuantLinearDescriptor(m=3, n=5, k=144, act_scale=1.0)
         given = {"act_q": np.full((3, 144), -128, np.int8), "weight_q": np.full((5, 144), -128, np.int8)}
