@@ -46,6 +46,15 @@ def few_rows(twin):
         desc = G(m=19, n=133, k=256 * 8 + 37, output_element="f16", bias=True, scaling=scaling)
         yield case(twin, desc, "mma-16x32", "sm_89", "padded", **LATE, **TRUNCATED)
     yield case(twin, desc, "mma-16x32", "sm_89", "misaligned")
+    for scaling in ("block", "mx"):  # half of the last tile of K has no scales
+        yield case(twin, desc.replace(k=128 * 3, scaling=scaling), "mma-16x32", "sm_89")
+    desc = desc.replace(k=128 * 3, scaling="block")
+    infinite = integers(twin, desc)
+    infinite["act_scale"][::2, -1] = np.inf
+    yield Case(desc, infinite, variant="mma-16x32", target="emulated:sm_89")
+    for act, weight in ((E4M3, E5M2), (E5M2, E4M3), (E5M2, E5M2)):
+        desc = G(m=19, n=70, k=300, act_element=act, weight_element=weight, output_element="f16")
+        yield case(twin, desc, "mma-16x32", "sm_89", "padded")
     fast = G(m=19, n=70, k=256 * 8 + 37, output_element="f16")
     yield case(twin, fast, "mma-16x32-fast", "sm_89", "padded", **EARLY)
 
@@ -59,15 +68,15 @@ def converted(twin):
     for dtype in (E4M3, E5M2):
         desc = G(m=2, n=1, k=128, act_element=dtype, act_scale=0.5)
         yield Case(desc, {"act_q": every.view(dtype), "weight_q": one.astype(E4M3)}, variant="mma-f16-64x64")
-        for code in range(1, 254, 9):
+        for i, code in enumerate(range(1, 254, 9)):  # odd codes and even ones in every byte of a word
             alone = np.zeros((2, 128), np.uint8)
-            alone[0, code % 128], alone[1, (code + 64) % 128] = code, 0x80 | code & 0x7B
+            alone[0, 7 * i % 128], alone[1, (5 * i + 1) % 128] = code, 0x80 | code & 0x7B
             yield Case(desc, {"act_q": alone.view(dtype), "weight_q": one.astype(E4M3)}, variant="mma-f16-64x64")
 
 
 def block_scales(twin):
     """Scales of a block that no other row and no other block has."""
-    for variant, target, m, n in (("mma-128x128", "sm_89", 131, 300), ("wgmma-128x128", "sm_90a", 140, 300)):
+    for variant, target, m, n in (("mma-128x128", "sm_89", 131, 300), ("wgmma-128x128", "sm_90a", 140, 264)):
         desc = G(m=m, n=n, k=128 * 4 + 48, scaling="block", output_element="bf16")
         yield case(twin, desc, variant, target, **LATE)
 
@@ -77,10 +86,13 @@ def block_scales(twin):
 
 def wgmma(twin):
     for variant, m in (("wgmma-128x128", 131), ("wgmma-256x128", 270), ("wgmma-256x256-fast", 270)):
-        desc = G(m=m, n=300, k=128 * 7 + 48, output_element="bf16", scaling="token_channel", weight_element=E5M2)
+        fields = {"output_element": "bf16", "scaling": "token_channel", "weight_element": E5M2, "bias": True}
+        desc = G(m=m, n=300, k=128 * 7 + 48, **fields)
         yield case(twin, desc, variant, "sm_90a", "padded", **LATE, **TRUNCATED)
         yield case(twin, desc, variant, "sm_90a", **EARLY)
         yield case(twin, desc, variant, "sm_90a", "misaligned", **LATE)
+    full = G(m=131, n=264, k=128 * 2, output_element="f32", scaling="token_channel")  # shared memory is
+    yield case(twin, full, "wgmma-128x128", "sm_90a", "padded", **LATE)
     once = G(m=1, n=4, k=32, scaling="token_channel")  # what fills a tile beyond its rows is no number's business
     yield case(twin, once, "wgmma-256x128", "sm_90a")
 
@@ -97,6 +109,11 @@ def swapped(twin):
     yield case(twin, desc, "wgmma-64x64", "sm_90a", "misaligned", **LATE)
     fast = G(m=9, n=70, k=128 * 5, output_element="f16")
     yield case(twin, fast, "wgmma-16x64-fast", "sm_90a", "padded", **LATE)
+    pair = fast.replace(k=272)  # two blocks share K, and the second one finishes a single row
+    yield case(twin, pair, "wgmma-16x64-fast", "sm_90a", **EARLY)
+    yield case(twin, pair.replace(scaling="mx", k=192), "wgmma-16x64", "sm_90a")  # scales of half a tile of K
+    long = G(m=3, n=64, k=128 * 208, output_element="f16")  # each of eight blocks goes through its ring five times
+    yield case(twin, long, "wgmma-64x64-fast", "sm_90a", **EARLY)
 
 
 # ---- the epilogue
