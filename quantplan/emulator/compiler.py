@@ -42,8 +42,8 @@ _COMMON = (
 _RUNTIME = (*_COMMON, "-O3", "-pthread", "-DEMULATED_RUNTIME")
 _KERNEL = (*_COMMON, "-g1", "-fno-exceptions")
 _UNCHECKED = (*_KERNEL, "-O2")
-# The instrumentation calls our own hooks (runtime/hooks.cpp and undefined.cpp): no sanitizer's runtime is needed. Loads of
-# structs that are passed by value are seen where functions are inlined: by -O1 they are, by -Og many are not.
+# The instrumentation calls our own hooks (runtime/hooks.cpp and undefined.cpp): no sanitizer's runtime is needed. Loads
+# of structs that are passed by value are seen where functions are inlined: by -O1 they are, by -Og many are not.
 _CHECKED = (
     *_KERNEL,
     "-O1",
