@@ -124,7 +124,7 @@ def show(rows: Sequence[Row], title: str) -> None:
         figures = (f"{row.error:.2%}", f"{row.bound:.2%}", f"{-20 * np.log10(row.error):.1f} dB", f"{row.worst:.3f}")
         compared = ("–", "–") if row.cosine is None else (f"{row.cosine:.4f}", row.published)
         table.add_row(row.recipe, f"{row.bits:.2f}", *figures, f"{row.product_error:.2%}", row.op, *compared)
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)  # a file has room for all columns
     print("cosine, published: of Gaussian tensors of 256 × 256; breccia 0.1.3, github.com/jvoltci/breccia, README")
 
 
