@@ -8,7 +8,7 @@ import numpy as np
 
 from quantplan.elements import ElementKind
 from quantplan.reference.epilogue import activation
-from quantplan.reference.row_quantize import row_blocks, store_rows
+from quantplan.reference.row_quantize import row_blocks, scales_of_rows, store_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -55,7 +55,7 @@ def activation_quantize(
         store_rows(
             y,
             output[rows],
-            scale if scale is None or scope is None or not scope.within_rows else scale[rows],
+            scales_of_rows(scale, scope, rows),
             output_element=output_element,
             scope=scope,
             scale_element=scale_element,

@@ -8,7 +8,7 @@ import numpy as np
 
 from quantplan.elements import ElementKind
 from quantplan.reference.rounding import round_to
-from quantplan.reference.row_quantize import row_blocks, store_rows
+from quantplan.reference.row_quantize import row_blocks, scales_of_rows, store_rows
 from quantplan.reference.row_sums import row_sums
 from quantplan.types import NormKind
 
@@ -89,7 +89,7 @@ def norm_quantize(
         store_rows(
             y,
             output[rows],
-            scale if scale is None or scope is None or not scope.within_rows else scale[rows],
+            scales_of_rows(scale, scope, rows),
             output_element=output_element,
             scope=scope,
             scale_element=scale_element,

@@ -30,6 +30,11 @@ def row_blocks(m: int, k: int) -> Iterator[slice]:
         yield slice(first, min(m, first + rows))
 
 
+def scales_of_rows(scale: NDArray[Any] | None, scope: Scope | None, rows: slice) -> NDArray[Any] | None:
+    """Return the scales that some rows have: their own, or the one of all rows, or None."""
+    return scale if scale is None or scope is None or not scope.within_rows else scale[rows]
+
+
 def store_rows(
     y: NDArray[np.float32],
     output: NDArray[Any],

@@ -26,7 +26,7 @@ FACTORS = {
     "mode": ("symmetric", "asymmetric"),
     "scale": ("wide", "e8m0"),
     "saturate": (True, False),
-    "shape": ((1, 1), (7, 37), (5, 128), (33, 513), (9, 1000)),
+    "shape": ((1, 1), (1, 4096), (7, 37), (5, 128), (33, 513), (64, 256), (9, 1000)),
     "layout": ("dense", "padded", "strided", "misaligned"),
     "order": ("ascending", "descending", "random"),
     "arch": ("sm_80", "sm_90a"),
@@ -156,7 +156,7 @@ def test_scales_of_every_size(twin, desc):
     dtype, is_f16 = desc.input_element.dtype, desc.input_element is qp.F16
     limit = desc.output_element.largest if desc.q_max is None else desc.q_max
     exponents = np.arange(-24, 15) if is_f16 else np.arange(-149, 127)
-    steps = np.concatenate([[limit], np.arange(-40, 40) / 2, limit / 2.0 ** np.arange(1, 14), [0.0, -0.0]])
+    steps = np.concatenate([[limit], np.arange(-40, 40) / 2, limit / 2.0 ** np.arange(1, 16)])
     mantissas = 1 + twin.rng.integers(0, 128, exponents.size) / 128
     mantissas[::5] = 254 / 128
     mantissas[1::5] = 196 / 128
