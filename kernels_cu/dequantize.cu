@@ -26,7 +26,7 @@ template <class In, class Out, class Scale, Per P, bool Asymmetric, int V>
 __device__ void dequantize(const DequantizeParams& p) {
   using W = typename product_of<Scale, Out>::type;
   const unsigned k = static_cast<unsigned>(p.k);
-  const Tile tile = tile_of<V>(k, p.columns_log2);
+  const Tile tile = tile_of<V>(blockIdx.x, k, p.columns_log2);
   const int count = left(static_cast<int>(k - tile.column), V);
   if (count == 0) return;
   const In* const q = static_cast<const In*>(p.q) + tile.column;

@@ -12,8 +12,9 @@
 // without gaps, each lane has Abreast of them, so that what a thread does once serves more elements. Segments with a NaN or
 // an infinity, and those whose scale is huge, are read again and rounded with more care.
 //
-// Segments that cross rows (tensor, channel:1, group along a column) need every row before the first code. They take
-// three kernels: `ranges` reduces parts of them, `scales` joins the parts, and quantize.cu's `quantize` reads x again.
+// Segments that cross rows need every row before the first code. A tensor takes two kernels: `ranges` reduces its parts,
+// and `quantize_joined` joins them and reads x again. Segments of columns (channel:1, group along a column) take three:
+// `ranges`, then `scales`, which joins the parts of each, then quantize.cu's `quantize`.
 #pragma once
 
 #include <quantize.cu>
@@ -154,45 +155,121 @@ __device__ void quantize_segments(const SegmentsParams& p) {
   }
 }
 
-// ---- segments that cross rows
+// ---- a tensor
+
+// Rounds chunks of a segment by the scale that was chosen for it: `each` calls what it is given with every one of them.
+template <class In, class Out, bool Saturate, bool Asymmetric, int V, class Scale, class W, class Each>
+__device__ inline void round_each(const Chosen<Scale, W>& chosen, int q_min, int q_max, Each each) {
+  const Codes<W> codes(q_min, q_max, chosen.zero_point);
+  if (is_ordinary<Out, Asymmetric>(chosen, q_min, q_max)) {
+    const auto divisor = own_divisor<In, Asymmetric>(chosen);
+    each([&](const Chunk<In, V>& chunk) {
+      Vec<W, V> values = widen_all<W, In, V>(chunk);
+#pragma unroll
+      for (int j = 0; j < V; ++j) values.item[j] = divisor.divide_within(values.item[j]);
+      return unpack<Out, V>(round_ordinary<Out, Saturate, Asymmetric>(values, codes));
+    });
+  } else {
+    const DivisorOf<Scale, W> divisor(chosen.scale);
+    each([&](const Chunk<In, V>& chunk) {
+      return quantize_chunk<Out, Saturate>(
+          widen_all<W, In, V>(chunk), [&](int, W value) { return divisor.divide_within(value); },
+          [&](int, W quotient) { return codes(quotient); });
+    });
+  }
+}
+
+struct JoinedParams {
+  const void* x;
+  const void* partial;
+  void* q;
+  void* scale;
+  int* zero_point;
+  int64 m, k, x_stride, q_stride;
+  int parts, q_min, q_max, columns_log2;
+};
+
+// A tensor whose parts' ranges are known: every block joins them. Blocks begin at the end, which was read last and is
+// still in L2, if anything is.
+template <class In, class Out, class Scale, bool Asymmetric, bool Saturate, int V>
+__device__ void quantize_joined(const JoinedParams& p) {
+  using W = wide<In>;
+  using Range = State<Asymmetric, W>;
+  const unsigned k = static_cast<unsigned>(p.k);
+  const Tile tile = tile_of<V>(gridDim.x - 1 - blockIdx.x, k, p.columns_log2);
+  const int count = left(static_cast<int>(k - tile.column), V);
+  const In* const x = static_cast<const In*>(p.x) + tile.column;
+  Out* const q = static_cast<Out*>(p.q) + tile.column;
+
+  Chunk<In, V> chunk[elementwise_rows];
+#pragma unroll
+  for (int i = 0; i < elementwise_rows; ++i) {
+    const int64 row = tile.row + i * tile.row_step;
+    chunk[i] = load<In, V>(x + row * p.x_stride, row < p.m ? count : 0);
+  }
+  Range range = Range::empty();
+  for (int part = threadIdx.x; part < p.parts; part += elementwise_threads)
+    range.merge(static_cast<const Range*>(p.partial)[part]);
+  range = reduce<elementwise_threads>(range, reinterpret_cast<Range*>(ptx::shared_memory()));
+  const auto chosen = Choose<Scale, W>::from(range, symmetric_limit<Out, W>(p.q_max), p.q_min, p.q_max);
+  if (blockIdx.x == 0 && threadIdx.x == 0) {
+    *static_cast<Scale*>(p.scale) = chosen.stored;
+    if constexpr (Asymmetric) *p.zero_point = chosen.zero_point;
+  }
+  round_each<In, Out, Saturate, Asymmetric, V>(chosen, p.q_min, p.q_max, [&](auto round) {
+#pragma unroll
+    for (int i = 0; i < elementwise_rows; ++i) {
+      const int64 row = tile.row + i * tile.row_step;
+      if (row < p.m && count > 0) store<Out, V>(q + row * p.q_stride, round(chunk[i]), count);
+    }
+  });
+}
+
+// ---- ranges of parts
 
 struct RangesParams {
   const void* x;
   void* partial;  // one state per part and column, or per block
-  int64 m, k, x_stride, rows_per_part;
-  int columns_log2;
+  int64 m, k, x_stride;
+  int64 rows_per_part;  // unless Whole
+  int columns_log2, across;  // blocks
 };
 
-// Reduces the columns of each part of rows_per_part rows; with Whole, everything that a block sees to one state.
+// Reduces the columns of each part of rows_per_part rows; with Whole, everything that a block sees to one state, and
+// blocks go through the tensor side by side, from its beginning to its end.
 template <class In, bool Asymmetric, bool Whole, int V>
 __device__ void ranges(const RangesParams& p) {
   using Range = State<Asymmetric, wide<In>>;
   const int wide_ = 1 << p.columns_log2, high = elementwise_threads >> p.columns_log2;
-  const unsigned k = static_cast<unsigned>(p.k), across = strips<V>(k, p.columns_log2);
-  const unsigned part = blockIdx.x / across, aside = (blockIdx.x - part * across) * wide_;
-  const unsigned column = (aside + (threadIdx.x & (wide_ - 1))) * V;
-  const int64 end = min((int64(part) + 1) * p.rows_per_part, p.m);
-  const int count = left(static_cast<int>(k - column), V);
+  const unsigned k = static_cast<unsigned>(p.k), across = static_cast<unsigned>(p.across);
+  const unsigned part = blockIdx.x / across, aside = blockIdx.x - part * across;
+  const int row_in_block = threadIdx.x >> p.columns_log2, column_in_block = threadIdx.x & (wide_ - 1);
+  const int64 begin = Whole ? int64(part) * high : part * p.rows_per_part;
+  const int64 end = Whole ? p.m : min(begin + p.rows_per_part, p.m);
+  const int64 row_step = Whole ? int64(gridDim.x / across) * high : high;
   Range* const shared = reinterpret_cast<Range*>(ptx::shared_memory());
   Range* const partial = static_cast<Range*>(p.partial);
 
   Gather<In, Range> whole;
   Gather<In, Range> each[V];
-  const In* const x = static_cast<const In*>(p.x) + column;
-  for (int64 row = part * p.rows_per_part + (threadIdx.x >> p.columns_log2); row < end;
-       row += high * elementwise_rows) {
-    Chunk<In, V> chunk[elementwise_rows];  // zeros behind the end: every range holds 0
+  for (unsigned strip = aside; strip < strips<V>(k, p.columns_log2); strip += across) {  // but one, unless Whole
+    const unsigned column = (strip * wide_ + column_in_block) * V;
+    const int count = left(static_cast<int>(k - column), V);
+    const In* const x = static_cast<const In*>(p.x) + column;
+    for (int64 row = begin + row_in_block; row < end; row += row_step * elementwise_rows) {
+      Chunk<In, V> chunk[elementwise_rows];  // zeros behind the end: every range holds 0
 #pragma unroll
-    for (int i = 0; i < elementwise_rows; ++i)
-      chunk[i] = load<In, V>(x + (row + i * high) * p.x_stride, row + i * high < end ? count : 0);
+      for (int i = 0; i < elementwise_rows; ++i)
+        chunk[i] = load<In, V>(x + (row + i * row_step) * p.x_stride, row + i * row_step < end ? count : 0);
 #pragma unroll
-    for (int i = 0; i < elementwise_rows; ++i) {
-      const Vec<In, V> values = unpack<In, V>(chunk[i]);
-      if constexpr (Whole) {
-        whole.add(values);
-      } else {
+      for (int i = 0; i < elementwise_rows; ++i) {
+        const Vec<In, V> values = unpack<In, V>(chunk[i]);
+        if constexpr (Whole) {
+          whole.add(values);
+        } else {
 #pragma unroll
-        for (int j = 0; j < V; ++j) each[j].add(Vec<In, 1>{values.item[j]});
+          for (int j = 0; j < V; ++j) each[j].add(Vec<In, 1>{values.item[j]});
+        }
       }
     }
   }
@@ -201,17 +278,20 @@ __device__ void ranges(const RangesParams& p) {
     if (threadIdx.x == 0) partial[blockIdx.x] = range;
   } else {
     // high × (wide · V) states: column c of the block belongs to thread c % 256 now, so that stores are neighbours
+    const unsigned first = aside * wide_ * V;
     Range* const mine = shared + threadIdx.x * V;
 #pragma unroll
     for (int i = 0; i < V; ++i) mine[i] = each[i].state();
     __syncthreads();
-    for (int c = threadIdx.x; c < wide_ * V && aside * V + c < k; c += elementwise_threads) {
+    for (int c = threadIdx.x; c < wide_ * V && first + c < k; c += elementwise_threads) {
       Range range = shared[c];
       for (int h = 1; h < high; ++h) range.merge(shared[h * wide_ * V + c]);
-      partial[int64(part) * p.k + aside * V + c] = range;
+      partial[int64(part) * p.k + first + c] = range;
     }
   }
 }
+
+// ---- segments of columns
 
 struct ScalesParams {
   const void* partial;
@@ -223,25 +303,17 @@ struct ScalesParams {
   int q_min, q_max;
 };
 
-// Joins the parts of each segment and chooses its scale. Whole: one segment, by one block; else one segment a thread.
-template <class In, class Out, class Scale, bool Asymmetric, bool Whole>
+// Joins the parts of each segment, which is a thread's, and chooses its scale.
+template <class In, class Out, class Scale, bool Asymmetric>
 __device__ void scales(const ScalesParams& p) {
   using W = wide<In>;
   using Range = State<Asymmetric, W>;
-  const Range* partial = static_cast<const Range*>(p.partial);
-  int64 row = 0, column = 0;
+  const Range* const partial = static_cast<const Range*>(p.partial);
+  const int64 across = (p.columns + elementwise_threads - 1) / elementwise_threads, row = blockIdx.x / across;
+  const int64 column = (blockIdx.x - row * across) * elementwise_threads + threadIdx.x;
+  if (column >= p.columns) return;
   Range range = Range::empty();
-  if constexpr (!Whole) {
-    const int64 across = (p.columns + elementwise_threads - 1) / elementwise_threads;
-    row = blockIdx.x / across;
-    column = (blockIdx.x - row * across) * elementwise_threads + threadIdx.x;
-    if (column >= p.columns) return;
-    for (int64 part = 0; part < p.parts; ++part) range.merge(partial[(row * p.parts + part) * p.columns + column]);
-  } else {
-    for (int64 part = threadIdx.x; part < p.parts; part += elementwise_threads) range.merge(partial[part]);
-    range = reduce<elementwise_threads>(range, reinterpret_cast<Range*>(ptx::shared_memory()));
-    if (threadIdx.x != 0) return;
-  }
+  for (int64 part = 0; part < p.parts; ++part) range.merge(partial[(row * p.parts + part) * p.columns + column]);
   const auto chosen = Choose<Scale, W>::from(range, symmetric_limit<Out, W>(p.q_max), p.q_min, p.q_max);
   static_cast<Scale*>(p.scale)[row * p.scale_stride + column] = chosen.stored;
   if constexpr (Asymmetric) p.zero_point[row * p.zero_point_stride + column] = chosen.zero_point;

@@ -47,9 +47,9 @@ struct Tile {
 };
 
 template <int V>
-__device__ inline Tile tile_of(unsigned k, int columns_log2) {
+__device__ inline Tile tile_of(unsigned block, unsigned k, int columns_log2) {
   const int wide = 1 << columns_log2, high = elementwise_threads >> columns_log2;
-  const unsigned across = strips<V>(k, columns_log2), down = blockIdx.x / across, aside = blockIdx.x - down * across;
+  const unsigned across = strips<V>(k, columns_log2), down = block / across, aside = block - down * across;
   return {(aside * wide + (threadIdx.x & (wide - 1))) * V,
           int64(down) * (high * elementwise_rows) + (threadIdx.x >> columns_log2), high};
 }
@@ -133,7 +133,7 @@ template <class In, class Out, class Scale, Per P, bool Asymmetric, bool Saturat
 __device__ void quantize(const QuantizeParams& p) {
   using W = wide<In>;
   const unsigned k = static_cast<unsigned>(p.k);
-  const Tile tile = tile_of<V>(k, p.columns_log2);
+  const Tile tile = tile_of<V>(blockIdx.x, k, p.columns_log2);
   const int count = left(static_cast<int>(k - tile.column), V);
   if (count == 0) return;
   const In* const x = static_cast<const In*>(p.x) + tile.column;

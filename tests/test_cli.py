@@ -307,7 +307,7 @@ def test_plans_as_json(quantplan):
 
 @pytest.fixture
 def two_problems(monkeypatch):
-    """Ask about two problems only, one of them of three launches: compiling every SKU takes minutes."""
+    """Ask about two problems only, one of them of two launches: compiling every SKU takes minutes."""
     asked = []
 
     def few(op, **extents):
@@ -326,8 +326,8 @@ def test_resources_prints_every_launch_on_a_line_of_its_own(quantplan, two_probl
     title, *lines = out.splitlines()
     assert title.rstrip() == "kernels of 2 SKUs on sm_90a; m, n, k: 2048, 4096, 1024"
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
-    assert [row[1] for row in rows] == ["aligned", "others"] + ["aligned"] * 3 + ["others"] * 3
-    assert [row[3].partition("<")[0] for row in rows[2:5]] == ["ranges", "scales", "quantize"]
+    assert [row[1] for row in rows] == ["aligned", "others"] + ["aligned"] * 2 + ["others"] * 2
+    assert [row[3].partition("<")[0] for row in rows[2:4]] == ["ranges", "quantize_joined"]
     sku, _, traffic, kernel, registers, shared, spilled, blocks, loads, instructions = rows[0]
     assert sku == "dynamic_range_quantize.within_rows.f16.s8.f32.token.symmetric"
     assert (traffic, shared, spilled) == ("1.00", "0 + 0", "0, 0, 0")
@@ -345,7 +345,7 @@ def test_resources_as_json(quantplan, two_problems):
     assert (code, err) == (0, "")
     assert two_problems[0][0] == "dynamic_range_quantize"
     assert (data["schema"], data["target"]) == (1, "sm_80")
-    assert [len(row["kernels"]) for row in data["resources"]] == [1, 1, 3, 3]
+    assert [len(row["kernels"]) for row in data["resources"]] == [1, 1, 2, 2]
     first = data["resources"][0]
     assert first["descriptor"]["m"] == first["descriptor"]["k"] == 4096
     assert first["bytes_moved"] == first["bytes_least"] == 4096 * 4096 * 3 + 4096 * 4

@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 _ROOT = Path(__file__).resolve().parents[2]
 TARGET = "sm_90a"
 SIZE = {"m": 4096, "k": 4096}
-_MAIN: tuple[tuple[Any, str, str, str, dict[str, str]], ...] = (
+_MAIN: tuple[tuple[Any, str, str, str, dict[str, Any]], ...] = (
     (qp.DynamicRangeQuantizeDescriptor, "bf16", "s8", "token", {}),
     (qp.DynamicRangeQuantizeDescriptor, "bf16", "fp8_e4m3", "token", {}),
     (qp.DynamicRangeQuantizeDescriptor, "bf16", "fp8_e4m3", "group:128", {}),
     (qp.DynamicRangeQuantizeDescriptor, "bf16", "fp8_e4m3", "group:32", {"scale_element": "e8m0"}),
+    (qp.DynamicRangeQuantizeDescriptor, "bf16", "fp8_e4m3", "tensor", {"m": 64}),
     (qp.DynamicRangeQuantizeDescriptor, "bf16", "fp8_e4m3", "tensor", {}),
     (qp.DynamicRangeQuantizeDescriptor, "bf16", "s8", "channel:1", {}),
     (qp.QuantizeDescriptor, "bf16", "s8", "tensor", {}),
@@ -50,7 +51,7 @@ _ROWS = (1, 16, 64, 128, 4096)  # of a W8A8 linear: each is run by another kerne
 _INT4_ROWS = (1, 16, 32, 64, 4096)  # the same of 4-bit weights
 PROBLEMS: tuple[Any, ...] = (
     *(
-        kind(**SIZE, input_element=source, output_element=to, scope=scope, **fields)
+        kind(**{**SIZE, **fields}, input_element=source, output_element=to, scope=scope)
         for kind, source, to, scope, fields in _MAIN
     ),
     *(kind(**SIZE, **fields) for kind, fields in _FUSED),
@@ -121,7 +122,7 @@ def _under_way(kernel: KernelResources) -> str:
 
 def digests() -> dict[str, str]:
     """Return the digests of the sources that the table tells of: with others, it is stale."""
-    quantize = ("quantize.cu", "dequantize.cu", "dynamic_range_quantize.cu")
+    quantize = ("quantize.cu", "dequantize.cu", "dynamic_range_quantize.cu", "dynamic_range_quantize_sm90a.cu")
     sources = (*quantize, "int8_gemm_sm90a.cu", "int4_marlin_gemm_sm90a.cu", "fp8_gemm_sm90a.cu")
     return {source: family_digest(source) for source in sources}
 

@@ -1,4 +1,4 @@
-"""The host side of dynamic_range_quantize.cu: one kernel for segments within a row, three for those that cross rows."""
+"""The host side of dynamic_range_quantize.cu for segments within a row: one kernel reads each once."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from quantplan.devices.device import Grid
 from quantplan.elements import ElementKind
 from quantplan.kernels import KernelSpec
 from quantplan.ops import _quantize_kernels as family
-from quantplan.ops._quantize_kernels import THREADS, Args, Desc, Tiling, ceil_div, element_name, flag, power_of_two
-from quantplan.programs import WORKSPACE, Launch
+from quantplan.ops._quantize_kernels import THREADS, Args, Desc, ceil_div, element_name, flag, power_of_two
+from quantplan.programs import Launch
 from quantplan.types import QuantizeMode, ScopeKind
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from quantplan.programs import Call
 
-_SOURCE = "dynamic_range_quantize.cu"
+SOURCE = "dynamic_range_quantize.cu"
 _WARP = 32
 _MOST_LANES = 1024
 _CHUNK, _SECTOR, _LINE = 16, 32, 128  # bytes: neighbouring lanes read whole lines and write whole sectors
@@ -27,35 +27,41 @@ _KEPT = 4  # chunks of a thread: enough loads in flight, and enough work for wha
 _MOST_KEPT = 8  # the same, where more lanes would leave an SM one block, or the rest would be read a second time
 _ENOUGH_THREADS = 132 * 256  # for a large GPU: with fewer, threads have less to do
 _MOST_COLUMNS = 1 << 31  # of a row: the kernels count them in 32 bits
-_MOST_BLOCKS = 1024  # of a reduction to one scale: how many states its last step reads
-_MOST_PARTS = 64  # of a reduction to a scale per column
-_ROWS_PER_THREAD = 8  # of a part of a column, at least
 
 
-def _asymmetric(desc: Desc) -> bool:
+def asymmetric(desc: Desc) -> bool:
+    """Return whether segments have zero points."""
     return desc.mode is QuantizeMode.ASYMMETRIC
 
 
-def _state_bytes(desc: Desc) -> int:
+def state_bytes(desc: Desc) -> int:
     """Size of a segment's range: a magnitude, or an interval, in the wide element."""
     wide = ElementKind.F64.itemsize if desc.input_element is ElementKind.F64 else ElementKind.F32.itemsize
-    return wide * (2 if _asymmetric(desc) else 1)
+    return wide * (2 if asymmetric(desc) else 1)
 
 
-def _elements(desc: Desc) -> tuple[str, ...]:
+def elements(desc: Desc) -> tuple[str, ...]:
+    """Return the kernels' names of the elements of x, q and the scales."""
     return tuple(map(element_name, (desc.input_element, desc.output_element, desc.scale_element)))
 
 
-def _limits(desc: Desc) -> tuple[int, int]:
+def limits(desc: Desc) -> tuple[int, int]:
+    """Return the least and the greatest code."""
     return desc.q_min or 0, desc.q_max or 0
 
 
-def _within_rows(desc: Desc) -> bool:
+def within_rows(desc: Desc) -> bool:
     """Whether a scale depends on one row alone: by its scope, or because the tensor is a row."""
     return desc.scope.within_rows or (desc.scope.kind is ScopeKind.TENSOR and desc.m <= 1)
 
 
-def _scale_pitches(args: Args, *, of_a_row: int) -> tuple[int, int]:
+def row_widths(desc: Desc) -> tuple[int, ...]:
+    """Return the widths of kernels whose chunks are all whole: in vectors only where rows end with one."""
+    widths = family.widths(desc, desc.input_element)
+    return widths[-1:] if desc.k % widths[0] else widths
+
+
+def scale_pitches(args: Args, *, of_a_row: int) -> tuple[int, int]:
     """Return the distance of rows of scales and of zero points; where they are vectors, it is the given one."""
     scale, zero_point = args.scale, args.zero_point
     if len(scale.shape) == 1:
@@ -95,11 +101,11 @@ class _Shape:
 class SegmentsProgram:
     """Segments within a row: one kernel reads each once."""
 
-    source: str = _SOURCE
+    source: str = SOURCE
 
     def limit(self, desc: Desc) -> str | None:
         """Return why the kernel does not exist for a problem."""
-        if not _within_rows(desc):
+        if not within_rows(desc):
             return f"a scale of scope {desc.scope} depends on several rows"
         return family.packed_limit(desc.output_element)
 
@@ -109,14 +115,14 @@ class SegmentsProgram:
 
     def specs(self, desc: Desc) -> tuple[KernelSpec, ...]:
         """Return the kernel in both widths, for dense operands and for others."""
-        shapes = (self._shape(desc, width, dense=dense) for width in self._widths(desc) for dense in (True, False))
+        shapes = (self._shape(desc, width, dense=dense) for width in row_widths(desc) for dense in (True, False))
         return tuple(self._spec(desc, shape) for shape in dict.fromkeys(shapes))
 
     def launches(self, call: Call) -> Iterator[Launch]:
         """Yield the launch."""
         desc, args, selected = call.desc, call.args, call.selected
         dense = self._dense(desc, args)
-        shape = self._shape(selected, family.width_of(self._widths(desc), args.x, args.q), dense=dense)
+        shape = self._shape(selected, family.width_of(row_widths(desc), args.x, args.q), dense=dense)
         m, k, (length, per_row) = desc.m, desc.k, self._segments(desc)
         if desc.scope.kind is ScopeKind.TENSOR and not m:
             m, k, length = 1, 0, 0  # no row has a scale, but a tensor without rows has one
@@ -126,26 +132,20 @@ class SegmentsProgram:
         values = (
             *("x", "q", "scale", "zero_point"),
             *(m, k, family.row_pitch(args.x), family.row_pitch(args.q), length, per_row),
-            *_scale_pitches(args, of_a_row=1),
-            *_limits(desc),
+            *scale_pitches(args, of_a_row=1),
+            *limits(desc),
         )
         yield Launch(
             self._spec(selected, shape),
-            Grid(ceil_div(segments, shape.per_block), shape.shared_states * _state_bytes(desc)),
+            Grid(ceil_div(segments, shape.per_block), shape.shared_states * state_bytes(desc)),
             values,
             written=("q", "scale", "zero_point"),
         )
 
     def _spec(self, desc: Desc, shape: _Shape) -> KernelSpec:
-        flags = (flag(_asymmetric(desc)), flag(desc.saturate))
-        body = f"quantize_segments<{', '.join((*_elements(desc), *flags, *map(str, attrs.astuple(shape))))}>"
+        flags = (flag(asymmetric(desc)), flag(desc.saturate))
+        body = f"quantize_segments<{', '.join((*elements(desc), *flags, *map(str, attrs.astuple(shape))))}>"
         return KernelSpec(source=self.source, body=body, threads=shape.threads, params=family.SEGMENTS_PARAMS)
-
-    @staticmethod
-    def _widths(desc: Desc) -> tuple[int, ...]:
-        """Return the widths of the kernels: in vectors only where rows end with one."""
-        widths = family.widths(desc, desc.input_element)
-        return widths[-1:] if desc.k % widths[0] else widths
 
     @staticmethod
     def _segments(desc: Desc) -> tuple[int, int]:
@@ -183,135 +183,3 @@ class SegmentsProgram:
             while 2 * abreast * kept <= _KEPT and segments * lanes >= 2 * abreast * _ENOUGH_THREADS:
                 abreast *= 2
         return _Shape(width, lanes, max(1, kept), abreast)
-
-
-@attrs.frozen
-class _Reduction:
-    """How rows are cut into parts whose ranges are reduced by one block each, per strip of columns."""
-
-    tiling: Tiling
-    rows_per_part: int
-    parts: int
-    whole: bool
-
-    @classmethod
-    def of(cls, desc: Desc, width: int) -> _Reduction:
-        """Return the reduction of a problem with m ≥ 1, read in chunks of a width."""
-        if desc.scope.kind is ScopeKind.TENSOR:
-            tiling = Tiling.of(desc.k, width)
-            parts = min(ceil_div(desc.m, tiling.high), max(1, _MOST_BLOCKS // max(1, tiling.across)))
-            rows = ceil_div(desc.m, parts)
-            return cls(tiling, rows, ceil_div(desc.m, rows), whole=True)
-        rows = desc.scope.group_size
-        if rows is None:
-            rows = max(ceil_div(desc.m, _MOST_PARTS), _ROWS_PER_THREAD * _ROWS_PER_THREAD)
-        rows = min(rows, desc.m)
-        # a warp across a strip of columns; short parts leave no work for many rows of threads
-        high = min(_ROWS_PER_THREAD, power_of_two(rows))
-        tiling = Tiling.of(desc.k, width, most_columns=THREADS // high)
-        return cls(tiling, rows, ceil_div(desc.m, rows), whole=False)
-
-    @property
-    def blocks(self) -> int:
-        """Blocks of the launch."""
-        return self.tiling.across * self.parts
-
-    def states(self, desc: Desc) -> int:
-        """Return how many ranges the launch writes."""
-        return self.blocks if self.whole else self.parts * int(desc.k)
-
-
-@attrs.frozen
-class CrossingProgram:
-    """Segments that cross rows: their ranges in parts, then scales, then codes."""
-
-    source: str = _SOURCE
-
-    def limit(self, desc: Desc) -> str | None:
-        """Return why the kernels do not exist for a problem."""
-        if _within_rows(desc):
-            return f"a scale of scope {desc.scope} depends on one row alone"
-        return family.packed_limit(desc.output_element)
-
-    def workspace_size(self, desc: Desc) -> int:
-        """Return room for the ranges of all parts, whichever width the operands allow and however few rows come."""
-        if not (desc.m and desc.k):
-            return 0
-        widths = family.widths(desc, desc.input_element)
-        return _state_bytes(desc) * max(self._most_states(desc, width) for width in widths)
-
-    def specs(self, desc: Desc) -> tuple[KernelSpec, ...]:
-        """Return the reduction and the quantization in both widths, and what chooses the scales in between."""
-        widths = family.widths(desc, desc.input_element)
-        ranges = (self._ranges_spec(desc, width) for width in widths)
-        quantize = (family.quantize_spec(desc, width) for width in widths)
-        return (*ranges, self._scales_spec(desc), *quantize)
-
-    def launches(self, call: Call) -> Iterator[Launch]:
-        """Yield the three launches; only the scales' where there is no element."""
-        desc, args, workspace = call.desc, call.args, call.workspace
-        if not (desc.m and desc.k) or workspace is None:
-            yield self._scales(desc, args, None)
-            return
-        width = family.width_of(family.widths(desc, desc.input_element), args.x)
-        reduction = _Reduction.of(desc, width)
-        yield self._ranges(desc, args, width, reduction)
-        yield self._scales(desc, args, reduction)
-        yield family.quantize_launch(desc, args)
-
-    def _ranges(self, desc: Desc, args: Args, width: int, reduction: _Reduction) -> Launch:
-        values = (
-            *("x", WORKSPACE),
-            *(desc.m, desc.k, family.row_pitch(args.x), reduction.rows_per_part, reduction.tiling.log2),
-        )
-        states = THREADS // _WARP if reduction.whole else THREADS * width
-        return Launch(
-            self._ranges_spec(desc, width),
-            Grid(reduction.blocks, states * _state_bytes(desc)),
-            values,
-            written=(WORKSPACE,),
-            scratch_bytes=reduction.states(desc) * _state_bytes(desc),
-        )
-
-    def _scales(self, desc: Desc, args: Args, reduction: _Reduction | None) -> Launch:
-        whole = desc.scope.kind is ScopeKind.TENSOR
-        rows = ceil_div(desc.m, desc.scope.group_size) if desc.scope.group_size else 1
-        columns, parts, scratch_bytes = 1 if whole else desc.k, 0, 0
-        if reduction is not None:
-            parts = reduction.blocks if whole else reduction.parts // rows
-            scratch_bytes = reduction.states(desc) * _state_bytes(desc)
-        values = (
-            *(WORKSPACE if reduction else None, "scale", "zero_point"),
-            *(rows, columns, *_scale_pitches(args, of_a_row=0), parts, *_limits(desc)),
-        )
-        return Launch(
-            self._scales_spec(desc),
-            Grid(rows * ceil_div(columns, THREADS), THREADS // _WARP * _state_bytes(desc) if whole else 0),
-            values,
-            written=("scale", "zero_point"),
-            scratch_bytes=scratch_bytes,
-        )
-
-    @staticmethod
-    def _most_states(desc: Desc, width: int) -> int:
-        """Return the most ranges that a launch of up to m rows writes."""
-        reduction = _Reduction.of(desc, width)
-        if reduction.whole:
-            return min(
-                ceil_div(desc.m, reduction.tiling.high) * reduction.tiling.across,
-                max(_MOST_BLOCKS, reduction.tiling.across),
-            )
-        if desc.scope.group_size:
-            return reduction.states(desc)
-        return int(desc.k) * min(_MOST_PARTS, ceil_div(desc.m, _ROWS_PER_THREAD * _ROWS_PER_THREAD))
-
-    def _ranges_spec(self, desc: Desc, width: int) -> KernelSpec:
-        whole = desc.scope.kind is ScopeKind.TENSOR
-        parts = (element_name(desc.input_element), flag(_asymmetric(desc)), flag(whole), str(width))
-        body = f"ranges<{', '.join(parts)}>"
-        return KernelSpec(source=self.source, body=body, threads=THREADS, params=family.RANGES_PARAMS)
-
-    def _scales_spec(self, desc: Desc) -> KernelSpec:
-        whole = desc.scope.kind is ScopeKind.TENSOR
-        body = f"scales<{', '.join((*_elements(desc), flag(_asymmetric(desc)), flag(whole)))}>"
-        return KernelSpec(source=self.source, body=body, threads=THREADS, params=family.SCALES_PARAMS)

@@ -59,22 +59,6 @@ SEGMENTS_PARAMS = ParamStruct(
         ("q_min", "i"), ("q_max", "i"),
     ),
 )  # fmt: skip
-RANGES_PARAMS = ParamStruct(
-    "RangesParams",
-    (
-        ("x", "P"), ("partial", "P"),
-        ("m", "q"), ("k", "q"), ("x_stride", "q"), ("rows_per_part", "q"), ("columns_log2", "i"),
-    ),
-)  # fmt: skip
-SCALES_PARAMS = ParamStruct(
-    "ScalesParams",
-    (
-        ("partial", "P"), ("scale", "P"), ("zero_point", "P"),
-        ("rows", "q"), ("columns", "q"), ("scale_stride", "q"), ("zero_point_stride", "q"), ("parts", "q"),
-        ("q_min", "i"), ("q_max", "i"),
-    ),
-)  # fmt: skip
-
 _NAMES = {ElementKind.FP8_E4M3: "e4m3", ElementKind.FP8_E5M2: "e5m2"}
 
 
@@ -170,6 +154,10 @@ class Tiling:
         """Rows of threads."""
         return THREADS >> self.log2
 
+    def blocks(self, m: int) -> int:
+        """Return the blocks that an elementwise kernel needs for m rows."""
+        return self.across * ceil_div(m, self.high * _ROWS)
+
 
 # ---- Quantize and Dequantize
 
@@ -229,7 +217,7 @@ def quantize_launch(
     )
     return Launch(
         quantize_spec(desc, width),
-        Grid(tiling.across * ceil_div(desc.m, tiling.high * _ROWS)),
+        Grid(tiling.blocks(desc.m)),
         values,
         written=("q",),
     )
@@ -267,7 +255,7 @@ class DequantizeProgram:
         )
         yield Launch(
             self._spec(desc, width),
-            Grid(tiling.across * ceil_div(desc.m, tiling.high * _ROWS)),
+            Grid(tiling.blocks(desc.m)),
             values,
             written=("output",),
         )

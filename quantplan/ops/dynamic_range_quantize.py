@@ -9,13 +9,22 @@ import attrs
 from quantplan.elements import ElementKind, to_element
 from quantplan.operands import Operand, Tensor, host, tensor_field
 from quantplan.ops import _quantize as family
-from quantplan.ops._dynamic_kernels import CrossingProgram, SegmentsProgram
+from quantplan.ops._crossing_kernels import ClusterProgram, ColumnsProgram, TensorProgram
+from quantplan.ops._dynamic_kernels import SegmentsProgram
 from quantplan.plan import Plan
 from quantplan.programs import KernelVariant
 from quantplan.record import Record, dimension, field, to_flag
 from quantplan.reference.bounds import QuantizeErrorBound
 from quantplan.reference.dynamic_range_quantize import dynamic_range_quantize
-from quantplan.types import MathPrecision, OpCategory, PrecisionGuarantee, QuantizeKind, QuantizeMode, Scope
+from quantplan.types import (
+    ArchSku,
+    MathPrecision,
+    OpCategory,
+    PrecisionGuarantee,
+    QuantizeKind,
+    QuantizeMode,
+    Scope,
+)
 from quantplan.variant import Identity, ReferenceVariant
 
 if TYPE_CHECKING:
@@ -143,7 +152,8 @@ class DynamicRangeQuantizePlan(Plan[DynamicRangeQuantizeDescriptor, DynamicRange
     Shape limits
         Any M, K ≥ 0 below 2³¹; the last axis contiguous, rows any distance apart.
     Workspace
-        None on the CPU, and on GPUs where a row's scales depend on that row alone; else room for ranges of parts.
+        None on the CPU, on GPUs where a row's scales depend on that row alone, and on Hopper for a tensor of up to
+        512 KB; else room for ranges of parts.
     Precision guarantee
         Bit-identical to the reference on every device; deterministic. Batch-invariant when a row's scales depend on
         that row alone: scopes token, channel:0 and group along axis 1, NVFP4 excepted.
@@ -159,7 +169,9 @@ class DynamicRangeQuantizePlan(Plan[DynamicRangeQuantizeDescriptor, DynamicRange
     also_called = family.ALSO_CALLED
     variants = (
         KernelVariant("within_rows", SegmentsProgram(), _promise),
-        KernelVariant("across_rows", CrossingProgram(), _promise),
+        KernelVariant("within_cluster", ClusterProgram(), _promise, ArchSku.SM90A),
+        KernelVariant("whole_tensor", TensorProgram(), _promise),
+        KernelVariant("across_rows", ColumnsProgram(), _promise),
         ReferenceVariant(_run, _promise),
     )
 

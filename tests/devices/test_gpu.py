@@ -252,13 +252,13 @@ def test_misaligned_operands_take_the_kernel_that_moves_single_elements(gpus):
 
 
 def test_nothing_is_loaded_compiled_or_allocated_at_run(gpus, compiled):
-    desc = qp.DynamicRangeQuantizeDescriptor(m=600, k=64, scope="tensor")
+    desc = qp.DynamicRangeQuantizeDescriptor(m=600, k=64, scope="channel:1")
     plan = qp.DynamicRangeQuantizePlan.select("cuda:0", desc)
     workspace = qp.Workspace.allocate(plan.workspace_size, "cuda:0")
     args = qp.DynamicRangeQuantizeArgs(
         x=Array((600, 64), np.float32, pointer=X),
         q=Array((600, 64), np.int8, pointer=Q),
-        scale=Array((1,), np.float32, pointer=SCALE),
+        scale=Array((64,), np.float32, pointer=SCALE),
     )
     gpus.calls.clear()
     compiled.clear()

@@ -189,8 +189,12 @@ def test_nothing_is_sent_in_a_launch_without_clusters(bench, scenario, at):
 
 
 def test_a_block_does_not_end_while_something_is_sent_to_it(bench):
+    """Not even if it came at once: nobody has waited for it."""
     found, line = fault(bench, "mistake", "send_leave")
     assert (found.kind, found.place) == (IN_FLIGHT, line("send_leave"))
+    found, line = fault(bench, "mistake", "send_leave", completion="early")
+    assert (found.kind, found.place) == (RACE, line("send_leave"))
+    assert "an asynchronous copy accesses the shared memory of block" in found.message
 
 
 @pytest.mark.parametrize(

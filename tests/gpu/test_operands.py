@@ -119,16 +119,16 @@ def test_host_memory_is_refused(cupy, target, stream, host):
 @pytest.mark.parametrize("extra", [0, 4096])
 def test_a_dirty_workspace_does_not_matter_and_nothing_behind_it_is_touched(cupy, target, stream, extra):
     """Fault 31."""
-    desc = qp.DynamicRangeQuantizeDescriptor(m=300, k=40, scope="tensor")
+    desc = qp.DynamicRangeQuantizeDescriptor(m=300, k=40, scope="channel:1")
     x = np.random.default_rng(1).standard_normal((300, 40)).astype(np.float32)
     plan = qp.DynamicRangeQuantizePlan.select(target, desc)
     memory = cupy.asarray(np.full(plan.workspace_size + extra, 0xFF, np.uint8))
     workspace = qp.Workspace.from_buffer(memory[: plan.workspace_size])
-    q, scale = cupy.zeros((300, 40), cupy.int8), cupy.zeros(1, cupy.float32)
+    q, scale = cupy.zeros((300, 40), cupy.int8), cupy.zeros(40, cupy.float32)
     args = qp.DynamicRangeQuantizeArgs(x=cupy.asarray(x), q=q, scale=scale)
     cupy.cuda.Device().synchronize()
     plan.run(stream, workspace, args)
-    assert scale.get(stream=stream)[0] == np.abs(x).max() / np.float32(127)
+    np.testing.assert_array_equal(scale.get(stream=stream), np.abs(x).max(axis=0) / np.float32(127))
     assert (memory.get()[plan.workspace_size :] == 0xFF).all()
 
 

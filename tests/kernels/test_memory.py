@@ -9,6 +9,7 @@ import pytest
 import quantplan as qp
 from quantplan.emulator.schedule import schedule
 from quantplan.kernels import source_root
+from quantplan.ops import _crossing_kernels as crossing
 from quantplan.ops import _quantize_kernels as host
 from quantplan.plan import plan_type
 
@@ -29,15 +30,21 @@ class TestBeyond32Bits:
 
     PITCH = 720_000_000
 
-    @pytest.mark.parametrize("scope", ["tensor", "token", "channel:1", "group:32", "group:2:0"])
-    def test_dynamic_quantize(self, twin, scope):
+    @pytest.mark.parametrize(
+        "scope, variant",
+        [
+            *(("tensor", variant) for variant in ("within_cluster", "whole_tensor")),
+            *((scope, None) for scope in ("token", "channel:1", "group:32", "group:2:0")),
+        ],
+    )
+    def test_dynamic_quantize(self, twin, scope, variant):
         x, q = sparse(7, 96, self.PITCH, np.float32), sparse(7, 96, self.PITCH, np.int8)
         assert 6 * self.PITCH > 2**32
         desc = qp.DynamicRangeQuantizeDescriptor(m=7, k=96, scope=scope)
         arrays = twin.lab.operands(desc)
         x[...] = arrays["x"]
         expected = twin.run("cpu", desc, {name: array.copy() for name, array in arrays.items()})
-        got = twin.run(TARGET, desc, arrays | {"x": x, "q": q}, checked=False)
+        got = twin.run(TARGET, desc, arrays | {"x": x, "q": q}, variant, checked=False)
         for name, array in expected.items():
             np.testing.assert_array_equal(got[name], array)
 
@@ -60,20 +67,21 @@ def test_more_rows_than_a_grid_has_in_y(twin, scope):
 
 class TestWorkspace:
     DESC = qp.DynamicRangeQuantizeDescriptor(m=300, k=40, scope="tensor")
+    TARGET = "emulated:sm_80"  # which has no clusters: parts' ranges go through memory
 
     def test_one_byte_short_is_refused(self, twin):
         """Fault 30."""
-        plan = qp.DynamicRangeQuantizePlan.select(TARGET, self.DESC)
+        plan = qp.DynamicRangeQuantizePlan.select(self.TARGET, self.DESC)
         args = twin.lab.args(self.DESC, twin.lab.operands(self.DESC))
-        short = qp.Workspace.allocate(plan.workspace_size - 1, TARGET)
+        short = qp.Workspace.allocate(plan.workspace_size - 1, self.TARGET)
         with pytest.raises(qp.WorkspaceTooSmall):
             plan.run(None, short, args)
         with pytest.raises(qp.WorkspaceTooSmall):
             plan.run(None, None, args)
 
     def test_nothing_is_written_behind_it(self, twin):
-        plan = qp.DynamicRangeQuantizePlan.select(TARGET, self.DESC)
-        memory = qp.Workspace.allocate(plan.workspace_size + 256, TARGET).numpy()
+        plan = qp.DynamicRangeQuantizePlan.select(self.TARGET, self.DESC)
+        memory = qp.Workspace.allocate(plan.workspace_size + 256, self.TARGET).numpy()
         memory[...] = 0x5A
         exact = qp.Workspace.from_buffer(memory[: plan.workspace_size])
         plan.run(None, exact, twin.lab.args(self.DESC, twin.lab.operands(self.DESC)))
@@ -82,10 +90,10 @@ class TestWorkspace:
     @pytest.mark.parametrize("dirt", [0x00, 0xFF, 0x7F])
     def test_what_lies_in_it_does_not_matter(self, twin, dirt):
         """Fault 31: nobody clears it, and the last launch may have been another op's."""
-        plan = qp.DynamicRangeQuantizePlan.select(TARGET, self.DESC)
+        plan = qp.DynamicRangeQuantizePlan.select(self.TARGET, self.DESC)
         arrays = twin.lab.operands(self.DESC)
         expected = twin.run("cpu", self.DESC, {name: array.copy() for name, array in arrays.items()})
-        workspace = qp.Workspace.allocate(plan.workspace_size, TARGET)
+        workspace = qp.Workspace.allocate(plan.workspace_size, self.TARGET)
         workspace.numpy()[...] = dirt
         plan.run(None, workspace, twin.lab.args(self.DESC, arrays))
         np.testing.assert_array_equal(arrays["scale"], expected["scale"])
@@ -145,7 +153,7 @@ C_TYPES = {"P": {"const void*", "void*", "const int*", "int*"}, "q": {"int64"}, 
 
 @pytest.mark.parametrize(
     "params",
-    [value for name, value in vars(host).items() if name.endswith("_PARAMS")],
+    [value for name, value in (vars(host) | vars(crossing)).items() if name.endswith("_PARAMS")],
     ids=lambda params: params.name,
 )
 def test_parameter_structs_are_those_of_the_sources(params):

@@ -60,6 +60,13 @@ RANGES = [
     for scope in ("tensor", "channel:1", "group:2:0", "group:9:0", "group:100:0")
     for m, k in ((2, 3), (65, 700), (1000, 33), (130, 5))
 ]
+# what a cluster's threads keep, one chunk to eight; single elements are more than that
+TENSORS = [
+    D(m=m, k=k, input_element=element, scope="tensor")
+    for m, k, element in ((2, 64, "bf16"), (8, 4104, "bf16"), (3, 16_000, "f32"), (16, 8192, "f32"), (2, 32_768, "f64"))
+]
+WIDE = D(m=2, k=270_000, scope="tensor")  # as single elements, more strips than there are blocks
+VARIANTS = {"tensor": ("within_cluster", "whole_tensor")}
 GROUPS = [
     D(m=m, k=k, input_element="f16", scope=f"group:{group}")
     for group in (1, 2, 7, 8, 16, 24, 64, 200)
@@ -95,7 +102,7 @@ def built():
     more = {"sm_80": [], "sm_90a": [*filter(is_small, ROWS + RANGES), *GROUPS, *LIMITS, *EMPTY]}
     for arch in FACTORS["arch"]:
         preload([descriptor(op, case) for op, case in SAMPLE if case["arch"] == arch] + more[arch], [arch])
-    preload([*(desc for desc in ROWS + RANGES if not is_small(desc)), *SCALES], checked=False)
+    preload([*(desc for desc in ROWS + RANGES if not is_small(desc)), *TENSORS, WIDE, *SCALES], checked=False)
 
 
 def check(twin, op, case, **how):
@@ -142,7 +149,24 @@ def test_ranges_across_rows_of_every_extent(twin, desc):
     for where in ((0, 0), (m - 1, k - 1), (m // 2, k // 2)):  # the extreme value may be anywhere
         x[...] = np.clip(x, -3, 3)
         x[where] = -77
-        twin.check(desc, {"x": x}, checked=is_small(desc))
+        for variant in VARIANTS.get(str(desc.scope), (None,)):
+            twin.check(desc, {"x": x}, variant=variant, checked=is_small(desc))
+
+
+@pytest.mark.parametrize("layout", ["dense", "padded", "misaligned"])
+@pytest.mark.parametrize("desc", TENSORS, ids=str)
+def test_tensors_of_a_cluster(twin, desc, layout):
+    x = twin.rng.standard_normal((desc.m, desc.k)).astype(desc.input_element.dtype)
+    twin.check(desc, {"x": x}, layout=layout, variant="within_cluster", checked=False)
+    x[desc.m // 2, desc.k - 1] = np.inf  # seen by one block, and known to all
+    twin.check(desc, {"x": x}, layout=layout, variant="within_cluster", checked=False)
+
+
+@pytest.mark.parametrize("column", [0, 200_000, 269_999])
+def test_a_tensor_of_very_long_rows(twin, column):
+    x = np.ones((WIDE.m, WIDE.k), np.float32)
+    x[1, column] = -77
+    twin.check(WIDE, {"x": x}, layout="misaligned", variant="whole_tensor", checked=False)
 
 
 @pytest.mark.parametrize("desc", GROUPS, ids=str)
@@ -207,9 +231,9 @@ def test_zero_points_of_any_size(twin, zero_point):
 
 def test_one_plan_serves_every_number_of_rows_of_its_bucket(twin):
     """The workspace of the largest M is enough for fewer rows, in either width."""
-    for scope in ("tensor", "channel:1", "group:16:0", "token"):
+    for scope, arch in (("tensor", "sm_80"), *product(("tensor", "channel:1", "group:16:0", "token"), ("sm_90a",))):
         desc = qp.DynamicRangeQuantizeDescriptor(m=700, k=48, scope=scope)
-        family = qp.PlanFamily.select("emulated:sm_90a", desc, ms=(700,))
+        family = qp.PlanFamily.select(f"emulated:{arch}", desc, ms=(700,))
         size = family.workspace_size
         for m in (0, 1, 2, 63, 64, 65, 511, 513, 699):
             small = desc.replace(m=m)

@@ -1,17 +1,22 @@
-"""Cases of the quantize family: quantize.cu, dequantize.cu, dynamic_range_quantize.cu, and what they include."""
+"""Cases of the quantize family: quantize.cu, dequantize.cu, dynamic_range_quantize*.cu, and what they include."""
 
 import itertools
 
 import numpy as np
 
 import quantplan as qp
+from quantplan.kernels import MOST_CLUSTER
+from quantplan.ops import _crossing_kernels as crossing
 from quantplan.ops import _quantize_kernels as host
 from tests.kernels.test_conversions import HALVES, SCALES, fp8_decisions, neighbours, times
 from tests.mutants.suite import Case
 
 Q, D, Y = qp.QuantizeDescriptor, qp.DequantizeDescriptor, qp.DynamicRangeQuantizeDescriptor
 
-CONSTANTS = {"quantize.cu": {"elementwise_threads": host.THREADS, "elementwise_rows": host._ROWS}}
+CONSTANTS = {
+    "quantize.cu": {"elementwise_threads": host.THREADS, "elementwise_rows": host._ROWS},
+    "dynamic_range_quantize_sm90a.cu": {"cluster_blocks": MOST_CLUSTER, "cluster_threads": crossing.CLUSTER_THREADS},
+}
 
 # ---- values
 
@@ -86,9 +91,31 @@ def groups_abreast(twin):
 
 
 def tensor(twin):
-    yield from both(Y(m=70, k=21, scope="tensor", mode="asymmetric"), spread(twin, 70, 21))
+    whole = {"variant": "whole_tensor"}
+    for m, k in ((70, 21), (70, 24)):  # rows of whole vectors, and others
+        for layout in ("misaligned", "padded"):
+            desc = Y(m=m, k=k, scope="tensor", mode="asymmetric")
+            yield Case(desc, {"x": spread(twin, m, k)}, layout=layout, **whole)
     x = {"x": spread(twin, 2, 40_000)}
-    yield Case(Y(m=2, k=40_000, scope="tensor", mode="asymmetric"), x, layout="misaligned")  # in more than 256 parts
+    yield Case(Y(m=2, k=40_000, scope="tensor", mode="asymmetric"), x, layout="misaligned", **whole)  # > 256 parts
+    x = np.ones((2, 270_000), np.float32)
+    x[1, -1] = -77  # in the last strip, which is a second one of its block
+    yield Case(Y(m=2, k=270_000, scope="tensor", mode="asymmetric"), {"x": x}, layout="misaligned", **whole)
+
+
+def cluster(twin):
+    """Nothing, less or more than what threads keep; the range is seen by one block, any of them."""
+    for m, k, element in ((7, 37, "f32"), (7, 40, "f32"), (9, 4104, "f32"), (5, 8000, "f16"), (3, 0, "f64")):
+        desc = Y(m=m, k=k, scope="tensor", mode="asymmetric", input_element=element)
+        x = spread(twin, m, k, element) if k else np.zeros((m, k))
+        for layout in ("misaligned", "padded", "dense"):
+            yield Case(desc, {"x": x}, layout=layout, variant="within_cluster")
+    desc = Y(m=8, k=512 * 4, scope="tensor", output_element="u8", mode="asymmetric")
+    for row in range(8):
+        x = np.zeros((8, 512 * 4), np.float32)
+        x[row, :3] = 5, -3, 1
+        random = {"order": "random", "completion": "random", "seed": row}
+        yield Case(desc, {"x": x}, variant="within_cluster", schedule=random)
 
 
 def columns(twin):
@@ -100,16 +127,19 @@ def columns(twin):
 
 
 def crossing_pairs(twin):
-    for scope in ("tensor", "channel:1"):
-        yield from both(Y(m=20, k=37, scope=scope, input_element="f16"), twin.awkward(20, 37, "f16"))
+    for scope, variant in (("tensor", "whole_tensor"), ("channel:1", None)):
+        desc, x = Y(m=20, k=37, scope=scope, input_element="f16"), {"x": twin.awkward(20, 37, "f16")}
+        for layout in ("misaligned", "padded"):
+            yield Case(desc, x, layout=layout, variant=variant)
 
 
 def crossing_magnitudes(twin):
     """Less than 1 everywhere, and not a row for each thread; and no value at all."""
-    for scope, element in (("tensor", "f64"), ("channel:1", "f32")):
-        desc = Y(m=20, k=37, scope=scope, input_element=element)
-        yield from both(desc, spread(twin, 20, 37, element) / 1024)
-    yield Case(Y(m=5, k=0, scope="tensor", input_element="f64"))
+    for scope, element, variant in (("tensor", "f64", "whole_tensor"), ("channel:1", "f32", None)):
+        desc, x = Y(m=20, k=37, scope=scope, input_element=element), spread(twin, 20, 37, element) / 1024
+        for layout in ("misaligned", "padded"):
+            yield Case(desc, {"x": x}, layout=layout, variant=variant)
+    yield Case(Y(m=5, k=0, scope="tensor", input_element="f64"), variant="whole_tensor")
 
 
 def scopes(twin, op=Q):
@@ -312,7 +342,7 @@ def _factors(twin, excess, odd):
 
 UNITS = (
     part_of_a_warp, groups, groups_abreast, groups_of_blocks, scopes, scopes_back, quotients, zero_points,
-    tensor, columns, pairs, warps, blocks, crossing_pairs, crossing_magnitudes, scales_of_columns, tiles,
+    tensor, cluster, columns, pairs, warps, blocks, crossing_pairs, crossing_magnitudes, scales_of_columns, tiles,
     host_values, products, quotients_of_a_row, powers_of_two, extremes, elements_f32, fp8_in_integers,
     quotients_of_pairs, quotients_f64, elements, elements_f16, elements_bf16,
 )  # fmt: skip

@@ -62,7 +62,7 @@ def test_on_a_gpu_operands_are_copies_with_their_guards(gpus):
 
 def test_scratch_memory_lives_until_the_next_launch(gpus):
     place = placement(qp.Target.parse("cuda:1"))
-    plan = DynamicRangeQuantizePlan.select("cuda:1", qp.DynamicRangeQuantizeDescriptor(m=500, k=8, scope="tensor"))
+    plan = DynamicRangeQuantizePlan.select("cuda:1", qp.DynamicRangeQuantizeDescriptor(m=500, k=8, scope="channel:1"))
     workspace = place.workspace(plan)
     assert (workspace.nbytes, workspace.location) == (plan.workspace_size, qp.Location("cuda", 1))
     assert place._scratch is workspace

@@ -56,10 +56,7 @@ namespace {
                                const char* missing) {
   Text what, name;
   name_byte(byte, what);
-  if (write.thread >= block.slots)
-    snprintf(name, sizeof name, "%s", agent_name(write.thread));
-  else
-    name_thread(write.thread, write.block, name);
+  name_thread(write.thread, write.block, name);
   fail(Fault::race, reading.site, write.site, "a wgmma of thread %u reads %s, which %s wrote, with no %s between them",
        index_in_block(thread), what, name, missing);
 }

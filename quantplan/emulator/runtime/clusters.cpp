@@ -27,7 +27,7 @@ struct Member {
 };
 std::vector<Member> members;
 
-// What a thread has to do with the other blocks' shared memory.
+// What a thread, or a copy's agent, has to do with the other blocks' shared memory.
 struct Visit {
   uint32_t clock = 0;  // of the last access, 0: never
   Site site = 0;
@@ -37,6 +37,7 @@ std::vector<Visit> visits;
 bool over[most_cluster];
 std::deque<std::array<char, 16>> sent;  // values that st.async carries
 
+unsigned visitors() { return block.slots + agents * block.cluster; }
 Visit& visit(unsigned thread, unsigned rank) { return visits[thread * block.cluster + rank]; }
 
 unsigned block_number(unsigned rank) { return block.linear * block.cluster + rank; }
@@ -69,7 +70,7 @@ void open_if_complete() {
 void clusters_begin() {
   gate = {block.threads * block.cluster, block.threads * block.cluster, 0, {}, {}};
   members.assign(block.slots, {});
-  visits.assign(block.cluster == 1 ? 0 : size_t(block.slots) * block.cluster, {});
+  visits.assign(block.cluster == 1 ? 0 : size_t(visitors()) * block.cluster, {});
   std::fill(over, over + block.cluster, false);
   sent.clear();
 }
@@ -128,11 +129,17 @@ void check_peer(unsigned rank, Site site) {
   mine.site = site;
 }
 
+// What was sent there has landed.
+void visited_by(unsigned agent, unsigned rank, uint32_t clock, Site site) {
+  visit(agent, rank).clock = clock;
+  visit(agent, rank).site = site;
+}
+
 // A block's shared memory goes when its last thread returns: some thread of it must have waited for each access.
 void clusters_end_block() {
   over[block.rank] = true;
   if (!checked() || block.cluster == 1) return;
-  for (unsigned other = 0; other < block.slots; ++other) {
+  for (unsigned other = 0; other < visitors(); ++other) {
     const Visit& last = visit(other, block.rank);
     bool awaited = last.clock == 0;
     for (unsigned i = block.rank * block.stride, end = i + block.threads; i < end && !awaited; ++i)
@@ -176,8 +183,12 @@ void send(unsigned to, const char* from, size_t bytes, size_t alignment, unsigne
     fail_invalid("a copy reports to an mbarrier that is not in the block that it goes to", where);
   auto* const target = static_cast<char*>(cluster_pointer(to, bytes, where));
   auto* const mbarrier = static_cast<uint64_t*>(cluster_pointer(barrier, 8, where));
+  const unsigned rank = (to >> 24) - 1;
+  const bool elsewhere = to >> 24 && rank != block.rank;
+  const Visit before = elsewhere ? visit(block.running, rank) : Visit{};
   touch(target, bytes, Access::write, alignment, where);
-  issue_to(mbarrier, {{target, from, bytes, bytes, 0, site_of(where), false}}, bytes, where);
+  issue_to(mbarrier, {{target, from, bytes, bytes, 0, site_of(where), false}}, bytes, where, elsewhere);
+  if (elsewhere) visit(block.running, rank) = before;  // the copy accesses that block's memory, and the thread does not
 }
 
 }  // namespace

@@ -20,7 +20,7 @@ bool lands_at_once();
 void issue(Copy& copy, bool at_once);
 void land(Copy& copy);
 // Issues copies that report so many bytes to an mbarrier, when all of them have landed.
-void issue_to(uint64_t* barrier, std::vector<Copy> copies, size_t bytes, Where where);
+void issue_to(uint64_t* barrier, std::vector<Copy> copies, size_t bytes, Where where, bool sent = false);
 // Issues a copy to global memory, in the running thread's open bulk group.
 void issue_store(void* global, const void* shared, size_t bytes, Where where);
 void check_size(bool sound, const char* what, size_t bytes, Where where);

@@ -18,6 +18,7 @@ struct Landing {
   unsigned arrivals;
   long long bytes;
   Site site;
+  bool sent = false;  // by another block
 };
 
 // What who waits comes after: all of it, or what happened at the scope of the mbarrier's block.
@@ -86,6 +87,7 @@ void land(Phase& phase, size_t index) {
   if (phase.agent == none) phase.agent = block.slots + reported_to++ % (agents * block.cluster);
   const uint32_t now = clock_tick_agent(phase.agent, phase.releases.all);
   if (block.cluster > 1) clock_join(phase.releases.own, clock_at(phase.agent, now));
+  if (landing.sent) visited_by(phase.agent, phase.rank, now, landing.site);
   for (Copy& copy : landing.copies) {
     land(copy);
     if (!checked()) continue;
@@ -197,7 +199,7 @@ bool barrier_try_wait(uint64_t* barrier, unsigned parity, bool cluster, Where wh
 
 // ---- bulk loads
 
-void issue_to(uint64_t* barrier, std::vector<Copy> copies, size_t bytes, Where where) {
+void issue_to(uint64_t* barrier, std::vector<Copy> copies, size_t bytes, Where where, bool sent) {
   const Site site = site_of(where);
   Phase& phase = phase_of(barrier, where);
   if (checked() && !init_fenced(phase.init_thread, phase.init_clock)) {
@@ -208,7 +210,7 @@ void issue_to(uint64_t* barrier, std::vector<Copy> copies, size_t bytes, Where w
   }
   const bool at_once = lands_at_once();
   for (Copy& copy : copies) issue(copy, at_once);
-  track(phase, {std::move(copies), 0, static_cast<long long>(bytes), site}, at_once);
+  track(phase, {std::move(copies), 0, static_cast<long long>(bytes), site, sent}, at_once);
 }
 
 void bulk_load(void* shared, const void* global, unsigned bytes, uint64_t* barrier, Where where) {

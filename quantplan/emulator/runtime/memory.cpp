@@ -46,10 +46,7 @@ unsigned long long number(uint64_t n) { return n; }
 [[noreturn]] void fail_race(const Stamp& other, const char* did, Access kind, Site site, const Byte& byte) {
   Text what, name;
   name_byte(byte, what);
-  if (other.thread >= block.slots)
-    snprintf(name, sizeof name, "%s", agent_name(other.thread));
-  else
-    name_thread(other.thread, other.block, name);
+  name_thread(other.thread, other.block, name);
   fail(Fault::race, site, other.site, "thread %u %s %s that %s %s, with no barrier between them", current.linear,
        verb(kind), what, name, did);
 }

@@ -35,9 +35,4 @@ void name_byte(const Byte& byte, Text& text);
 void remember_reader(Cell& cell, const Stamp& now);
 Cell& shared_cell(size_t offset);  // into the arena
 
-// What an agent stands for.
-inline const char* agent_name(unsigned agent) {
-  return agent < block.slots + agents * block.cluster ? "an asynchronous copy" : "a wgmma";
-}
-
 }  // namespace emulated

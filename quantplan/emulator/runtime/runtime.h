@@ -76,7 +76,7 @@ inline unsigned rank_of(unsigned thread) { return block.cluster == 1 ? 0 : threa
 inline unsigned index_in_block(unsigned thread) { return thread - rank_of(thread) * block.stride; }
 
 using Text = char[96];
-void name_thread(unsigned thread, unsigned linear, Text& text);  // "thread 3", or "thread 3 of block 5"
+void name_thread(unsigned thread, unsigned linear, Text& text);  // "thread 3", "thread 3 of block 5", or what an agent stands for
 
 // Ends the launch: fills the report and never returns.
 [[noreturn]] void fail(Fault fault, Site site, Site other, const char* format, ...)
@@ -167,6 +167,7 @@ void clusters_begin();
 void clusters_end_thread();
 void clusters_end_block();
 void check_peer(unsigned rank, Site site);  // whether the running thread may access that block's shared memory
+void visited_by(unsigned agent, unsigned rank, uint32_t clock, Site site);
 unsigned cluster_missing();                 // threads that the cluster's barrier waits for
 
 }  // namespace emulated

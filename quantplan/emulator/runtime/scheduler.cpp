@@ -256,6 +256,11 @@ bool start() {
 // ---- what the other files use
 
 void name_thread(unsigned thread, unsigned linear, Text& text) {
+  if (thread >= block.slots) {
+    const bool copies = thread < block.slots + agents * block.cluster;
+    snprintf(text, sizeof text, "%s", copies ? "an asynchronous copy" : "a wgmma");
+    return;
+  }
   const unsigned rank = rank_of(thread);
   if (linear == block.linear && rank == block.rank)
     snprintf(text, sizeof text, "thread %u", index_in_block(thread));
