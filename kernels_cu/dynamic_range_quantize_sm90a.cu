@@ -81,8 +81,7 @@ __device__ void quantize_in_cluster(const ClusterParams& p) {
     return matrix + (row * stride + static_cast<int64>(chunk - row * per_row) * V);
   };
   const auto load = [&](unsigned chunk) {
-    const bool there = chunk < chunks;
-    return load_whole<In, V>(at(static_cast<const In*>(p.x), p.x_stride, there ? chunk : 0), there);
+    return load_whole<In, V>(at(static_cast<const In*>(p.x), p.x_stride, chunk), chunk < chunks);
   };
   Chunk<In, V> kept[Keep];
 #pragma unroll

@@ -59,7 +59,7 @@ _CLUSTER_LANES = MOST_CLUSTER * CLUSTER_THREADS
 _MOST_KEPT = 8  # chunks of 16 bytes that a thread of a cluster keeps
 _MBARRIER_BYTES = 16
 _WARP = 32
-_MOST_BLOCKS = 1024  # of the reduction of a tensor: how many states every block of the next launch joins
+_MOST_BLOCKS = 768  # of the reduction of a tensor: six of each SM of a large GPU, whose states the next launch joins
 _MOST_PARTS = 64  # of a reduction to a scale per column
 _ROWS_PER_THREAD = 8  # of a part of a column, at least
 
