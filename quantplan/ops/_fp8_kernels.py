@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from quantplan.devices.target import Target
     from quantplan.programs import Call
+    from quantplan.types import ErrorBound
 
 Desc: TypeAlias = Any
 """An Fp8GemmDescriptor."""
@@ -51,7 +52,7 @@ def along_k(desc: Desc) -> bool:
 
 
 def one_block_limit(desc: Desc, accumulation: Accumulation) -> str | None:
-    """Return why a fast kernel cannot run the problem, or None."""
+    """Return why a fast variant cannot run the problem, or None."""
     fast = accumulation is Accumulation.FAST
     return f"{desc.scaling.value} scales are always promoted" if fast and along_k(desc) else None
 
@@ -90,8 +91,8 @@ def _host_scales(desc: Desc) -> tuple[float | None, ...]:
     return desc.act_scale, desc.weight_scale, desc.output_scale
 
 
-def guarantee(desc: Desc, accumulation: Accumulation, reduction: str, bound: Fp8KernelErrorBound) -> PrecisionGuarantee:
-    """Return what all kernels promise, with the order of their sums and their bound."""
+def guarantee(desc: Desc, accumulation: Accumulation, reduction: str, bound: ErrorBound) -> PrecisionGuarantee:
+    """Return what all variants promise, with the order of their sums and their bound."""
     return PrecisionGuarantee(
         math_precision=MathPrecision.FP8,
         accumulator=ElementKind.F32,
