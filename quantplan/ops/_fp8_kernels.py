@@ -14,6 +14,7 @@ from quantplan.ops._linear_kernels import MmaTile, aligned, grid_limit
 from quantplan.ops._quantize_kernels import element_name, flag, matrix_pitch, row_pitch
 from quantplan.programs import KernelVariant, Launch
 from quantplan.reference.fp8_kernel_bounds import Fp8KernelErrorBound
+from quantplan.reference.scales import MX_BLOCK
 from quantplan.types import Accumulation, ArchSku, Fp8Scaling, MathPrecision, PrecisionGuarantee
 
 if TYPE_CHECKING:
@@ -42,7 +43,6 @@ GEMM_PARAMS = ParamStruct(
 _SCALING = {Fp8Scaling.BLOCK: "block", Fp8Scaling.MX: "mx"}
 PROMOTED_K = 128
 """K after which sums leave the tensor cores at the latest."""
-_MX_K, _STEP_K = 32, 32  # of a scale, and of an instruction
 _CONVERTING = (9, 10)  # compute capabilities, without their minor part, whose mma.sync makes f16 of FP8
 
 
@@ -109,7 +109,7 @@ def interval(desc: Desc, most: int, accumulation: Accumulation) -> int:
     """Return the K between two promotions, or 0: ``most``, but for shorter blocks of scales."""
     if accumulation is Accumulation.FAST:
         return 0
-    return min(most, _MX_K) if desc.scaling is Fp8Scaling.MX else most
+    return min(most, MX_BLOCK) if desc.scaling is Fp8Scaling.MX else most
 
 
 @attrs.frozen

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantplan.elements import ElementKind
+from quantplan.formats.fp8 import BLOCK
 from quantplan.operands import Operand
 from quantplan.ops._quantize import MX_SCOPE, check_scale_value, require
 from quantplan.types import Scope, ScopeKind
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 REAL = (ElementKind.F32, ElementKind.F16, ElementKind.BF16)
 QUANTIZED = (ElementKind.S8, ElementKind.FP8_E4M3)
-BLOCK_SCOPE = Scope.group(128)
+BLOCK_SCOPE = Scope.group(BLOCK)
 _SCOPES = {
     ElementKind.S8: (Scope.tensor(), Scope.token()),
     ElementKind.FP8_E4M3: (Scope.tensor(), Scope.token(), BLOCK_SCOPE, MX_SCOPE),

@@ -18,8 +18,9 @@ from quantplan.ops import _fp8_hopper as hopper
 from quantplan.ops import _fp8_kernels as kernels
 from quantplan.plan import Plan
 from quantplan.record import Record, dimension, field, to_flag, to_number
-from quantplan.reference.fp8_gemm import MX_BLOCK, fp8_gemm
+from quantplan.reference.fp8_gemm import fp8_gemm
 from quantplan.reference.gemm_bounds import Fp8GemmErrorBound
+from quantplan.reference.scales import MX_BLOCK
 from quantplan.types import (
     Accumulation,
     EpilogueKind,

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from quantplan.errors import InvalidProblem
 from quantplan.formats import marlin
-from quantplan.formats.padding import pad_to_supported, remove_padding
+from quantplan.formats.padding import pad_to_supported, padded_size, remove_padding
 from tests.formats.weights import random_weight, real, same, weights
 
 
@@ -16,7 +16,7 @@ def test_padding_is_exactly_zero_and_changes_nothing_else(weight):
     padded = pad_to_supported(weight)
     k, n = weight.q.shape
     assert (padded.k, padded.n) == (k, n)
-    assert padded.q.shape == (-(-k // 64) * 64, -(-n // 64) * 64)
+    assert padded.q.shape == (-(-k // 64) * 64, -(-n // 64) * 64) == (padded_size(k), padded_size(n))
     everything = real(padded)
     np.testing.assert_array_equal(everything[:k, :n], real(weight))
     assert not everything[k:].any()
