@@ -98,7 +98,11 @@ def scale_array(desc: Any, args: Any) -> NDArray[Any] | None:  # noqa: ANN401 - 
 
 
 def granularity(desc: Any) -> str:  # noqa: ANN401 - two types
-    """Return the SKU's word for what shares a scale; ``real`` where nothing has one."""
+    """Return the SKU's word for what shares a scale; ``real`` where nothing has one.
+
+    A ``static`` scale is given, and no range is looked for. ``block`` and ``mx`` are Fp8Gemm's words: other than the
+    quantize family's ``group_k``, each is of one size and one scale element.
+    """
     if desc.scope is None:
         return "real"
     return {Scope.tensor(): "static", Scope.token(): "token", MX_SCOPE: "mx", BLOCK_SCOPE: "block"}[desc.scope]
