@@ -12,7 +12,7 @@ from quantplan.elements import ElementKind
 from quantplan.kernels import KernelSpec, ParamStruct
 from quantplan.ops._linear_kernels import MmaTile, aligned, grid_limit
 from quantplan.ops._quantize_kernels import element_name, flag, matrix_pitch, row_pitch
-from quantplan.programs import KernelVariant, Launch
+from quantplan.programs import KernelVariant, Launch, Program
 from quantplan.reference.fp8_kernel_bounds import Fp8KernelErrorBound
 from quantplan.reference.scales import MX_BLOCK
 from quantplan.types import Accumulation, ArchSku, Fp8Scaling, MathPrecision, PrecisionGuarantee
@@ -173,7 +173,7 @@ TILES = (
 
 
 @attrs.frozen
-class Fp8MmaProgram:
+class Fp8MmaProgram(Program):
     """fp8_gemm.cu: one launch, a block for each tile of the output."""
 
     tile: Fp8MmaTile
@@ -182,10 +182,6 @@ class Fp8MmaProgram:
     def limit(self, desc: Desc) -> str | None:
         """Return why the kernel cannot run the problem, or None."""
         return grid_limit(self.tile.tile.blocks(desc)) or one_block_limit(desc, self.tile.accumulation)
-
-    def workspace_size(self, desc: Desc) -> int:  # noqa: ARG002 - Program's signature
-        """Return 0: sums stay on the chip."""
-        return 0
 
     def specs(self, desc: Desc) -> tuple[KernelSpec, ...]:
         """Return the kernel."""
