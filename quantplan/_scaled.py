@@ -13,12 +13,12 @@ import numpy as np
 from quantplan.devices.target import Target, TargetKind
 from quantplan.elements import ElementKind
 from quantplan.errors import InvalidProblem, Unsupported
+from quantplan.formats.fp8 import BLOCK
 from quantplan.operands import Operand, Tensor, check_presence, to_view
 from quantplan.ops.int4_marlin_gemm import Int4MarlinGemmDescriptor, Int4MarlinGemmPlan
 from quantplan.ops.quantize import QuantizeDescriptor
 from quantplan.recipes.fp8 import DelayedScaling
 from quantplan.recipes.scaling import (
-    BLOCK,
     Float8BlockScaling,
     Float8CurrentScaling,
     INT4Scaling,

@@ -110,14 +110,16 @@ class Program(Protocol):
     def source(self) -> str:
         """Its family's file in ``kernels_cu``."""
 
-    def limit(self, desc: Any) -> str | None:  # noqa: ANN401 - each op has its own descriptor
+    def limit(self, desc: Any) -> str | None:  # noqa: ANN401, ARG002 - each op has its own descriptor; programs may look at it
         """Return why it runs the problem nowhere, or None."""
+        return None
 
     def specs(self, desc: Any) -> tuple[KernelSpec, ...]:  # noqa: ANN401 - each op has its own descriptor
         """Return every kernel that a launch of the problem, or of one with fewer rows, may need."""
 
-    def workspace_size(self, desc: Any) -> int:  # noqa: ANN401 - each op has its own descriptor
+    def workspace_size(self, desc: Any) -> int:  # noqa: ANN401, ARG002 - each op has its own descriptor; programs may look at it
         """Return the bytes of scratch memory for the problem, or for one with fewer rows."""
+        return 0
 
     def launches(self, call: Call) -> Iterable[Launch]:
         """Yield the launches of a run, in order."""

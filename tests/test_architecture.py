@@ -155,6 +155,13 @@ def ops_with_missing_files(root):
             yield f"docs/ops/{page.name}: no op of that name"
 
 
+def kernels_without_a_host_side(root):
+    hosts = [path.read_text(encoding="utf-8") for path in (root / "quantplan" / "ops").glob("_*.py")]
+    for path in sorted((root / "kernels_cu").glob("*.cu")):
+        if not any(f'"{path.name}"' in text for text in hosts):
+            yield f"kernels_cu/{path.name}: no program in quantplan/ops/_*.py"
+
+
 def inline_asm_outside_ptx(root):
     homes = (
         root / "kernels_cu" / "include" / "qp" / "ptx",
@@ -185,6 +192,7 @@ RULES = [
     cuda_where_it_is_unknown,
     modules_without_a_test,
     ops_with_missing_files,
+    kernels_without_a_host_side,
     inline_asm_outside_ptx,
     long_modules,
 ]
@@ -218,6 +226,7 @@ BREACHES = [
     (modules_without_a_test, "quantplan/ops/x.py", "", "tests/ops/test_x.py"),
     (ops_with_missing_files, "quantplan/ops/x.py", "", "docs/ops/x.md"),
     (ops_with_missing_files, "docs/ops/gone.md", "", "no op of that name"),
+    (kernels_without_a_host_side, "kernels_cu/x.cu", "", "kernels_cu/x.cu: no program"),
     (inline_asm_outside_ptx, "kernels_cu/x.cu", 'asm volatile("bar.sync 0;");', "kernels_cu/x.cu:1"),
     (inline_asm_outside_ptx, "kernels_cu/include/qp/tile.cuh", '__asm__("");', "tile.cuh:1"),
     (inline_asm_outside_ptx, "quantplan/emulator/include/qp/ptx/x.cuh", 'asm("");', "x.cuh:1"),
@@ -242,6 +251,7 @@ ALLOWED = [
     (cuda_where_it_is_unknown, "quantplan/devices/cuda.py", "import cupy"),
     (modules_without_a_test, "quantplan/ops/_shared.py", ""),
     (ops_with_missing_files, "quantplan/ops/_shared.py", ""),
+    (kernels_without_a_host_side, "kernels_cu/include/qp/x.cuh", ""),
     (inline_asm_outside_ptx, "kernels_cu/include/qp/ptx/barrier.cuh", 'asm volatile("bar.sync 0;");'),
     (inline_asm_outside_ptx, "quantplan/emulator/runtime/switch.h", 'asm("ret");'),
     (inline_asm_outside_ptx, "kernels_cu/x.cu", "// no asm here"),

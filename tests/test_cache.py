@@ -238,7 +238,7 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 def test_what_killed_writers_left_goes_away_once_it_is_old(root):
-    """Fault 37: young files may belong to a writer that is alive."""
+    """Young files may belong to a writer that is alive."""
     place = cache.folder("kernels")
     cache.write(place / "x", b"1")
     for name in (".x.old", ".x.young"):

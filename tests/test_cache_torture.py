@@ -1,4 +1,4 @@
-"""Fault 37: processes that fight for one cache, are killed, and find its bits flipped never load another cubin.
+"""Processes that fight for one cache, are killed, and find its bits flipped never load another cubin.
 
 Round after round, processes compile and load the same kernels from one cache. Some are killed at a random moment and
 replaced, and in between bits of entries are flipped. Whoever comes through has the reference's bytes.

@@ -167,7 +167,7 @@ def test_json_may_stand_before_or_after_the_op(quantplan):
 
 
 def test_a_sum_that_could_overflow_is_unsupported(quantplan):
-    """Fault 16: the reason is the op's, on any target."""
+    """The reason is the op's, on any target."""
     code, out, _ = quantplan("explain", "smoothquant_linear", "--m", 1, "--n", 1, "--k", 131072)
     assert code == 3
     assert "K ≤ 131071 is exact" in out

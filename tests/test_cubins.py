@@ -210,7 +210,7 @@ def test_a_failure_is_not_remembered(root, monkeypatch):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform does not fork")
 def test_a_child_does_not_wait_for_a_thread_that_only_its_parent_has(root, monkeypatch):
-    """Fault 36: the parent forks while a thread of its compiles."""
+    """The parent forks while a thread of its compiles."""
     monkeypatch.setattr(cubins, "compile_cubin", lambda specs, arch: b"compiled")
     with cubins._one_compiler:
         child = os.fork()
@@ -422,7 +422,6 @@ def entries(tmp_path):
 
 @pytest.mark.parametrize("which", ["cubin", "digest", "both"])
 def test_a_changed_entry_is_compiled_anew(compiled, entries, caplog, which):
-    """Fault 37."""
     right = cubins.cubin(spec(), ARCH)
     for path in entries():
         content = path.read_bytes()
@@ -466,7 +465,6 @@ def test_a_cache_that_cannot_be_written(compiled, caplog, monkeypatch):
 
 @posix
 def test_a_cache_behind_a_symbolic_link(compiled, caplog, tmp_path):
-    """Fault 38."""
     (tmp_path / "elsewhere").mkdir(mode=0o700)
     (tmp_path / "cache").symlink_to(tmp_path / "elsewhere")
     assert "is a symbolic link" in kept_elsewhere(compiled, caplog)
@@ -475,7 +473,6 @@ def test_a_cache_behind_a_symbolic_link(compiled, caplog, tmp_path):
 
 @posix
 def test_a_cache_of_somebody_else(compiled, caplog, monkeypatch):
-    """Fault 38."""
     owner = os.getuid()
     monkeypatch.setattr(os, "getuid", lambda: owner + 1)
     assert "belongs to somebody else" in kept_elsewhere(compiled, caplog)

@@ -240,7 +240,7 @@ def test_scalars_have_neither_shape_nor_strides():
 
 
 def test_64_bit_extents():
-    """Fault 22: more than 2**31 elements along an axis, and in all."""
+    """More than 2**31 elements along an axis, and in all."""
     view = qp.TensorView.of(Producer(shape=(2**33, 2**20), device=(CUDA, 0)))
     assert view.shape == (2**33, 2**20)
     assert view.strides == (2**20, 1)

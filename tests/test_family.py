@@ -112,7 +112,6 @@ class TestRun:
             family.run(None, None, args)
 
     def test_a_rows_bits_do_not_depend_on_m(self, family, weights):
-        """Fault 20: a row's bits do not depend on M."""
         act_q, together = activations(16), np.empty((16, 5), np.float32)
         family.run(None, None, qp.SmoothQuantLinearArgs(act_q=act_q, output=together, **weights))
         for row in range(16):

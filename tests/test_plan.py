@@ -137,7 +137,6 @@ class TestRun:
 
     @pytest.mark.parametrize("shape", [(0, 4), (3, 0)])
     def test_an_empty_problem_launches_nothing(self, shape):
-        """Fault 21: nothing is launched where nothing is written."""
         m, k = shape
         ToyPlan.select("cpu", DESC.replace(m=m, k=k)).run(None, None, toy_args(m, k))
         assert SCRATCH.launches == []
@@ -198,7 +197,6 @@ class TestWorkspace:
 
     @pytest.mark.parametrize("nbytes", [999, 0])
     def test_one_byte_short_is_refused(self, plan, nbytes):
-        """Fault 30: a workspace one byte short."""
         with pytest.raises(qp.WorkspaceTooSmall, match=f"expected at least 1000 bytes, got {nbytes}") as caught:
             plan.run(None, qp.Workspace.allocate(nbytes, "cpu"), toy_args())
         assert (caught.value.needed, caught.value.available) == (1000, nbytes)

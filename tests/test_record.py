@@ -415,7 +415,7 @@ def test_dimensions_may_be_any_integer(value):
 
 @pytest.mark.parametrize("value", [-1, 2**31, 2**64, np.int8(-1)])
 def test_dimensions_fit_in_31_bits(value):
-    """Fault 22: a dimension fits in 31 bits; only products of dimensions may be larger."""
+    """A dimension fits in 31 bits; only products of dimensions may be larger."""
     with pytest.raises(qp.InvalidProblem) as caught:
         Sample(size=value)
     assert str(caught.value) == f"Sample: size: expected an integer in [0, 2**31), got {value}"
@@ -428,7 +428,7 @@ def test_dimensions_are_integers(value):
 
 
 def test_a_descriptor_may_have_more_than_two_to_the_31_elements():
-    """Fault 22: more than 2**31 elements are described, written to JSON and read back without wrapping."""
+    """More than 2**31 elements are described, written to JSON and read back without wrapping."""
     desc = qp.QuantizeDescriptor(m=2**20, k=2**20)
     back = Record.from_dict(json.loads(json.dumps(desc.to_dict())))
     assert back.m * back.k == 2**40

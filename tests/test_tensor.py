@@ -136,7 +136,7 @@ def test_a_view_keeps_its_owner_alive():
 
 
 def test_a_misaligned_pointer_is_reported_as_it_is():
-    """Fault 25: a contiguous but misaligned view keeps its true address; operands refuse it."""
+    """A contiguous but misaligned view keeps its true address; operands refuse it."""
     raw = np.zeros(33, np.uint8)
     start = 1 if raw.ctypes.data % 4 == 0 else 0
     array = raw[start : start + 32].view(np.float32)
@@ -148,7 +148,7 @@ def test_a_misaligned_pointer_is_reported_as_it_is():
 
 @pytest.mark.parametrize("layout", [np.dtype([("a", "u1"), ("b", "<f4")]), np.dtype([("a", "<f4"), ("b", "<u2")])])
 def test_strides_between_items_are_misaligned(layout):
-    """Fault 25: rows of a packed struct do not start at multiples of the item size."""
+    """Rows of a packed struct do not start at multiples of the item size."""
     name = next(name for name in layout.names if layout[name].itemsize == 4)
     with pytest.raises(qp.MisalignedOperand, match="strides: expected multiples of 4 bytes, got"):
         qp.TensorView.of(np.zeros((2, 3), layout)[name])
@@ -457,7 +457,7 @@ def test_extent_of_packed_elements_counts_bytes():
 
 
 def test_extent_beyond_32_bits():
-    """Faults 22 and 24: a view of 2**40 elements reaches 2**42 bytes."""
+    """A view of 2**40 elements reaches 2**42 bytes."""
     view = qp.TensorView(4096, (2**20, 2**20), (2**20, 1), qp.F32, CUDA1)
     assert view.extent == (4096, 4096 + 2**42)
     assert view.shape[0] * view.shape[1] == 2**40

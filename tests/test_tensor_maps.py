@@ -66,7 +66,6 @@ def test_an_item_that_no_map_has():
 
 
 def test_an_address_between_two_multiples_of_16():
-    """Fault 27."""
     with pytest.raises(
         qp.MisalignedOperand, match="x: expected an address that is a multiple of 16, got 0x10000000008"
     ):

@@ -122,13 +122,13 @@ def test_scope_takes_numpy_integers_and_stays_portable():
         ("group:32", 0, 64, (0, 2)),
         ("group:32", 4, 0, (4, 0)),
         ("group:32:0", 0, 4, (0, 4)),
-        # Fault 24: nothing wraps
+        # nothing wraps
         ("group:1", 2**31 - 1, 2**31 - 1, (2**31 - 1, 2**31 - 1)),
         ("group:2147483647:0", 2**31 - 1, 7, (1, 7)),
     ],
 )
 def test_scale_shapes(text, m, k, shape):
-    """Fault 24: sizes that wrap in 32 bits do not wrap here."""
+    """Sizes that wrap in 32 bits do not wrap here."""
     assert qp.Scope.parse(text).scale_shape(m, k) == shape
 
 

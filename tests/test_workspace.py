@@ -118,7 +118,6 @@ def test_any_element_and_shape_without_gaps(buffer):
 
 @pytest.mark.parametrize("offset", [1, 16, 128, 255])
 def test_misaligned_buffers_are_refused(offset):
-    """Fault 25: a contiguous but misaligned buffer is refused."""
     buffer = aligned(1024, offset)
     with pytest.raises(qp.MisalignedOperand) as caught:
         qp.Workspace.from_buffer(buffer)
@@ -155,7 +154,7 @@ def test_what_is_no_array_is_refused(thing):
 
 
 def test_gpu_buffers_stay_on_their_gpu():
-    """Fault 22: sizes beyond 32 bits are exact."""
+    """Sizes beyond 32 bits are exact."""
     interface = {"shape": (2**33,), "typestr": "|u1", "data": (2**40, False), "version": 3}
     buffer = SimpleNamespace(__cuda_array_interface__=interface, device=SimpleNamespace(id=1))
     workspace = qp.Workspace.from_buffer(buffer)

@@ -16,7 +16,7 @@ import numpy as np
 
 import quantplan as qp
 from quantplan.bench.page import table
-from quantplan.recipes.scaling import MX_BLOCK, NVFP4_BLOCK
+from quantplan.reference.scales import MX_BLOCK, NVFP4_BLOCK
 
 if TYPE_CHECKING:
     from collections.abc import Callable

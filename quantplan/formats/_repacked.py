@@ -14,7 +14,7 @@ from quantplan.formats import _checks, _json
 from quantplan.formats._config import OP
 from quantplan.formats._layouts import check_marlin
 from quantplan.formats.marlin import TILE_K, MarlinWeight
-from quantplan.formats.padding import TILE
+from quantplan.formats.padding import padded_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -73,8 +73,7 @@ def read(tensors: Mapping[str, NDArray[Any]], said: _json.Section) -> MarlinWeig
         k=k,
         n=n,
     )
-    padded = tuple(-(-size // TILE) * TILE for size in (k, n))
-    expected = (padded[0] // TILE_K, 2 * padded[1])
+    expected = (padded_size(k) // TILE_K, 2 * padded_size(n))
     if found.weight_q.shape != expected:
         raise InvalidProblem(
             op=OP, field="weight_q", expected=f"shape {expected}, as k = {k} and n = {n} say", got=found.weight_q.shape

@@ -30,7 +30,7 @@ SCALINGS = (Fp8Scaling.TENSOR, Fp8Scaling.TOKEN_CHANNEL, Fp8Scaling.BLOCK)
 """What scales of these checkpoints belong to; no reader makes MX weights."""
 
 BLOCK = 128
-"""Rows and columns of a block that shares a scale."""
+"""Rows and columns of a block of the weight that shares a scale, and neighbours in a row of activations that do."""
 
 
 def _to_scaling(value: object) -> Fp8Scaling:

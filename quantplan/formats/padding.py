@@ -28,6 +28,11 @@ TILE = TILE_N
 _LARGEST_TILE = 4096
 
 
+def padded_size(size: int) -> int:
+    """Return the K or N of a padded weight, by the logical one: the next multiple of the tile."""
+    return -(-size // TILE) * TILE
+
+
 def pad_to_supported(weight: Int4Weight, *, k_multiple: int = TILE, n_multiple: int = TILE) -> Int4Weight:
     """Pad K and N of a weight up to a multiple of the tile.
 

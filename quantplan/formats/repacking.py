@@ -24,7 +24,7 @@ from quantplan.formats._layouts import full_name
 from quantplan.formats.checkpoint import INDEX, WHOLE, Checkpoint
 from quantplan.formats.int4 import Int4Frame
 from quantplan.formats.marlin import TILE_K, cast, sorting_permutation
-from quantplan.formats.padding import TILE
+from quantplan.formats.padding import padded_size
 from quantplan.formats.safetensors import PARTIAL, SafetensorsFile, TensorInfo, completed, header, layout, write
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ def _planned(checkpoint: Checkpoint, prefix: str, scale_element: ElementKind | s
 
 def _operands(linear: LinearInfo) -> Iterator[tuple[str, np.dtype[Any], tuple[int, ...]]]:
     """Yield name, element and shape of what a linear becomes; `CheckpointLinear.to_marlin` makes it so."""
-    rows, columns = (-(-size // TILE) * TILE for size in (linear.k or 0, linear.n or 0))
+    rows, columns = padded_size(linear.k or 0), padded_size(linear.n or 0)
     group_size = linear.group_size or -1
     groups = 1 if group_size == -1 else -(-rows // group_size)
     word = np.dtype(np.int32)

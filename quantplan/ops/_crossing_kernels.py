@@ -15,7 +15,7 @@ from quantplan.kernels import MOST_CLUSTER, KernelSpec, ParamStruct
 from quantplan.ops import _dynamic_kernels as dynamic
 from quantplan.ops import _quantize_kernels as family
 from quantplan.ops._quantize_kernels import THREADS, Args, Desc, Tiling, ceil_div, element_name, flag, power_of_two
-from quantplan.programs import WORKSPACE, Launch
+from quantplan.programs import WORKSPACE, Launch, Program
 from quantplan.types import ScopeKind
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _codes(desc: Desc) -> tuple[str, ...]:
 
 
 @attrs.frozen
-class ClusterProgram:
+class ClusterProgram(Program):
     """A small tensor: one launch of one cluster."""
 
     source: str = "dynamic_range_quantize_sm90a.cu"
@@ -87,10 +87,6 @@ class ClusterProgram:
         if desc.m * desc.k > most:
             return f"{desc.m * desc.k} elements, and a cluster keeps {most}"
         return family.packed_limit(desc.output_element)
-
-    def workspace_size(self, desc: Desc) -> int:  # noqa: ARG002 - Program's signature
-        """Return 0: the tensor stays in registers."""
-        return 0
 
     def specs(self, desc: Desc) -> tuple[KernelSpec, ...]:
         """Return the kernel in both widths."""
@@ -124,7 +120,7 @@ class ClusterProgram:
 
 
 @attrs.frozen
-class TensorProgram:
+class TensorProgram(Program):
     """A tensor of any size: the ranges of its parts, then codes."""
 
     source: str = dynamic.SOURCE
@@ -208,7 +204,7 @@ class _Cut:
 
 
 @attrs.frozen
-class ColumnsProgram:
+class ColumnsProgram(Program):
     """Segments of columns: their ranges in parts, then scales, then codes."""
 
     source: str = dynamic.SOURCE

@@ -11,7 +11,7 @@ from quantplan.elements import ElementKind
 from quantplan.kernels import KernelSpec
 from quantplan.ops import _quantize_kernels as family
 from quantplan.ops._quantize_kernels import THREADS, Args, Desc, ceil_div, element_name, flag, power_of_two
-from quantplan.programs import Launch
+from quantplan.programs import Launch, Program
 from quantplan.types import QuantizeMode, ScopeKind
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class _Shape:
 
 
 @attrs.frozen
-class SegmentsProgram:
+class SegmentsProgram(Program):
     """Segments within a row: one kernel reads each once."""
 
     source: str = SOURCE
@@ -108,10 +108,6 @@ class SegmentsProgram:
         if not within_rows(desc):
             return f"a scale of scope {desc.scope} depends on several rows"
         return family.packed_limit(desc.output_element)
-
-    def workspace_size(self, desc: Desc) -> int:  # noqa: ARG002 - Program's signature
-        """Return 0: ranges stay in registers."""
-        return 0
 
     def specs(self, desc: Desc) -> tuple[KernelSpec, ...]:
         """Return the kernel in both widths, for dense operands and for others."""

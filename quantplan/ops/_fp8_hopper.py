@@ -9,7 +9,7 @@ import attrs
 from quantplan.kernels import KernelSpec, ParamStruct
 from quantplan.ops import _fp8_kernels as portable
 from quantplan.ops._linear_hopper import SwappedTile, WgmmaTile, mapped_limit, tensor_maps
-from quantplan.programs import Launch
+from quantplan.programs import Launch, Program
 from quantplan.reference.fp8_kernel_bounds import Fp8KernelErrorBound
 from quantplan.types import Accumulation, ArchSku, Fp8Scaling
 
@@ -67,7 +67,7 @@ TILES = (
 
 
 @attrs.frozen
-class Fp8WgmmaProgram:
+class Fp8WgmmaProgram(Program):
     """fp8_gemm_sm90a.cu: one launch. Where tensor maps cannot describe the operands, its threads copy them.
 
     Parameters
@@ -85,10 +85,6 @@ class Fp8WgmmaProgram:
             return "mx scales of 128 columns, and beside two sets of sums there are no registers for them"
         reason = mapped_limit(desc) or self.tile.tile.limit(desc)
         return reason or portable.one_block_limit(desc, self.tile.accumulation)
-
-    def workspace_size(self, desc: Desc) -> int:  # noqa: ARG002 - Program's signature
-        """Return 0: sums stay on the chip."""
-        return 0
 
     def specs(self, desc: Desc) -> tuple[KernelSpec, ...]:
         """Return the kernel."""

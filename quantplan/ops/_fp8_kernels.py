@@ -12,8 +12,9 @@ from quantplan.elements import ElementKind
 from quantplan.kernels import KernelSpec, ParamStruct
 from quantplan.ops._linear_kernels import MmaTile, aligned, grid_limit
 from quantplan.ops._quantize_kernels import element_name, flag, matrix_pitch, row_pitch
-from quantplan.programs import KernelVariant, Launch
+from quantplan.programs import KernelVariant, Launch, Program
 from quantplan.reference.fp8_kernel_bounds import Fp8KernelErrorBound
+from quantplan.reference.scales import MX_BLOCK
 from quantplan.types import Accumulation, ArchSku, Fp8Scaling, MathPrecision, PrecisionGuarantee
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from quantplan.devices.target import Target
     from quantplan.programs import Call
+    from quantplan.types import ErrorBound
 
 Desc: TypeAlias = Any
 """An Fp8GemmDescriptor."""
@@ -41,7 +43,6 @@ GEMM_PARAMS = ParamStruct(
 _SCALING = {Fp8Scaling.BLOCK: "block", Fp8Scaling.MX: "mx"}
 PROMOTED_K = 128
 """K after which sums leave the tensor cores at the latest."""
-_MX_K, _STEP_K = 32, 32  # of a scale, and of an instruction
 _CONVERTING = (9, 10)  # compute capabilities, without their minor part, whose mma.sync makes f16 of FP8
 
 
@@ -51,7 +52,7 @@ def along_k(desc: Desc) -> bool:
 
 
 def one_block_limit(desc: Desc, accumulation: Accumulation) -> str | None:
-    """Return why a fast kernel cannot run the problem, or None."""
+    """Return why a fast variant cannot run the problem, or None."""
     fast = accumulation is Accumulation.FAST
     return f"{desc.scaling.value} scales are always promoted" if fast and along_k(desc) else None
 
@@ -90,8 +91,8 @@ def _host_scales(desc: Desc) -> tuple[float | None, ...]:
     return desc.act_scale, desc.weight_scale, desc.output_scale
 
 
-def guarantee(desc: Desc, accumulation: Accumulation, reduction: str, bound: Fp8KernelErrorBound) -> PrecisionGuarantee:
-    """Return what all kernels promise, with the order of their sums and their bound."""
+def guarantee(desc: Desc, accumulation: Accumulation, reduction: str, bound: ErrorBound) -> PrecisionGuarantee:
+    """Return what all variants promise, with the order of their sums and their bound."""
     return PrecisionGuarantee(
         math_precision=MathPrecision.FP8,
         accumulator=ElementKind.F32,
@@ -108,7 +109,7 @@ def interval(desc: Desc, most: int, accumulation: Accumulation) -> int:
     """Return the K between two promotions, or 0: ``most``, but for shorter blocks of scales."""
     if accumulation is Accumulation.FAST:
         return 0
-    return min(most, _MX_K) if desc.scaling is Fp8Scaling.MX else most
+    return min(most, MX_BLOCK) if desc.scaling is Fp8Scaling.MX else most
 
 
 @attrs.frozen
@@ -172,7 +173,7 @@ TILES = (
 
 
 @attrs.frozen
-class Fp8MmaProgram:
+class Fp8MmaProgram(Program):
     """fp8_gemm.cu: one launch, a block for each tile of the output."""
 
     tile: Fp8MmaTile
@@ -181,10 +182,6 @@ class Fp8MmaProgram:
     def limit(self, desc: Desc) -> str | None:
         """Return why the kernel cannot run the problem, or None."""
         return grid_limit(self.tile.tile.blocks(desc)) or one_block_limit(desc, self.tile.accumulation)
-
-    def workspace_size(self, desc: Desc) -> int:  # noqa: ARG002 - Program's signature
-        """Return 0: sums stay on the chip."""
-        return 0
 
     def specs(self, desc: Desc) -> tuple[KernelSpec, ...]:
         """Return the kernel."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantplan.elements import ElementKind
+from quantplan.formats.fp8 import BLOCK
 from quantplan.operands import Operand
 from quantplan.ops._quantize import MX_SCOPE, check_scale_value, require
 from quantplan.types import Scope, ScopeKind
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 REAL = (ElementKind.F32, ElementKind.F16, ElementKind.BF16)
 QUANTIZED = (ElementKind.S8, ElementKind.FP8_E4M3)
-BLOCK_SCOPE = Scope.group(128)
+BLOCK_SCOPE = Scope.group(BLOCK)
 _SCOPES = {
     ElementKind.S8: (Scope.tensor(), Scope.token()),
     ElementKind.FP8_E4M3: (Scope.tensor(), Scope.token(), BLOCK_SCOPE, MX_SCOPE),
@@ -97,7 +98,11 @@ def scale_array(desc: Any, args: Any) -> NDArray[Any] | None:  # noqa: ANN401 - 
 
 
 def granularity(desc: Any) -> str:  # noqa: ANN401 - two types
-    """Return the SKU's word for what shares a scale; ``real`` where nothing has one."""
+    """Return the SKU's word for what shares a scale; ``real`` where nothing has one.
+
+    A ``static`` scale is given, and no range is looked for. ``block`` and ``mx`` are Fp8Gemm's words: other than the
+    quantize family's ``group_k``, each is of one size and one scale element.
+    """
     if desc.scope is None:
         return "real"
     return {Scope.tensor(): "static", Scope.token(): "token", MX_SCOPE: "mx", BLOCK_SCOPE: "block"}[desc.scope]

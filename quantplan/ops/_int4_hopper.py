@@ -13,7 +13,7 @@ from quantplan.ops import _int4_kernels as portable
 from quantplan.ops._linear_cost import Tile, expected_seconds
 from quantplan.ops._linear_hopper import BARRIERS, CLUSTERS, MOST_ROWS, SMS, copied_rows
 from quantplan.ops._quantize_kernels import ceil_div
-from quantplan.programs import KernelVariant, Launch
+from quantplan.programs import KernelVariant, Launch, Program
 from quantplan.reference.int4_kernel_bounds import Int4KernelErrorBound
 from quantplan.tensor_maps import Swizzle, TensorMap, mappable
 from quantplan.types import ArchSku
@@ -139,7 +139,7 @@ TILES = (
 
 
 @attrs.frozen
-class Int4WgmmaProgram:
+class Int4WgmmaProgram(Program):
     """int4_marlin_gemm_sm90a.cu: one launch.
 
     Parameters
@@ -158,10 +158,6 @@ class Int4WgmmaProgram:
         if desc.m > MOST_ROWS or desc.n > _MOST_COLUMNS:
             return f"M={desc.m}, N={desc.n}, and tensor maps count up to {MOST_ROWS} rows, {_MOST_COLUMNS} columns"
         return portable.limit(desc, self.tile.tiles(desc) * self.tile.cluster(desc))
-
-    def workspace_size(self, desc: Desc) -> int:  # noqa: ARG002 - Program's signature
-        """Return 0: sums stay on the chip."""
-        return 0
 
     def specs(self, desc: Desc) -> tuple[KernelSpec, ...]:
         """Return the kernel."""

@@ -13,7 +13,7 @@ from quantplan.kernels import KernelSpec, ParamStruct
 from quantplan.ops._linear_cost import Tile, expected_seconds
 from quantplan.ops._linear_kernels import aligned, grid_limit
 from quantplan.ops._quantize_kernels import ceil_div, element_name, flag, row_pitch
-from quantplan.programs import KernelVariant, Launch
+from quantplan.programs import KernelVariant, Launch, Program
 from quantplan.reference.int4_kernel_bounds import Int4KernelErrorBound
 from quantplan.types import MathPrecision, PrecisionGuarantee
 
@@ -181,7 +181,7 @@ def template(desc: Desc) -> str:
 
 
 @attrs.frozen
-class Int4Program:
+class Int4Program(Program):
     """int4_marlin_gemm.cu: one launch, a block for each tile of the output."""
 
     tile: Int4Tile
@@ -190,10 +190,6 @@ class Int4Program:
     def limit(self, desc: Desc) -> str | None:
         """Return why the kernel cannot run the problem, or None."""
         return limit(desc, self.tile.blocks(desc))
-
-    def workspace_size(self, desc: Desc) -> int:  # noqa: ARG002 - Program's signature
-        """Return 0: sums stay on the chip."""
-        return 0
 
     def specs(self, desc: Desc) -> tuple[KernelSpec, ...]:
         """Return the kernel."""

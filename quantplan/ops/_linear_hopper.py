@@ -12,7 +12,7 @@ from quantplan.kernels import KernelSpec, ParamStruct
 from quantplan.ops import _linear_kernels as portable
 from quantplan.ops._linear_cost import Tile, expected_seconds
 from quantplan.ops._quantize_kernels import ceil_div, element_name, flag
-from quantplan.programs import KernelVariant, Launch
+from quantplan.programs import KernelVariant, Launch, Program
 from quantplan.tensor_maps import Swizzle, TensorMap, mappable
 from quantplan.types import ArchSku
 
@@ -218,7 +218,7 @@ TILES = (
 
 
 @attrs.frozen
-class WgmmaProgram:
+class WgmmaProgram(Program):
     """int8_gemm_sm90a.cu: one launch; int8_gemm.cu's where tensor maps cannot describe the operands.
 
     Parameters
@@ -233,10 +233,6 @@ class WgmmaProgram:
     def limit(self, desc: Desc) -> str | None:
         """Return why the kernel cannot run the problem, or None."""
         return mapped_limit(desc) or self.tile.limit(desc)
-
-    def workspace_size(self, desc: Desc) -> int:  # noqa: ARG002 - Program's signature
-        """Return 0: sums stay on the chip."""
-        return 0
 
     def specs(self, desc: Desc) -> tuple[KernelSpec, ...]:
         """Return the kernel, and the one for operands that lie otherwise."""

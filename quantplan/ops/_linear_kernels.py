@@ -13,7 +13,7 @@ from quantplan.kernels import KernelSpec, ParamStruct
 from quantplan.ops import _linear as linear
 from quantplan.ops._linear_cost import Tile, expected_seconds
 from quantplan.ops._quantize_kernels import ceil_div, element_name, flag, row_pitch, width_of
-from quantplan.programs import KernelVariant, Launch
+from quantplan.programs import KernelVariant, Launch, Program
 from quantplan.reference.bounds import LinearErrorBound
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ TILES = (
 
 
 @attrs.frozen
-class MmaProgram:
+class MmaProgram(Program):
     """int8_gemm.cu: one launch, a block for each tile of the output."""
 
     tile: MmaTile
@@ -137,10 +137,6 @@ class MmaProgram:
     def limit(self, desc: Desc) -> str | None:
         """Return why there are too many tiles, or None."""
         return grid_limit(self.tile.blocks(desc))
-
-    def workspace_size(self, desc: Desc) -> int:  # noqa: ARG002 - Program's signature
-        """Return 0: sums stay on the chip."""
-        return 0
 
     def specs(self, desc: Desc) -> tuple[KernelSpec, ...]:
         """Return the kernel."""

@@ -14,6 +14,7 @@ from quantplan.elements import ElementKind
 from quantplan.errors import InvalidProblem
 from quantplan.operands import Operand
 from quantplan.record import field, to_integer
+from quantplan.reference.scales import MX_BLOCK, NVFP4_BLOCK
 from quantplan.types import QuantizeMode, Scope
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ QUANTIZED = (*INTEGER, *FP8, ElementKind.FP4_E2M1)
 ALSO_CALLED = MappingProxyType({"m": "n", "k": "d"})
 """Rows and columns, as many facades of quantize ops call them."""
 
-NVFP4_SCOPE = Scope.group(16)
-MX_SCOPE = Scope.group(32)
+NVFP4_SCOPE = Scope.group(NVFP4_BLOCK)
+MX_SCOPE = Scope.group(MX_BLOCK)
 
 
 # ---- fields

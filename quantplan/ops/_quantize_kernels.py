@@ -13,7 +13,7 @@ import attrs
 from quantplan.devices.device import Grid
 from quantplan.elements import ElementKind
 from quantplan.kernels import KernelSpec, ParamStruct
-from quantplan.programs import Launch
+from quantplan.programs import Launch, Program
 from quantplan.types import QuantizeMode, ScopeKind
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ class Tiling:
 
 
 @attrs.frozen
-class QuantizeProgram:
+class QuantizeProgram(Program):
     """quantize.cu: one launch, any scope."""
 
     source: str = "quantize.cu"
@@ -171,10 +171,6 @@ class QuantizeProgram:
     def limit(self, desc: Desc) -> str | None:
         """Return why the kernel does not exist for a problem."""
         return packed_limit(desc.output_element)
-
-    def workspace_size(self, desc: Desc) -> int:  # noqa: ARG002 - Program's signature
-        """Return 0: nothing is kept."""
-        return 0
 
     def specs(self, desc: Desc) -> tuple[KernelSpec, ...]:
         """Return the kernel in both widths."""
@@ -224,7 +220,7 @@ def quantize_launch(
 
 
 @attrs.frozen
-class DequantizeProgram:
+class DequantizeProgram(Program):
     """dequantize.cu: one launch, any scope."""
 
     source: str = "dequantize.cu"
@@ -232,10 +228,6 @@ class DequantizeProgram:
     def limit(self, desc: Desc) -> str | None:
         """Return why the kernel does not exist for a problem."""
         return packed_limit(desc.input_element)
-
-    def workspace_size(self, desc: Desc) -> int:  # noqa: ARG002 - Program's signature
-        """Return 0: nothing is kept."""
-        return 0
 
     def specs(self, desc: Desc) -> tuple[KernelSpec, ...]:
         """Return the kernel in both widths."""

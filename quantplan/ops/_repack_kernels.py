@@ -8,7 +8,7 @@ import attrs
 
 from quantplan.devices.device import Grid
 from quantplan.kernels import KernelSpec, ParamStruct
-from quantplan.programs import Launch
+from quantplan.programs import Launch, Program
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,18 +30,10 @@ PARAMS = ParamStruct(
 
 
 @attrs.frozen
-class RepackProgram:
+class RepackProgram(Program):
     """repack_marlin.cu: one kernel per source, and one for rows out of order."""
 
     source: str = "repack_marlin.cu"
-
-    def limit(self, desc: Any) -> str | None:  # noqa: ANN401, ARG002 - Program's signature
-        """Return None: it runs every problem."""
-        return None
-
-    def workspace_size(self, desc: Any) -> int:  # noqa: ANN401, ARG002 - Program's signature
-        """Return 0: nothing is kept."""
-        return 0
 
     def specs(self, desc: Any) -> tuple[KernelSpec, ...]:  # noqa: ANN401 - Program's signature
         """Return the kernel."""

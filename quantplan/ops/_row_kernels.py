@@ -15,7 +15,7 @@ from quantplan.elements import ElementKind
 from quantplan.kernels import KernelSpec, ParamStruct
 from quantplan.ops import _fused as fused
 from quantplan.ops._quantize_kernels import ceil_div, element_name, flag, row_pitch
-from quantplan.programs import Launch
+from quantplan.programs import Launch, Program
 from quantplan.reference.row_sums import RUN, WARP, row_lanes
 from quantplan.types import GatingKind
 
@@ -134,18 +134,10 @@ def _written(desc: Desc) -> tuple[str, ...]:
 
 
 @attrs.frozen
-class NormProgram:
+class NormProgram(Program):
     """norm_quantize.cu: one launch."""
 
     source: str = "norm_quantize.cu"
-
-    def limit(self, desc: Desc) -> str | None:  # noqa: ARG002 - Program's signature
-        """Return None: the kernel runs every problem that the op has."""
-        return None
-
-    def workspace_size(self, desc: Desc) -> int:  # noqa: ARG002 - Program's signature
-        """Return 0: rows stay in registers."""
-        return 0
 
     def specs(self, desc: Desc) -> tuple[KernelSpec, ...]:
         """Return the kernel for aligned operands, and for others."""
@@ -176,18 +168,10 @@ class NormProgram:
 
 
 @attrs.frozen
-class ActivationProgram:
+class ActivationProgram(Program):
     """activation_quantize.cu: one launch."""
 
     source: str = "activation_quantize.cu"
-
-    def limit(self, desc: Desc) -> str | None:  # noqa: ARG002 - Program's signature
-        """Return None: the kernel runs every problem that the op has."""
-        return None
-
-    def workspace_size(self, desc: Desc) -> int:  # noqa: ARG002 - Program's signature
-        """Return 0: rows stay in registers."""
-        return 0
 
     def specs(self, desc: Desc) -> tuple[KernelSpec, ...]:
         """Return the kernel for aligned operands, and for others."""

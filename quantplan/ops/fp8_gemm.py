@@ -18,16 +18,15 @@ from quantplan.ops import _fp8_hopper as hopper
 from quantplan.ops import _fp8_kernels as kernels
 from quantplan.plan import Plan
 from quantplan.record import Record, dimension, field, to_flag, to_number
-from quantplan.reference.fp8_gemm import MX_BLOCK, fp8_gemm
+from quantplan.reference.fp8_gemm import fp8_gemm
 from quantplan.reference.gemm_bounds import Fp8GemmErrorBound
+from quantplan.reference.scales import MX_BLOCK
 from quantplan.types import (
     Accumulation,
     EpilogueKind,
     Fp8Scaling,
-    MathPrecision,
     OpCategory,
     PlanPreference,
-    PrecisionGuarantee,
     QuantizeKind,
 )
 from quantplan.variant import Identity, ReferenceVariant
@@ -35,11 +34,11 @@ from quantplan.variant import Identity, ReferenceVariant
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from quantplan.types import PrecisionGuarantee
+
 
 FP8 = (ElementKind.FP8_E4M3, ElementKind.FP8_E5M2)
 OUTPUT = (ElementKind.F32, ElementKind.F16, ElementKind.BF16, *FP8)
-ONE_BLOCK = (Fp8Scaling.TENSOR, Fp8Scaling.TOKEN_CHANNEL)
-"""Scalings with one scale for all of K."""
 
 
 def _host_scale() -> Any:  # noqa: ANN401 - attrs.field's own type
@@ -165,16 +164,7 @@ def _run(accumulation: Accumulation, desc: Fp8GemmDescriptor, args: Fp8GemmArgs)
 
 
 def _promise(accumulation: Accumulation, desc: Fp8GemmDescriptor) -> PrecisionGuarantee:
-    return PrecisionGuarantee(
-        math_precision=MathPrecision.FP8,
-        accumulator=ElementKind.F32,
-        bit_stable_on_same_hardware=True,
-        deterministic=True,
-        bit_identical_to_reference=False,
-        batch_invariant=True,
-        reduction_id=f"reference.{accumulation.value}.{desc.scaling.value}.{desc.epilogue.value}",
-        error_bound=Fp8GemmErrorBound(accumulation=accumulation),
-    )
+    return kernels.guarantee(desc, accumulation, "reference", Fp8GemmErrorBound(accumulation=accumulation))
 
 
 class _FastReference(ReferenceVariant):
@@ -182,7 +172,7 @@ class _FastReference(ReferenceVariant):
 
     def limit(self, desc: Fp8GemmDescriptor) -> str | None:
         """Return why scales that change along K rule it out, or None."""
-        return None if desc.scaling in ONE_BLOCK else f"{desc.scaling.value} scales are always promoted"
+        return kernels.one_block_limit(desc, Accumulation.FAST)
 
 
 def _row(kind: type[ReferenceVariant], name: str, accumulation: Accumulation) -> ReferenceVariant:
@@ -223,7 +213,7 @@ class Fp8GemmPlan(Plan[Fp8GemmDescriptor, Fp8GemmArgs]):
     @classmethod
     def check_preference(cls, desc: Fp8GemmDescriptor, pref: PlanPreference) -> None:
         """Refuse FAST with scales that change along K: each block's sum must be scaled by itself."""
-        if pref.accumulation is Accumulation.FAST and desc.scaling not in ONE_BLOCK:
+        if pref.accumulation is Accumulation.FAST and kernels.along_k(desc):
             raise InvalidProblem(
                 op=cls.op.value,
                 field="accumulation",

@@ -9,14 +9,14 @@ import attrs
 
 from quantplan.elements import ElementKind, to_element
 from quantplan.errors import InvalidProblem
-from quantplan.formats.padding import TILE
+from quantplan.formats.padding import padded_size
 from quantplan.operands import Operand, Tensor, host, tensor_field
 from quantplan.ops import _int4_hopper as hopper
 from quantplan.ops import _int4_kernels as kernels
 from quantplan.plan import Plan
 from quantplan.record import Record, dimension, field, to_flag, to_integer
 from quantplan.reference.gemm_bounds import Int4GemmErrorBound
-from quantplan.reference.int4_marlin_gemm import int4_marlin_gemm
+from quantplan.reference.int4_marlin_gemm import GROUP_SIZES, int4_marlin_gemm
 from quantplan.types import LayoutSku, MathPrecision, OpCategory, PrecisionGuarantee, QuantizeKind
 from quantplan.variant import Identity, ReferenceVariant
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 ACT = (ElementKind.F16, ElementKind.BF16)
 OUTPUT = (ElementKind.F16, ElementKind.BF16, ElementKind.F32)
-GROUP_SIZES = (-1, 32, 64, 128)
 _CODES_PER_WORD = 8
 _PACKED: Any = {"hint": "quantplan.formats packs and pads checkpoints' weights", "alignment": 16}
 """Of what is packed for kernels they copy 16 bytes at a time."""
@@ -84,7 +83,7 @@ class Int4MarlinGemmDescriptor(Record):
     @property
     def padded(self) -> tuple[int, int]:
         """K and N of the weight as it is stored: multiples of 64."""
-        return -(-self.k // TILE) * TILE, -(-self.n // TILE) * TILE
+        return padded_size(self.k), padded_size(self.n)
 
     @property
     def groups(self) -> int:

@@ -8,7 +8,7 @@ import attrs
 
 from quantplan.elements import ElementKind
 from quantplan.errors import InvalidProblem
-from quantplan.formats.padding import TILE
+from quantplan.formats.padding import padded_size
 from quantplan.operands import Operand, Tensor, host, tensor_field
 from quantplan.ops._repack_kernels import RepackProgram
 from quantplan.plan import Plan
@@ -71,7 +71,7 @@ class RepackMarlinDescriptor(Record):
     @property
     def padded(self) -> tuple[int, int]:
         """K and N of the weight as it is written: multiples of 64."""
-        return -(-self.k // TILE) * TILE, -(-self.n // TILE) * TILE
+        return padded_size(self.k), padded_size(self.n)
 
     @property
     def words(self) -> tuple[tuple[str, int], tuple[str, int]]:

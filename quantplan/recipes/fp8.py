@@ -31,8 +31,9 @@ import numpy as np
 
 from quantplan.elements import ElementKind, to_element
 from quantplan.errors import InvalidProblem
+from quantplan.formats.fp8 import BLOCK
 from quantplan.recipes._checks import converted, fp8, listed, matrix, number
-from quantplan.recipes.scaling import BLOCK, ScalingRecipe
+from quantplan.recipes.scaling import ScalingRecipe
 from quantplan.record import SCHEMA, field, record_of, to_integer
 from quantplan.reference.dynamic_range_quantize import dynamic_range_quantize
 from quantplan.reference.quantize import quantize

@@ -25,11 +25,14 @@ import attrs
 from quantplan.elements import ElementKind, to_element
 from quantplan.errors import InvalidProblem
 from quantplan.formats import marlin
+from quantplan.formats.fp8 import BLOCK
 from quantplan.formats.padding import pad_to_supported, remove_padding
 from quantplan.recipes._checks import fp8
 from quantplan.recipes.int4 import round_to_nearest
 from quantplan.record import Record, field, to_flag, to_integer
 from quantplan.reference.bounds import QuantizeErrorBound
+from quantplan.reference.int4_marlin_gemm import GROUP_SIZES
+from quantplan.reference.scales import MX_BLOCK, NVFP4_BLOCK
 from quantplan.types import ErrorBound, LayoutSku, Scope, ScopeKind
 
 if TYPE_CHECKING:
@@ -37,14 +40,6 @@ if TYPE_CHECKING:
 
     from quantplan.formats.int4 import Int4Weight
     from quantplan.formats.marlin import MarlinWeight
-
-BLOCK = 128
-"""Neighbours along K that share a scale of Float8BlockScaling, and rows that do in its square blocks."""
-
-MX_BLOCK, NVFP4_BLOCK = 32, 16
-"""Neighbours along K that share a block's scale."""
-
-_GROUP_SIZES = (-1, 32, 64, 128)
 
 
 @attrs.frozen(repr=False)
@@ -220,8 +215,8 @@ class INT4Scaling(ScalingRecipe):
     def __attrs_post_init__(self) -> None:
         """Refuse what is no recipe."""
         op = type(self).__name__
-        if self.group_size not in _GROUP_SIZES:
-            expected = f"one of {', '.join(map(str, _GROUP_SIZES))}"
+        if self.group_size not in GROUP_SIZES:
+            expected = f"one of {', '.join(map(str, GROUP_SIZES))}"
             raise InvalidProblem(op=op, field="group_size", expected=expected, got=self.group_size)
         if self.scale_element not in (ElementKind.F16, ElementKind.BF16):
             raise InvalidProblem(op=op, field="scale_element", expected="f16 or bf16", got=self.scale_element.value)

@@ -11,12 +11,12 @@ from quantplan.elements import ElementKind
 from quantplan.formats.fp8 import BLOCK
 from quantplan.reference.exact_sum import RANGES, exact_sum
 from quantplan.reference.float_gemm import add_scaled, finish, tiles
+from quantplan.reference.scales import MX_BLOCK
 from quantplan.types import Accumulation, EpilogueKind, Fp8Scaling
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-MX_BLOCK = 32
 FAST_STEP = 32
 """K that one tensor-core instruction adds to an accumulator: between two of them, FAST keeps no more than 14 bits."""
 FAST_BITS = 14

@@ -28,8 +28,9 @@ from quantplan.formats.int4 import SYMMETRIC_ZERO
 from quantplan.record import field
 from quantplan.reference.epilogue import activation
 from quantplan.reference.error_model import FORMATS, SLACK, after_activation, f64, finish, host_or_operand
-from quantplan.reference.fp8_gemm import FAST_BITS, FAST_STEP, MX_BLOCK, scale_columns
+from quantplan.reference.fp8_gemm import FAST_BITS, FAST_STEP, scale_columns
 from quantplan.reference.rounding import fp8_values
+from quantplan.reference.scales import MX_BLOCK
 from quantplan.types import Accumulation, EpilogueKind, ErrorBound, Fp8Scaling
 
 if TYPE_CHECKING:

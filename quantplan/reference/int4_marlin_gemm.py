@@ -17,6 +17,8 @@ from quantplan.types import EpilogueKind
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+GROUP_SIZES = (-1, 32, 64, 128)
+"""Rows of the weight that share a scale; −1 for all of them."""
 _CODE_BITS = 4
 """Bits of |q − z|, which is at most 15."""
 _SLAB = 1024

@@ -16,6 +16,9 @@ from quantplan.reference.rounding import CANONICAL_NAN, bits_of, fp8_values, rou
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+MX_BLOCK, NVFP4_BLOCK = 32, 16
+"""Neighbours along K that share a scale in MX formats, and in NVFP4."""
+
 _E8M0_BIAS = 127
 _NVFP4_LIMIT = ElementKind.FP4_E2M1.largest * ElementKind.FP8_E4M3.largest  # 2688: the largest code times scale
 

@@ -106,7 +106,7 @@ def test_a_driver_that_shows_no_gpu(install):
 
 
 def test_in_the_child_of_a_process_that_used_cuda(install, monkeypatch):
-    """Fault 36: CUDA does not start a second time, and says only that it has not started."""
+    """CUDA does not start a second time, and says only that it has not started."""
     install(Machine([(9, 0)]))
     monkeypatch.setattr(sys.modules["cuda.bindings.driver"], "cuInit", lambda _: (CUresult.CUDA_ERROR_NOT_INITIALIZED,))
     with pytest.raises(qp.DriverError, match="CUDA_ERROR_NOT_INITIALIZED") as caught:

@@ -11,7 +11,7 @@ from tests import fake_cupy
 
 
 def test_a_grid_has_less_blocks_than_cuda_counts():
-    """Fault 24: the number is exact, however large the problem."""
+    """The number is exact, however large the problem."""
     assert Grid(2**31 - 1).blocks == 2**31 - 1
     assert Grid(0).shared_bytes == 0
     with pytest.raises(qp.Unsupported, match="2147483648 blocks, and a grid has less than 2147483648"):

@@ -286,7 +286,7 @@ def test_a_bound_plan_prepares_its_launch_once(gpus, monkeypatch):
 
 
 def test_an_empty_problem_launches_nothing(gpus):
-    """Fault 21; CuPy would make one block of none."""
+    """CuPy would make one block of none."""
     desc = DESC.replace(m=0)
     qp.QuantizePlan.select("cuda:0", desc).run(stream(), None, operands(desc))
     assert gpus.launches == []
@@ -350,7 +350,7 @@ def test_a_map_that_the_driver_refuses(gpus):
     ids=["cupy", "torch", "protocol", "ours", "handle", "default"],
 )
 def test_streams_of_every_library(gpus, given, handle):
-    """Fault 35: the launch goes where the caller says, on the device of the plan."""
+    """The launch goes where the caller says, on the device of the plan."""
     qp.QuantizePlan.select("cuda:1", DESC).run(given, None, operands(device=1))
     ((device, *_, where),) = gpus.launches
     assert (device, where) == (1, handle)
@@ -480,7 +480,6 @@ assert len(gpus.launches) == 1
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform does not fork")
 def test_a_child_of_a_parent_that_used_cuda_gets_a_clear_error(tmp_path):
-    """Fault 36."""
     root = Path(__file__).parents[2]
     environment = {**os.environ, "QUANTPLAN_CACHE_DIR": str(tmp_path / "own"), "PYTHONPATH": str(root)}
     done = subprocess.run([sys.executable, "-c", FORKS], env=environment, capture_output=True, text=True, check=False)

@@ -68,7 +68,7 @@ def test_streams_that_know_their_device(kind, handle, device):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_streams_own_device_counts(kind):
-    """Fault 35: a stream of another device keeps it, so that the plan can refuse it."""
+    """A stream of another device keeps it, so that the plan can refuse it."""
     assert qp.Stream.of(kind(0x7F00, 2), device=0).device == 2
 
 

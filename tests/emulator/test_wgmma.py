@@ -329,7 +329,7 @@ def test_unchecked_builds_show_a_missing_wait_in_the_result(pipelines):
 
 
 def test_a_late_wgmma_multiplies_what_has_replaced_its_tile(pipelines):
-    """Fault 34: without checks, a missing wait shows in the result only where completion is late."""
+    """Without checks, a missing wait shows in the result only where completion is late."""
     data = random_bytes(9 * TILE)
     right = expected("ring", data)[0].astype(np.int32)
     got = {

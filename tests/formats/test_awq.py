@@ -82,7 +82,7 @@ def test_act_order_cannot_be_written():
 
 
 def test_a_misfit_is_not_written():
-    """Fault 29: part of a word is refused, with the way out."""
+    """Part of a word is refused, with the way out."""
     with pytest.raises(InvalidProblem, match="pad_to_supported"):
         awq.to_awq(random_weight(np.random.default_rng(0), 16, 12))
 
@@ -105,14 +105,14 @@ HOSTILE = {
 
 @pytest.mark.parametrize("changes, field, words", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_tensors_are_refused_by_name(tensors, changes, field, words):
-    """Fault 39: every disagreement is an error that names the tensor."""
+    """Every disagreement is an error that names the tensor."""
     with pytest.raises(InvalidProblem, match=words) as caught:
         awq.from_awq(**{**tensors, "group_size": 16, **changes})
     assert (caught.value.op, caught.value.field) == ("from_awq", field)
 
 
 def test_shapes_beyond_the_memory_behind_them_allocate_nothing(tensors):
-    """Fault 40: shape bombs are refused before memory of their size is asked for."""
+    """Shape bombs are refused before memory of their size is asked for."""
     tensors["qweight"] = claims((2**20, 2**20))
     tracemalloc.start()
     try:

@@ -201,7 +201,6 @@ def test_an_index_that_contradicts_its_files_is_refused_by_the_tensor(tmp_path, 
 
 
 def test_a_tensor_in_two_files_is_refused(tmp_path, rng):
-    """Fault 39: duplicate keys, across files too."""
     parts, config = shards(rng)
     folder = write_shards(tmp_path / "model", [parts[0], parts[1] | {"a.scales": parts[0]["a.scales"]}], config)
     with pytest.raises(InvalidProblem, match=r"a\.scales: expected the tensor in one file, got model-00001"):
@@ -322,7 +321,7 @@ def test_overrides_of_gptqmodel_count_for_the_modules_that_they_match(tmp_path, 
     ],
 )
 def test_patterns_that_could_take_for_ever_are_refused(tmp_path, rng, pattern, words):
-    """Fault 39: a configuration is as hostile as a header."""
+    """A configuration is as hostile as a header."""
     _, tensors, config = CASES["gptq v1, act-order"](rng)
     path = write_checkpoint(tmp_path, named(tensors), config | {"dynamic": {pattern: {}}})
     with pytest.raises(InvalidProblem, match=words) as caught:
@@ -442,7 +441,7 @@ WRONG = {
 
 @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
 def test_a_configuration_that_contradicts_itself_or_the_tensors_is_refused_by_name(tmp_path, rng, wrong):
-    """Fault 39: bits, groups and orders that disagree, and what is not known here, never pass in silence."""
+    """Bits, groups and orders that disagree, and what is not known here, never pass in silence."""
     case, change, field, words = wrong
     _, tensors, config = CASES[case](rng)
     path = write_checkpoint(tmp_path, named(tensors), change(config))
@@ -525,7 +524,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("hostile", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_tensors_are_refused_by_their_whole_names(tmp_path, rng, hostile):
-    """Fault 39: every disagreement between tensors names one of them, and the file."""
+    """Every disagreement between tensors names one of them, and the file."""
     case, change, name, words = hostile
     _, tensors, config = CASES[case](rng)
     path = write_checkpoint(tmp_path, named(change(tensors)), config)
@@ -537,7 +536,7 @@ def test_hostile_tensors_are_refused_by_their_whole_names(tmp_path, rng, hostile
 
 
 def test_a_hostile_header_is_refused_when_a_linear_is_asked_for(tmp_path):
-    """Faults 39 and 40, from the function that users call."""
+    """Through the function that users call."""
     name = f"{PREFIX}.qweight"
     bomb = {name: {"dtype": "I32", "shape": [2**31, 2**31], "data_offsets": [0, 2**64]}}
     with pytest.raises(InvalidProblem, match=name):

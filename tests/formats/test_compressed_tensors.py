@@ -129,14 +129,14 @@ HOSTILE = {
 
 @pytest.mark.parametrize("changes, field, words", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_tensors_are_refused_by_name(tensors, changes, field, words):
-    """Fault 39: every disagreement is an error that names the tensor."""
+    """Every disagreement is an error that names the tensor."""
     with pytest.raises(InvalidProblem, match=words) as caught:
         read(**{**tensors, "group_size": 16, **changes})
     assert (caught.value.op, caught.value.field) == ("from_compressed_tensors", field)
 
 
 def test_shapes_beyond_the_memory_behind_them_allocate_nothing(tensors):
-    """Fault 40: shape bombs are refused before memory of their size is asked for."""
+    """Shape bombs are refused before memory of their size is asked for."""
     tensors["weight_packed"] = claims((2**20, 2**20))
     tracemalloc.start()
     try:

@@ -197,7 +197,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("changes, field, words", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_tensors_are_refused_by_name(changes, field, words):
-    """Fault 39: every disagreement is an error that names the tensor."""
+    """Every disagreement is an error that names the tensor."""
     tensors = {"weight": np.zeros((200, 300), np.uint8), "weight_scale": ONE, **changes}
     with pytest.raises(InvalidProblem, match=words) as caught:
         from_fp8(**tensors)
@@ -206,7 +206,7 @@ def test_hostile_tensors_are_refused_by_name(changes, field, words):
 
 @pytest.mark.parametrize("shape", [(1, 3), (2, 2), (3, 3), (3, 2), (2, 4), (6,), (200, 1)])
 def test_a_wrong_number_of_blocks_is_refused(shape):
-    """Fault 28: scale tails. 200 × 300 has 2 × 3 blocks, the last ones smaller."""
+    """200 × 300 has 2 × 3 blocks, the last ones smaller."""
     with pytest.raises(InvalidProblem, match=r"= \(2, 3\)") as caught:
         from_fp8(np.zeros((200, 300), np.uint8), weight_scale_inv=np.ones(shape, np.float32))
     assert caught.value.field == "weight_scale_inv"
@@ -220,7 +220,7 @@ def test_a_wrong_number_of_blocks_is_refused(shape):
     ],
 )
 def test_shapes_beyond_the_memory_behind_them_allocate_nothing(tensors, field):
-    """Fault 40: shape bombs are refused before memory of their size is asked for."""
+    """Shape bombs are refused before memory of their size is asked for."""
     call = {"weight": np.zeros((4, 6), np.uint8), **tensors}
     tracemalloc.start()
     try:

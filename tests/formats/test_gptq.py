@@ -172,7 +172,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("changes, field, words", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_tensors_are_refused_by_name(tensors, changes, field, words):
-    """Fault 39: every disagreement is an error that names the tensor."""
+    """Every disagreement is an error that names the tensor."""
     call = {**tensors, "version": 1, "group_size": 16}
     for name, change in changes.items():
         value = change(call[name]) if callable(change) else change
@@ -197,7 +197,7 @@ def test_hostile_tensors_are_refused_by_name(tensors, changes, field, words):
     ],
 )
 def test_shapes_beyond_the_memory_behind_them_allocate_nothing(tensors, name, array):
-    """Fault 40: shape bombs are refused before memory of their size is asked for."""
+    """Shape bombs are refused before memory of their size is asked for."""
     tensors[name] = array
     tracemalloc.start()
     try:
@@ -210,7 +210,7 @@ def test_shapes_beyond_the_memory_behind_them_allocate_nothing(tensors, name, ar
 
 
 def test_a_k_beyond_31_bits_is_refused():
-    """Fault 40: eight codes to a word take K past what the words' own count fits in."""
+    """Eight codes to a word take K past what the words' own count fits in."""
     memory = np.lib.stride_tricks.as_strided(np.zeros(1, np.int32), (2**28, 0), (4, 4))
     with pytest.raises(InvalidProblem, match="K=2147483648"):
         gptq.from_gptq(memory, None, None, version=1, group_size=128)
@@ -218,7 +218,7 @@ def test_a_k_beyond_31_bits_is_refused():
 
 @pytest.mark.parametrize("k, n, size", [(12, 8, "K=12"), (8, 12, "N=12")])
 def test_a_misfit_is_not_written(k, n, size):
-    """Fault 29: part of a word is refused, with the way out."""
+    """Part of a word is refused, with the way out."""
     with pytest.raises(InvalidProblem, match="pad_to_supported") as caught:
         gptq.to_gptq(random_weight(np.random.default_rng(0), k, n), version=2)
     assert caught.value.got == size

@@ -125,7 +125,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("changes, field, words", HOSTILE.values(), ids=HOSTILE)
 def test_parts_that_do_not_fit_are_refused_by_name(changes, field, words):
-    """Fault 39: every disagreement is an error that names the part."""
+    """Every disagreement is an error that names the part."""
     parts = {"q": np.zeros((4, 2), np.uint8), "scales": np.ones((2, 2), np.float16), "group_size": 2, **changes}
     with pytest.raises(InvalidProblem, match=words) as caught:
         Int4Weight(**parts)

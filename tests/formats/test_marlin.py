@@ -144,7 +144,6 @@ def test_codes_of_any_integer_dtype(dtype):
 
 
 def test_views_with_any_strides_equal_contiguous_arrays():
-    """Fault 26: strided rows equal contiguous ones."""
     q = np.random.default_rng(1).integers(0, 16, (64, 256), dtype=np.uint8)
     view = np.asfortranarray(q)[::2, 1::2]
     np.testing.assert_array_equal(marlin.pack_weight(view), marlin.pack_weight(view.copy()))
@@ -269,7 +268,7 @@ def test_a_symmetric_weight_carries_no_zero_points():
     "k, n, size", [(15, 64, "K=15"), (24, 64, "K=24"), (16, 63, "N=63"), (16, 32, "N=32"), (16, 96, "N=96")]
 )
 def test_a_misfit_is_refused_and_padding_named(k, n, size):
-    """Fault 29: a size that does not fit the tile is refused or padded, never truncated."""
+    """A size that does not fit the tile is refused or padded, never truncated."""
     q = np.zeros((k, n), np.uint8)
     for call in (
         lambda: marlin.pack_weight(q),
@@ -292,7 +291,7 @@ def test_a_misfit_is_refused_and_padding_named(k, n, size):
     ],
 )
 def test_misfits_of_other_tensors(call, field):
-    """Fault 29, for scales, zero points and words."""
+    """Scales, zero points and words."""
     with pytest.raises(InvalidProblem, match="pad_to_supported") as caught:
         call()
     assert caught.value.field == field
@@ -333,7 +332,6 @@ def test_negative_codes():
     ],
 )
 def test_what_is_no_weight_is_refused_by_name(call, field, words):
-    """Fault 39: hostile tensors."""
     with pytest.raises(InvalidProblem, match=words) as caught:
         call()
     assert caught.value.field == field
@@ -350,7 +348,7 @@ def test_what_is_no_weight_is_refused_by_name(call, field, words):
     ],
 )
 def test_shapes_beyond_the_memory_behind_them_allocate_nothing(call, array):
-    """Fault 40: shape bombs are refused before memory of their size is asked for."""
+    """Shape bombs are refused before memory of their size is asked for."""
     tracemalloc.start()
     try:
         with pytest.raises(InvalidProblem, match="do not overlap"):

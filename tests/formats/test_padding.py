@@ -6,17 +6,17 @@ from hypothesis import strategies as st
 
 from quantplan.errors import InvalidProblem
 from quantplan.formats import marlin
-from quantplan.formats.padding import pad_to_supported, remove_padding
+from quantplan.formats.padding import pad_to_supported, padded_size, remove_padding
 from tests.formats.weights import random_weight, real, same, weights
 
 
 @given(weight=weights())
 def test_padding_is_exactly_zero_and_changes_nothing_else(weight):
-    """Fault 29: what does not fit the tile is padded, and the padding adds nothing to any product."""
+    """What does not fit the tile is padded, and the padding adds nothing to any product."""
     padded = pad_to_supported(weight)
     k, n = weight.q.shape
     assert (padded.k, padded.n) == (k, n)
-    assert padded.q.shape == (-(-k // 64) * 64, -(-n // 64) * 64)
+    assert padded.q.shape == (-(-k // 64) * 64, -(-n // 64) * 64) == (padded_size(k), padded_size(n))
     everything = real(padded)
     np.testing.assert_array_equal(everything[:k, :n], real(weight))
     assert not everything[k:].any()
@@ -115,7 +115,7 @@ def test_the_original_stays_as_it_was():
 @pytest.mark.parametrize("tile", [0, -64, 2**40, 64.0, True, None])
 @pytest.mark.parametrize("name", ["k_multiple", "n_multiple"])
 def test_a_tile_that_is_none_is_refused(name, tile):
-    """Fault 40: a tile far beyond any kernel's would be an allocation of that size."""
+    """A tile far beyond any kernel's would be an allocation of that size."""
     with pytest.raises(InvalidProblem) as caught:
         pad_to_supported(random_weight(np.random.default_rng(0), 16, 8), **{name: tile})
     assert (caught.value.op, caught.value.field) == ("pad_to_supported", name)

@@ -173,7 +173,7 @@ repack(sys.argv[1], sys.argv[2], progress=lambda done, of: os._exit(9) if done >
 
 
 def test_a_run_that_is_killed_is_taken_up_and_tidied(tmp_path, folder):
-    """Fault 37: no file has its name before it is complete."""
+    """No file has its name before it is complete."""
     out = tmp_path / "out"
     done = subprocess.run([sys.executable, "-c", KILLED, str(folder), str(out)], cwd=ROOT, check=False, timeout=60)
     assert done.returncode == 9
@@ -339,7 +339,7 @@ LYING = {
 
 @pytest.mark.parametrize("change, field, words", LYING.values(), ids=LYING)
 def test_a_file_that_lies_about_what_was_repacked_is_refused_by_name(tmp_path, packed, change, field, words):
-    """Fault 39: our own metadata are no more believed than anybody's."""
+    """Our own metadata are no more believed than anybody's."""
     tensors, data = change(*packed)
     path = tmp_path / "lying.safetensors"
     save_file(

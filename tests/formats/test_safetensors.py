@@ -152,7 +152,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("header, data, field, words", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_headers_are_refused_by_name(path, header, data, field, words):
-    """Faults 39 and 40: duplicate keys, shapes and offsets that the file does not have."""
+    """Duplicate keys, shapes and offsets that the file does not have."""
     with pytest.raises(InvalidProblem, match=words) as caught:
         SafetensorsFile(raw(path, header, data))
     assert (caught.value.op, caught.value.field) == ("safetensors", field)
@@ -163,20 +163,19 @@ def test_hostile_headers_are_refused_by_name(path, header, data, field, words):
 
 @pytest.mark.parametrize("length", [0, 1, 3, 2**20, 200_000_000, 2**63, 2**64 - 1])
 def test_a_header_longer_than_the_file_is_refused(path, length):
-    """Fault 40."""
     with pytest.raises(InvalidProblem, match=f"header: .*got {length} bytes"):
         SafetensorsFile(raw(path, b"{}", length=length))
 
 
 def test_a_header_beyond_the_limit_is_refused(path, monkeypatch):
-    """Fault 40: what Python makes of JSON is far larger than the JSON."""
+    """What Python makes of JSON is far larger than the JSON."""
     monkeypatch.setattr(safetensors, "MAX_HEADER", 1000)
     with pytest.raises(InvalidProblem, match="from 2 to 1000 bytes, got 1024 bytes"):
         SafetensorsFile(raw(path, b"{" + b" " * 1022 + b"}"))
 
 
 def test_a_bomb_allocates_nothing(path):
-    """Fault 40: 2**60 bytes are claimed by a file of a few hundred."""
+    """2**60 bytes are claimed by a file of a few hundred."""
     raw(path, {f"t{i}": entry("F64", [2**57], 0, 2**60) for i in range(10)})
     tracemalloc.start()
     try:
@@ -257,7 +256,7 @@ safetensors.write(Path(sys.argv[1]), safetensors.header(placed, {}), data())
 
 
 def test_a_writer_that_is_killed_leaves_no_file_of_that_name_and_the_next_one_tidies_up(path):
-    """Fault 37: a half-written file never has the final name."""
+    """A half-written file never has the final name."""
     done = subprocess.run([sys.executable, "-c", KILLED, str(path)], cwd=ROOT, check=False, timeout=60)
     assert done.returncode == 9
     (left,) = path.parent.iterdir()

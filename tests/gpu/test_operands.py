@@ -36,7 +36,7 @@ def test_arrays_of_cupy(cupy, target, stream, host):
 
 @pytest.mark.parametrize("layout", ["strided", "misaligned"])
 def test_views_of_cupy(cupy, target, stream, host, layout):
-    """Fault 25 and 26."""
+    """Rows that lie apart, and addresses that are off alignment."""
     x, scale = host
     if layout == "strided":
         wide, out = np.zeros((37, 200), np.float32), np.full((37, 201), -77, np.int8)
@@ -118,7 +118,6 @@ def test_host_memory_is_refused(cupy, target, stream, host):
 
 @pytest.mark.parametrize("extra", [0, 4096])
 def test_a_dirty_workspace_does_not_matter_and_nothing_behind_it_is_touched(cupy, target, stream, extra):
-    """Fault 31."""
     desc = qp.DynamicRangeQuantizeDescriptor(m=300, k=40, scope="channel:1")
     x = np.random.default_rng(1).standard_normal((300, 40)).astype(np.float32)
     plan = qp.DynamicRangeQuantizePlan.select(target, desc)
@@ -133,7 +132,7 @@ def test_a_dirty_workspace_does_not_matter_and_nothing_behind_it_is_touched(cupy
 
 
 def test_more_elements_than_32_bits_count(cupy, target, stream):
-    """Fault 22: for real, in one dense matrix; rows from everywhere are compared."""
+    """For real, in one dense matrix; rows from everywhere are compared."""
     m, k = 65_600, 32_768
     assert m * k > 2**31
     free, total = cupy.cuda.Device(target.index).mem_info

@@ -69,7 +69,7 @@ def test_a_hundred_runs_of_every_op_give_the_same_bits(row, arrays, twin):
 
 
 def test_a_rows_bits_depend_on_no_other_row_of_any_op(row, arrays, twin):
-    """Fault 20: neither on how many rows there are, nor on where they are."""
+    """Neither on how many rows there are, nor on where they are."""
     desc = row.descriptor(M, row.small)
     whole = Problem(twin, desc, arrays)
     promise = whole.plan.precision_guarantee
@@ -128,7 +128,6 @@ def test_every_op_gives_the_same_bits_beside_itself_on_other_streams(row, twin, 
 
 @pytest.mark.parametrize("layout", ["strided", "padded", "misaligned"])
 def test_where_operands_of_every_op_lie_does_not_matter(row, arrays, twin, layout):
-    """Fault 25 and 26."""
     desc = row.descriptor(M, row.small)
     dense = twin.run("cuda:0", desc, {name: array.copy() for name, array in arrays.items()})
     for name, array in twin.run("cuda:0", desc, twin.lab.placed(desc, arrays, layout)).items():
@@ -140,7 +139,6 @@ def test_where_operands_of_every_op_lie_does_not_matter(row, arrays, twin, layou
 @pytest.mark.parametrize("m", [0, 1, 3])
 @pytest.mark.parametrize("shape", ODD, ids=lambda shape: shape.label)
 def test_odd_and_empty_shapes_of_every_op_are_the_references(row, twin, shape, m):
-    """Fault 21 and 28."""
     if shape.n == 0 and not row.small.n and shape.k == 64:
         pytest.skip("it has no N")
     try:

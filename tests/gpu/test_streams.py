@@ -69,7 +69,7 @@ def problem(cupy, target):
 
 
 def test_launches_are_ordered_on_their_stream_and_wait_for_nothing(problem, stream, delay):
-    """Fault 35: on another stream than the caller's they would read x too early."""
+    """On another stream than the caller's they would read x too early."""
     x = 3 * problem.x
     new = problem.cupy.asarray(x)
     problem.bound.run(stream)  # nothing is made ready for the first time below

@@ -273,7 +273,7 @@ class TestBits:
         assert np.array_equal(bits(far["output"]), bits(expected["output"]))
 
     def test_page_of_memory_behind_an_operand_is_not_touched(self, twin, variant):
-        """Fault 28: the last row ends where the memory does."""
+        """The last row ends where the memory does."""
         desc = problem(variant, m=3, n=5, k=48 if variant in WGMMA else 37)
         arrays = twin.lab.operands(desc)
         for name in ("act_q", "weight_q", "output"):

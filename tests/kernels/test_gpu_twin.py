@@ -39,7 +39,6 @@ def test_a_gpus_twin_gives_the_references_bits(twin, gpus, desc, layout):
 
 
 def test_an_empty_problem_writes_its_scale(twin):
-    """Fault 21."""
     twin.check(DESCS[2].replace(m=0))
 
 

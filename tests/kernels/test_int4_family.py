@@ -234,7 +234,7 @@ class TestEach:
             np.testing.assert_array_equal(arrays[name], before[name])
 
     def test_the_page_behind_an_operand_is_not_touched(self, twin, variant):
-        """Fault 28: the last row ends where the memory does."""
+        """The last row ends where the memory does."""
         desc = described(**SAME).replace(k=69)
         arrays = operands(twin.lab, desc)
         for name in ("act", "weight_q", "weight_scale", "weight_zero_point", "output"):

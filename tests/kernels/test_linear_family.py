@@ -311,7 +311,7 @@ def test_fault_23_more_rows_than_a_grid_has_in_y(twin):
 
 
 def test_page_of_memory_behind_an_operand_is_not_touched(twin):
-    """Fault 28: the last row ends where the memory does."""
+    """The last row ends where the memory does."""
     page = mmap.PAGESIZE
     for variant in VARIANTS:
         desc = qp.SmoothQuantLinearDescriptor(m=3, n=5, k=48 if variant in WGMMA else 37, act_scale=0.02)

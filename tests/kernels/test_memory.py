@@ -26,7 +26,7 @@ def sparse(rows, columns, pitch, dtype):
 
 
 class TestBeyond32Bits:
-    """Fault 22 and 24: row times pitch exceeds 2³¹ elements, and 2³² bytes."""
+    """Row times pitch exceeds 2³¹ elements, and 2³² bytes."""
 
     PITCH = 720_000_000
 
@@ -60,7 +60,7 @@ class TestBeyond32Bits:
 
 @pytest.mark.parametrize("scope", ["token", "tensor", "channel:1", "group:2", "group:4:0"])
 def test_more_rows_than_a_grid_has_in_y(twin, scope):
-    """Fault 23: rows go in grid.x."""
+    """Rows go in grid.x."""
     desc = qp.DynamicRangeQuantizeDescriptor(m=70_000, k=4, scope=scope)
     twin.check(desc, checked=False)
 
@@ -70,7 +70,6 @@ class TestWorkspace:
     TARGET = "emulated:sm_80"  # which has no clusters: parts' ranges go through memory
 
     def test_one_byte_short_is_refused(self, twin):
-        """Fault 30."""
         plan = qp.DynamicRangeQuantizePlan.select(self.TARGET, self.DESC)
         args = twin.lab.args(self.DESC, twin.lab.operands(self.DESC))
         short = qp.Workspace.allocate(plan.workspace_size - 1, self.TARGET)
@@ -89,7 +88,7 @@ class TestWorkspace:
 
     @pytest.mark.parametrize("dirt", [0x00, 0xFF, 0x7F])
     def test_what_lies_in_it_does_not_matter(self, twin, dirt):
-        """Fault 31: nobody clears it, and the last launch may have been another op's."""
+        """Nobody clears it, and the last launch may have been another op's."""
         plan = qp.DynamicRangeQuantizePlan.select(self.TARGET, self.DESC)
         arrays = twin.lab.operands(self.DESC)
         expected = twin.run("cpu", self.DESC, {name: array.copy() for name, array in arrays.items()})
@@ -101,7 +100,7 @@ class TestWorkspace:
 
 @pytest.mark.parametrize("scope", ["token", "group:16"])
 def test_a_rows_bits_depend_on_that_row_alone(twin, scope):
-    """Fault 20: not on M, not on its position, not on other rows."""
+    """Not on M, not on its position, not on other rows."""
     desc = qp.DynamicRangeQuantizeDescriptor(m=300, k=1100, input_element="bf16", scope=scope)
     arrays = twin.lab.operands(desc)
     twin.run(TARGET, desc, arrays, checked=False)

@@ -81,7 +81,7 @@ def test_the_words_are_those_of_pack_weight(lab, source):
 @pytest.mark.usefixtures("sampled")
 @pytest.mark.parametrize("index", [-1, -(2**31), 72, 2**31 - 1])
 def test_a_row_that_there_is_not_is_not_read_and_becomes_padding(lab, index):
-    """Fault 39: a hostile order reads nothing else; on a GPU nobody looks at it before."""
+    """A hostile order reads nothing else; on a GPU nobody looks at it before."""
     desc = describe("sorted", 72, 64)
     arrays = operands(lab, desc)
     arrays["perm"][5] = 3

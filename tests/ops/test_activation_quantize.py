@@ -270,7 +270,7 @@ def test_outputs_must_be_writable(lab, name):
 
 @pytest.mark.parametrize("how", ["strided", "misaligned"])
 def test_every_element_and_scope_gives_the_same_bits_from_awkward_memory(lab, how):
-    """Faults 25 and 26: views at odd addresses, and rows that lie apart; nothing outside the rows is written."""
+    """Views at odd addresses, and rows that lie apart; nothing outside the rows is written."""
     for desc in qp.ActivationQuantizePlan.catalogue():
         if desc.epilogue is not qp.EpilogueKind.SILU:
             continue
@@ -283,7 +283,6 @@ def test_every_element_and_scope_gives_the_same_bits_from_awkward_memory(lab, ho
 
 
 def test_a_row_has_the_same_bits_whatever_m(lab):
-    """Fault 20."""
     for desc in qp.ActivationQuantizePlan.catalogue():
         desc = desc.replace(m=4)  # noqa: PLW2901 - the same SKU with more rows
         arrays = lab.operands(desc)
@@ -296,7 +295,6 @@ def test_a_row_has_the_same_bits_whatever_m(lab):
 
 @pytest.mark.parametrize("m, k", [(0, 4), (3, 0), (0, 0)])
 def test_empty_problems_write_scales_of_one_where_there_are_any(lab, m, k):
-    """Fault 21."""
     for gating in INPUTS:
         for quantized in QUANTIZED.values():
             desc = describe(m=m, k=k, gating=gating, multiplier=True, **quantized)

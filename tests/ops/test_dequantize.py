@@ -32,7 +32,7 @@ def row(q, k=None, **fields):
 
 
 def test_symmetric_s8_by_hand():
-    """Fault 7: −128 as an operand is legal and exact."""
+    """−128 as an operand is legal and exact."""
     assert row([-128, -127, -1, 0, 1, 127], scale=0.5) == [-64, -63.5, -0.5, 0, 0.5, 63.5]
 
 
@@ -77,14 +77,14 @@ def test_fp8_codes_by_hand(element, codes, values):
     "element, bits", [("f16", 0x7FFF), ("bf16", 0x7FFF), ("f32", 0x7FFFFFFF), ("f64", 0x7FFFFFFFFFFFFFFF)]
 )
 def test_every_nan_is_stored_as_the_canonical_one(element, bits):
-    """Fault 3: sign and payload of a NaN differ between processors."""
+    """Sign and payload of a NaN differ between processors."""
     desc = qp.DequantizeDescriptor(m=1, k=4, input_element="fp8_e5m2", output_element=element, scale=1.0)
     output = dequantize(desc, [[0x7D, 0x7F, 0xFD, 0xFF]])
     assert set(output.view(f"u{output.itemsize}").ravel().tolist()) == {bits}
 
 
 def test_a_nan_scale_marks_its_segment():
-    """Faults 3 and 19: a poisoned row shows, and the next one does not."""
+    """A poisoned row shows, and the next one does not."""
     desc = qp.DequantizeDescriptor(m=2, k=2, scope="token")
     output = dequantize(desc, [[0, 1], [0, 1]], scale=np.array([NAN, 2], F32))
     assert output.view(np.uint32)[0].tolist() == [0x7FFFFFFF] * 2
@@ -119,7 +119,7 @@ def test_the_product_is_rounded_in_the_scales_element_and_then_into_the_outputs(
 
 
 def test_an_f64_scale_is_rounded_into_a_narrow_output_once():
-    """Fault 14: a little above a tie of f16 and bf16, too little for f32."""
+    """A little above a tie of f16 and bf16, too little for f32."""
     above = {"f16": 1 + 2.0**-11 + 2.0**-40, "bf16": 1 + 2.0**-8 + 2.0**-40}
     for element, scale in above.items():
         up = {"f16": 1 + 2.0**-10, "bf16": 1 + 2.0**-7}[element]
@@ -127,7 +127,6 @@ def test_an_f64_scale_is_rounded_into_a_narrow_output_once():
 
 
 def test_overflow_into_f16_is_infinite():
-    """Fault 17."""
     assert row([1, 2, -2], scale=65504.0, output_element="f16") == [65504, INF, -INF]
 
 
@@ -227,7 +226,7 @@ REFUSED = [
 
 @pytest.mark.parametrize("fields, field, expected, got", REFUSED)
 def test_the_descriptor_refuses(fields, field, expected, got):
-    """Fault 19 among them: a host scale that is NaN, infinite or zero in its element."""
+    """Among others a host scale that is NaN, infinite or zero in its element."""
     with pytest.raises(qp.InvalidProblem) as caught:
         describe(**fields)
     assert (caught.value.op, caught.value.field) == ("DequantizeDescriptor", field)
@@ -265,7 +264,7 @@ def test_operands_are_held_to_the_descriptor(lab, desc, change, field, words):
 
 @pytest.mark.parametrize("how", ["strided", "misaligned"])
 def test_every_sku_gives_the_same_bits_from_awkward_memory(lab, how):
-    """Faults 25 and 26: a view at an odd address, and rows that lie apart; nothing outside the rows is written."""
+    """A view at an odd address, and rows that lie apart; nothing outside the rows is written."""
     for desc in qp.DequantizePlan.catalogue():
         arrays = lab.operands(desc)
         awkward = {name: getattr(lab, how)(array) for name, array in arrays.items() if name in ("q", "output")}
@@ -275,7 +274,6 @@ def test_every_sku_gives_the_same_bits_from_awkward_memory(lab, how):
 
 
 def test_every_sku_dequantizes_a_row_alike_whatever_m(lab):
-    """Fault 20."""
     for desc in qp.DequantizePlan.catalogue():
         desc = desc.replace(m=5)  # noqa: PLW2901 - the same SKU with more rows
         arrays = lab.operands(desc)
@@ -288,14 +286,12 @@ def test_every_sku_dequantizes_a_row_alike_whatever_m(lab):
 
 @pytest.mark.parametrize("m, k", [(0, 4), (3, 0), (0, 0)])
 def test_empty_problems_launch_nothing(lab, m, k):
-    """Fault 21."""
     for scope in ("tensor", "token", "channel:1", "group:2", "group:2:0"):
         desc = qp.DequantizeDescriptor(m=m, k=k, scope=scope)
         lab.run(desc, lab.operands(desc))
 
 
 def test_more_rows_than_a_16_bit_grid(lab):
-    """Fault 23."""
     m = 70_001
     desc = qp.DequantizeDescriptor(m=m, k=3, scope="token")
     arrays = lab.operands(desc)
@@ -306,7 +302,7 @@ def test_more_rows_than_a_16_bit_grid(lab):
 
 
 def test_rows_more_than_2_gib_apart():
-    """Fault 22: the distance between rows exceeds 31 bits. Of the buffers only a few pages are ever touched."""
+    """The distance between rows exceeds 31 bits. Of the buffers only a few pages are ever touched."""
     q, out = (np.empty(GB2 + 64, np.uint8) for _ in range(2))
     codes = np.lib.stride_tricks.as_strided(q[:4].view(np.int8), (2, 4), (GB2, 1))
     output = np.lib.stride_tricks.as_strided(out[:16].view(F32), (2, 4), (GB2, 4))
@@ -317,7 +313,7 @@ def test_rows_more_than_2_gib_apart():
 
 
 def test_more_than_2_31_elements_are_checked_without_wrapping():
-    """Faults 22 and 24: m · k is 65536 · 65537, which is 65536 in 32 bits. Nothing is read, so there is no memory."""
+    """The product m · k is 65536 · 65537, which is 65536 in 32 bits. Nothing is read, so there is no memory."""
     m, k = 65536, 65537
     plan = qp.DequantizePlan.select("cpu", qp.DequantizeDescriptor(m=m, k=k, input_element="s4", scale=1.0))
     row_bytes = (k + 1) // 2

@@ -44,14 +44,13 @@ def rows(x, **fields):
 
 
 def test_symmetric_s8_by_hand():
-    """Ties go to even, and the largest magnitude maps to 127 whatever its sign: −128 is never written (fault 6)."""
+    """Ties go to even, and the largest magnitude maps to 127 whatever its sign: −128 is never written."""
     out = rows([[127.0, -63.0, 0.5], [3.0, 1.0, -254.0], [0.0, -1.0, 0.25]])
     assert out["scale"].tolist() == [1, 2, float(F32(1) / F32(127))]
     assert out["q"].tolist() == [[127, -63, 0], [2, 0, -127], [0, -127, 32]]
 
 
 def test_zeros_have_scale_one():
-    """Fault 1."""
     for fields in ({}, {"output_element": "fp8_e4m3"}, {"output_element": "u4"}):
         out = rows([[0.0, -0.0, 0.0]], **fields)
         assert out["scale"].tolist() == [1]
@@ -61,7 +60,7 @@ def test_zeros_have_scale_one():
 
 
 def test_a_scale_that_would_underflow_is_floored_at_the_smallest_normal():
-    """Fault 2: nothing divides by zero, and subnormal inputs are not flushed."""
+    """Nothing divides by zero, and subnormal inputs are not flushed."""
     out = rows([[2.0**-149, 0.0], [127 * 2.0**-127, 2.0**-126]])
     assert out["scale"].tolist() == [TINY, TINY]
     assert out["q"].tolist() == [[0, 0], [64, 1]]
@@ -73,7 +72,7 @@ def test_a_scale_that_would_underflow_is_floored_at_the_smallest_normal():
 @pytest.mark.parametrize("bad", [NAN, -NAN, INF, -INF])
 @pytest.mark.parametrize("mode", ["symmetric", "asymmetric"])
 def test_what_is_not_finite_poisons_its_row_and_no_other(bad, mode):
-    """Faults 3 and 4: the scale is the canonical NaN, zero point and codes are 0."""
+    """The scale is the canonical NaN, zero point and codes are 0."""
     out = rows([[1.0, bad, 2.0], [127.0, 0.0, -127.0]], mode=mode)
     assert out["scale"].view(np.uint32)[0] == 0x7FFFFFFF
     assert out["q"][0].tolist() == [0, 0, 0]
@@ -86,14 +85,13 @@ def test_what_is_not_finite_poisons_its_row_and_no_other(bad, mode):
 @pytest.mark.parametrize("element", ["fp8_e4m3", "fp8_e5m2"])
 @pytest.mark.parametrize("saturate", [True, False])
 def test_what_is_not_finite_makes_fp8_codes_nan(element, saturate):
-    """Faults 3 and 4."""
     out = rows([[1.0, NAN], [1.0, INF], [1.0, -1.0]], output_element=element, saturate=saturate)
     assert out["q"].view(np.uint8)[:2].tolist() == [[0x7F, 0x7F]] * 2
     assert not np.isnan(out["q"].astype(F32)[2]).any()
 
 
 def test_nan_late_in_a_long_row_is_not_swallowed():
-    """Fault 3: a maximum that drops NaN would find the other elements."""
+    """A maximum that drops NaN would find the other elements."""
     x = np.ones((1, 5000), F32)
     x[0, 4999] = NAN
     assert np.isnan(rows(x)["scale"][0])
@@ -108,7 +106,7 @@ def test_asymmetric_u8_by_hand():
 
 
 def test_the_asymmetric_range_includes_zero():
-    """Fault 10: all-positive and all-negative rows have zero at one end."""
+    """All-positive and all-negative rows have zero at one end."""
     out = rows([[2.0, 255.0], [-2.0, -255.0]], mode="asymmetric", output_element="u8")
     assert out["scale"].tolist() == [1, 1]
     assert out["zero_point"].tolist() == [0, 255]
@@ -122,7 +120,6 @@ def test_asymmetric_s8_reaches_both_ends():
 
 
 def test_an_asymmetric_range_that_overflows_has_a_finite_scale():
-    """Fault 11."""
     out = rows([[-3e38, 3e38, 0.0]], mode="asymmetric", output_element="u8")
     assert out["scale"].tolist() == [float(F32(3e38) / F32(127.5))]
     assert out["q"].tolist() == [[0, 255, 128]]
@@ -161,7 +158,7 @@ def test_4_bit_codes_are_packed_low_nibble_first_with_a_zero_tail():
 
 
 def test_fp8_maps_the_largest_magnitude_to_the_largest_finite_value():
-    """Fault 12: without saturation too, a scale alone carries nothing beyond it."""
+    """Without saturation too, a scale alone carries nothing beyond it."""
     for saturate in (True, False):
         out = rows([[-896.0, 2.0, 0.0]], output_element="fp8_e4m3", saturate=saturate)
         assert out["scale"].tolist() == [2]
@@ -171,7 +168,7 @@ def test_fp8_maps_the_largest_magnitude_to_the_largest_finite_value():
 
 
 def test_mxfp8_scales_are_rounded_up():
-    """Fault 15: 448 is exactly 2⁰ · 448; anything more takes 2¹, so that nothing clips."""
+    """448 is exactly 2⁰ · 448; anything more takes 2¹, so that nothing clips."""
     x = np.zeros((1, 6 * 32), F32)
     x[0, ::32] = [448, np.nextafter(F32(448), F32(INF)), 0.0, 1.0, INF, 3.4e38]
     out = rows(x, output_element="fp8_e4m3", scope="group:32", scale_element="e8m0")
@@ -195,7 +192,7 @@ def test_nvfp4_by_hand():
 
 
 def test_nvfp4_is_poisoned_as_a_whole():
-    """Fault 4: the tensor shares one global scale."""
+    """The tensor shares one global scale."""
     x = np.ones((2, 16), F32)
     x[1, 3] = INF
     out = rows(x, output_element="fp4_e2m1")
@@ -248,7 +245,7 @@ def describe(**fields):
     ],
 )
 def test_default_range(element, mode, low, high):
-    """Fault 6."""
+    """Symmetric signed formats leave their smallest value out."""
     desc = describe(output_element=element, mode=mode)
     assert (desc.q_min, desc.q_max) == (low, high)
 
@@ -341,7 +338,7 @@ def test_scale_is_not_optional():
 
 @pytest.mark.parametrize("how", ["strided", "misaligned"])
 def test_every_sku_gives_the_same_bits_from_awkward_memory(lab, how):
-    """Faults 25 and 26: views at odd addresses, and rows that lie apart; nothing outside the rows is written."""
+    """Views at odd addresses, and rows that lie apart; nothing outside the rows is written."""
     for desc in qp.DynamicRangeQuantizePlan.catalogue():
         arrays = lab.operands(desc)
         matrices = ("x", "q", "scale") if desc.scope.kind is qp.ScopeKind.GROUP else ("x", "q")
@@ -352,7 +349,6 @@ def test_every_sku_gives_the_same_bits_from_awkward_memory(lab, how):
 
 
 def test_a_batch_invariant_sku_quantizes_a_row_alike_whatever_m(lab):
-    """Fault 20."""
     held = 0
     for desc in qp.DynamicRangeQuantizePlan.catalogue():
         if not qp.DynamicRangeQuantizePlan.select("cpu", desc).precision_guarantee.batch_invariant:
@@ -383,7 +379,7 @@ def test_a_sku_that_is_not_batch_invariant_really_is_not(lab, fields):
 
 
 def test_an_empty_problem_writes_scales_of_one_where_there_are_any():
-    """Fault 21: no codes to write, but a segment without elements still has its scale."""
+    """No codes to write, but a segment without elements still has its scale."""
     for m, k, scope, count in [(0, 4, "tensor", 1), (3, 0, "token", 3), (0, 2, "channel:1", 2), (0, 0, "tensor", 1)]:
         for mode in qp.QuantizeMode:
             out = run(qp.DynamicRangeQuantizeDescriptor(m=m, k=k, scope=scope, mode=mode), np.zeros((m, k), F32))
@@ -392,13 +388,12 @@ def test_an_empty_problem_writes_scales_of_one_where_there_are_any():
 
 
 def test_no_rows_launch_nothing():
-    """Fault 21: with a scale per row there is nothing to write."""
+    """With a scale per row there is nothing to write."""
     out = run(qp.DynamicRangeQuantizeDescriptor(m=0, k=4), np.zeros((0, 4), F32))
     assert (out["q"].shape, out["scale"].shape) == ((0, 4), (0,))
 
 
 def test_more_rows_than_a_16_bit_grid():
-    """Fault 23."""
     m = 70_001
     x = (1 + np.arange(m, dtype=F32) % 100)[:, None] * np.array([[127, -1]], F32)
     out = rows(x)
@@ -407,7 +402,7 @@ def test_more_rows_than_a_16_bit_grid():
 
 
 def test_rows_more_than_2_gib_apart():
-    """Fault 22: the distance between rows exceeds 31 bits. Of the buffers only a few pages are ever touched."""
+    """The distance between rows exceeds 31 bits. Of the buffers only a few pages are ever touched."""
     buffer = np.empty(GB2 + 64, np.uint8)
     x = np.lib.stride_tricks.as_strided(buffer[:16].view(F32), (2, 4), (GB2, 4))
     x[...] = [[127, 2, 3, 4], [-5, -6, -7, -254]]
@@ -418,7 +413,7 @@ def test_rows_more_than_2_gib_apart():
 
 
 def test_more_than_2_31_elements_are_checked_without_wrapping():
-    """Faults 22 and 24: m · k is 65536 · 65537, which is 65536 in 32 bits. Nothing is read, so there is no memory."""
+    """The product m · k is 65536 · 65537, which is 65536 in 32 bits. Nothing is read, so there is no memory."""
     m, k = 65536, 65537
     plan = qp.DynamicRangeQuantizePlan.select("cpu", qp.DynamicRangeQuantizeDescriptor(m=m, k=k, scope="tensor"))
     x = qp.TensorView(1 << 40, (m, k), (k, 1), qp.F32)
@@ -465,7 +460,7 @@ def test_the_catalogue_covers_every_element_and_mode():
     ],
 )
 def test_batch_invariance_is_promised_where_a_rows_scales_are_its_own(fields, invariant):
-    """Fault 20; and insisting on it where it is not promised is an error."""
+    """Insisting on it where it is not promised is an error."""
     desc = describe(**fields)
     guarantee = qp.DynamicRangeQuantizePlan.select("cpu", desc).precision_guarantee
     assert guarantee.batch_invariant is invariant

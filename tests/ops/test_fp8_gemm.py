@@ -194,7 +194,7 @@ def test_blocks_are_added_in_f32_in_k_order():
 
 @pytest.mark.parametrize("scaling", ["tensor", "token_channel"])
 def test_fast_keeps_14_bits_of_the_running_sum_and_promoted_all(scaling):
-    """Fault 18: 2¹⁴ + 1 has 15 bits. FAST is within its own bound, and beyond PROMOTED's."""
+    """2¹⁴ + 1 has 15 bits. FAST is within its own bound, and beyond PROMOTED's."""
     desc = describe(m=1, n=1, k=64, scaling=scaling)
     scales = ([1], [1]) if scaling == "token_channel" else (None, None)
     row = terms({0: 128, 32: 1}, 64)
@@ -236,7 +236,7 @@ def test_relu_and_canonical_nan():
 
 
 def test_nan_and_infinite_codes_stay_in_their_row():
-    """Faults 3 and 4: e4m3 has NaN only, e5m2 infinities too."""
+    """e4m3 has NaN only, e5m2 infinities too."""
     desc = describe(m=3, n=1, k=2, act_element="fp8_e5m2")
     output = gemm(desc, [[NAN, 1], [INF, 1], [1, 1]], [[1, 1]])
     assert output.view(np.uint32)[0, 0] == 0x7FFFFFFF
@@ -245,7 +245,7 @@ def test_nan_and_infinite_codes_stay_in_their_row():
 
 
 def test_a_poisoned_token_stays_in_its_row():
-    """Faults 3 and 20: DynamicRangeQuantize gives a row with NaN a NaN scale, and only that row shows it."""
+    """DynamicRangeQuantize gives a row with NaN a NaN scale, and only that row shows it."""
     x = np.array([[1, NAN, 2], [448, -448, 0]], F32)
     q, scale = np.empty((2, 3), E4M3), np.empty(2, F32)
     desc = qp.DynamicRangeQuantizeDescriptor(m=2, k=3, output_element="fp8_e4m3")
@@ -257,7 +257,7 @@ def test_a_poisoned_token_stays_in_its_row():
 
 @pytest.mark.parametrize("host", [True, False])
 def test_fp8_output_by_hand(host):
-    """Fault 12: one division, RNE, saturation at the largest finite code, NaN 0x7F."""
+    """One division, RNE, saturation at the largest finite code, NaN 0x7F."""
     for element, largest in (("fp8_e4m3", 448), ("fp8_e5m2", 57344)):
         fields = {"m": 1, "n": 7, "k": 1, "output_element": element, "bias": True}
         bias = [2, 34, 38, 1e9, -1e9, INF, NAN]  # 17 and 19 are ties of e4m3 between 16, 18 and 20
@@ -280,7 +280,6 @@ def test_fp8_output_is_divided_not_multiplied_by_a_reciprocal():
 
 
 def test_overflow_into_f16_is_infinite():
-    """Fault 17."""
     desc = describe(m=1, n=3, k=1, output_element="f16", act_scale=146.25)
     assert gemm(desc, [448], [1, -1, 0.5]).tolist() == [[INF, -INF, 32768]]
 
@@ -365,7 +364,6 @@ def test_defaults():
     ],
 )
 def test_the_descriptor_refuses(fields, field, expected, got):
-    """Fault 19 among them."""
     with pytest.raises(qp.InvalidProblem) as caught:
         describe(**fields)
     assert (caught.value.op, caught.value.field) == ("Fp8GemmDescriptor", field)
@@ -471,7 +469,7 @@ def test_fp8_travels_in_bytes_too(lab):
 @pytest.mark.untraced
 @pytest.mark.parametrize("how", ["strided", "misaligned"])
 def test_every_sku_gives_the_same_bits_from_awkward_memory(lab, how):
-    """Faults 25 and 26: views at odd addresses, and rows that lie apart; nothing outside the rows is written."""
+    """Views at odd addresses, and rows that lie apart; nothing outside the rows is written."""
     for desc, pref in skus():
         desc = desc.replace(bias=True, k=70)  # noqa: PLW2901 - the same SKU
         if desc.scaling is TENSOR:
@@ -487,7 +485,6 @@ def test_every_sku_gives_the_same_bits_from_awkward_memory(lab, how):
 
 @pytest.mark.untraced
 def test_every_sku_computes_a_row_alike_whatever_m(lab):
-    """Fault 20."""
     for desc, pref in skus():
         desc = desc.replace(m=5)  # noqa: PLW2901 - the same SKU with more rows
         arrays = lab.operands(desc)
@@ -501,7 +498,7 @@ def test_every_sku_computes_a_row_alike_whatever_m(lab):
 @pytest.mark.parametrize("scaling", ["token_channel", "block"])
 @pytest.mark.parametrize("element", ["fp8_e4m3", "fp8_e5m2"])
 def test_a_row_is_the_same_in_a_large_batch(lab, element, scaling):
-    """Fault 20: wherever it lies, and beside rows of other magnitudes, NaN and infinities."""
+    """Wherever it lies, and beside rows of other magnitudes, NaN and infinities."""
     desc = describe(m=300, n=70, k=520, act_element=element, weight_element=element, scaling=scaling)
     arrays = lab.operands(desc)
     wide = arrays["act_q"].astype(F32) * np.exp2(lab.rng.integers(-8, 9, (300, 520)))
@@ -520,7 +517,6 @@ def test_a_row_is_the_same_in_a_large_batch(lab, element, scaling):
 
 @pytest.mark.parametrize("scaling", qp.Fp8Scaling)
 def test_empty_k_writes_the_bias_or_zeros(lab, scaling):
-    """Fault 21."""
     for pref, output in itertools.product((PROMOTED, FAST), ("f32", "f16", "bf16", "fp8_e4m3")):
         if pref is FAST and scaling not in ALL_OF_K:
             continue
@@ -539,7 +535,7 @@ def test_empty_k_writes_the_bias_or_zeros(lab, scaling):
 @pytest.mark.parametrize("scaling", qp.Fp8Scaling)
 @pytest.mark.parametrize("m, n", [(0, 3), (2, 0), (0, 0)])
 def test_an_empty_output_launches_nothing(lab, m, n, scaling):
-    """Fault 21: the memory behind an empty output stays as it was."""
+    """The memory behind an empty output stays as it was."""
     desc = describe(m=m, n=n, scaling=scaling)
     around = np.full((4, 8), 77, F32)
     lab.run(desc, lab.operands(desc) | {"output": around[1 : 1 + m, 2 : 2 + n]})
@@ -579,7 +575,7 @@ def test_what_skus_say():
 
 
 def test_promoted_is_the_default_and_fast_another_kernel():
-    """Fault 18: they share neither name nor reduction nor bound."""
+    """They share neither name nor reduction nor bound."""
     for scaling in ALL_OF_K:
         desc = describe(scaling=scaling)
         default, promoted, fast = (qp.Fp8GemmPlan.select("cpu", desc, pref).sku for pref in (None, PROMOTED, FAST))
@@ -666,7 +662,7 @@ def test_the_error_bound_holds_for_every_exact_epilogue(lab):
 
 @pytest.mark.parametrize("scaling", qp.Fp8Scaling)
 def test_a_family_binds_the_weight_once_and_gives_each_row_its_bits(lab, scaling):
-    """Fault 20, over the buckets of a family. What M decides the shape of is passed at each step."""
+    """What M decides the shape of is passed at each step."""
     fields = {"act_scale": None, "weight_scale": None} if scaling is TENSOR else {}
     desc = describe(m=9, n=40, k=150, scaling=scaling, bias=True, **fields)
     arrays = lab.operands(desc)

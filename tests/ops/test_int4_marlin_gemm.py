@@ -181,7 +181,7 @@ def test_groups_are_added_in_f32_in_k_order():
 
 
 def test_within_a_group_sums_are_exact():
-    """Fault 28's relative: a huge term that cancels leaves the small ones intact, whatever the order."""
+    """A huge term that cancels leaves the small ones intact, whatever the order."""
     weight = by_hand(64, 64, {(0, 0): 15, (1, 0): 9, (63, 0): 1}, [1])
     act = np.zeros((1, 64), F16)
     act[0, [0, 1, 63]] = [65504, 2.0**-24, 65504]
@@ -190,7 +190,6 @@ def test_within_a_group_sums_are_exact():
 
 
 def test_overflow_into_f16_is_infinite():
-    """Fault 17."""
     weight = by_hand(64, 64, {(0, 0): 9, (0, 1): 7, (0, 2): 9}, [1])
     act = np.full((1, 64), 0, F16)
     act[0, 0] = 65504
@@ -199,7 +198,7 @@ def test_overflow_into_f16_is_infinite():
 
 
 def test_a_poisoned_token_stays_in_its_row():
-    """Fault 3: NaN and infinities reach every output of their row, as the one canonical NaN, and no other row."""
+    """NaN and infinities reach every output of their row, as the one canonical NaN, and no other row."""
     weight = by_hand(64, 64, {(0, 0): 9}, [1])
     act = np.ones((3, 64), F16)
     act[0, 7], act[1, 0] = -NAN, INF
@@ -241,7 +240,7 @@ CHECKPOINTS = {
 @pytest.mark.parametrize("group_size", [-1, 32, 64, 128])
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS)
 def test_checkpoints_run_end_to_end_within_the_bound(checkpoint, group_size, dtype):
-    """Fault 29: K and N fit neither tile nor group; the weight is padded, and activations and outputs are not."""
+    """K and N fit neither tile nor group; the weight is padded, and activations and outputs are not."""
     read, kind = CHECKPOINTS[checkpoint]
     rng = np.random.default_rng(11)
     original = random_weight(rng, 136, 40, group_size, dtype=dtype, **kind)
@@ -275,7 +274,7 @@ def test_the_groups_of_a_padded_weight_are_those_that_formats_make(k, group_size
 
 
 def test_what_padding_holds_changes_nothing_that_is_asked_for():
-    """Fault 29: padded columns are outputs that nobody reads; their scales and codes may be anything."""
+    """Padded columns are outputs that nobody reads; their scales and codes may be anything."""
     rng = np.random.default_rng(5)
     weight = random_weight(rng, 64, 10, 32, symmetric=False)
     marlin = packed(weight)
@@ -407,7 +406,7 @@ def test_the_elements_of_operands():
     ],
 )
 def test_operands_are_held_to_the_descriptor(lab, desc, change, field, words):
-    """Fault 29 among them: a weight that is not padded is refused, with where to pad it."""
+    """Among others a weight that is not padded, with where to pad it."""
     with pytest.raises(qp.InvalidProblem) as caught:
         lab.run(desc, lab.operands(desc) | change)
     assert caught.value.field.split(".")[0] == field
@@ -423,7 +422,7 @@ def test_the_output_may_not_lie_on_the_activations(lab):
 
 @pytest.mark.parametrize("how", ["strided", "misaligned"])
 def test_every_sku_gives_the_same_bits_from_awkward_memory(lab, how):
-    """Faults 25 and 26: views at odd addresses, and rows that lie apart; nothing outside the rows is written."""
+    """Views at odd addresses, and rows that lie apart; nothing outside the rows is written."""
     for desc in qp.Int4MarlinGemmPlan.catalogue():
         desc = desc.replace(bias=True)  # noqa: PLW2901 - the same SKU
         arrays = lab.operands(desc)
@@ -436,7 +435,6 @@ def test_every_sku_gives_the_same_bits_from_awkward_memory(lab, how):
 
 
 def test_every_sku_computes_a_row_alike_whatever_m(lab):
-    """Fault 20."""
     for desc in qp.Int4MarlinGemmPlan.catalogue():
         desc = desc.replace(m=5, bias=True)  # noqa: PLW2901 - the same SKU with more rows
         arrays = lab.operands(desc)
@@ -449,7 +447,7 @@ def test_every_sku_computes_a_row_alike_whatever_m(lab):
 
 @pytest.mark.parametrize("act", ["f16", "bf16"])
 def test_a_row_is_the_same_in_a_large_batch(lab, act):
-    """Fault 20: wherever it lies, and beside rows of other magnitudes, NaN and infinities."""
+    """Wherever it lies, and beside rows of other magnitudes, NaN and infinities."""
     desc = describe(m=300, n=70, k=520, act_element=act, zero_point=True, act_order=True)
     arrays = lab.operands(desc)
     arrays["act"] *= np.exp2(lab.rng.integers(-9, 9, (300, 1))).astype(arrays["act"].dtype)
@@ -464,7 +462,6 @@ def test_a_row_is_the_same_in_a_large_batch(lab, act):
 
 
 def test_empty_k_writes_the_bias_or_zeros(lab):
-    """Fault 21."""
     for group_size, zero_point in itertools.product((-1, 128), (False, True)):
         desc = describe(n=3, k=0, group_size=group_size, zero_point=zero_point, act_order=True)
         arrays = lab.operands(desc)
@@ -478,7 +475,7 @@ def test_empty_k_writes_the_bias_or_zeros(lab):
 
 @pytest.mark.parametrize("m, n", [(0, 3), (2, 0), (0, 0)])
 def test_an_empty_output_launches_nothing(lab, m, n):
-    """Fault 21: the memory behind an empty output stays as it was."""
+    """The memory behind an empty output stays as it was."""
     desc = describe(m=m, n=n)
     around = np.full((4, 8), 77, F16)
     lab.run(desc, lab.operands(desc) | {"output": around[1 : 1 + m, 2 : 2 + n]})
@@ -555,7 +552,6 @@ def test_the_error_bound_holds_for_every_sku():
 
 
 def test_a_family_binds_the_weight_once_and_gives_each_row_its_bits():
-    """Fault 20, over the buckets of a family."""
     rng = np.random.default_rng(8)
     weight = random_weight(rng, 200, 72, 64, symmetric=False, act_order=True)
     marlin, bias = packed(weight), rng.standard_normal(72).astype(F16)

@@ -341,7 +341,7 @@ def test_nothing_else_works_in_place(lab):
 
 @pytest.mark.parametrize("how", ["strided", "misaligned"])
 def test_every_sku_gives_the_same_bits_from_awkward_memory(lab, how):
-    """Faults 25 and 26: views at odd addresses, and rows that lie apart; nothing outside the rows is written."""
+    """Views at odd addresses, and rows that lie apart; nothing outside the rows is written."""
     for desc in qp.NormQuantizePlan.catalogue():
         desc = desc.replace(modulated=True, rows_per_condition=2)  # noqa: PLW2901 - the same SKU with more operands
         arrays = lab.operands(desc)
@@ -353,7 +353,7 @@ def test_every_sku_gives_the_same_bits_from_awkward_memory(lab, how):
 
 
 def test_a_row_has_the_same_bits_whatever_m(lab):
-    """Fault 20: with a gate and a modulation of its own."""
+    """With a gate and a modulation of its own."""
     for desc in qp.NormQuantizePlan.catalogue():
         desc = desc.replace(m=5, modulated=True, rows_per_condition=2)  # noqa: PLW2901 - the same SKU with more rows
         arrays = lab.operands(desc)
@@ -366,7 +366,6 @@ def test_a_row_has_the_same_bits_whatever_m(lab):
 
 @pytest.mark.parametrize("m, k", [(0, 4), (3, 0), (0, 0)])
 def test_empty_problems_write_scales_of_one_where_there_are_any(lab, m, k):
-    """Fault 21."""
     for quantized in QUANTIZED.values():
         desc = describe(m=m, k=k, rows_per_condition=2, **ALL, **quantized)
         arrays = lab.operands(desc)

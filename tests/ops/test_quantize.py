@@ -34,13 +34,13 @@ def row(x, dtype="f32", **fields):
 
 
 def test_symmetric_s8_by_hand():
-    """Faults 5, 6, 8: ties go to even, 127.6 does not wrap, −128 is never written, anything larger saturates."""
+    """Ties go to even, 127.6 does not wrap, −128 is never written, anything larger saturates."""
     x = [0.25, 0.75, -0.25, 1.25, 63.5, 63.8, -64.0, 1e30, -1e30, 2.0**31, INF, -INF, NAN, -0.0]
     assert row(x, scale=0.5) == [0, 2, 0, 2, 127, 127, -127, 127, -127, 127, 127, -127, 0, 0]
 
 
 def test_the_quotient_is_a_true_division():
-    """Fault 5: all of these quotients are ties, and a product with the rounded reciprocal of 7 misses 39 of them."""
+    """All of these quotients are ties, and a product with the rounded reciprocal of 7 misses 39 of them."""
     halves = np.arange(0.5, 127, dtype=F32)
     codes = row(halves * 7, scale=7.0)
     assert codes == [round(half) for half in halves.tolist()]
@@ -113,12 +113,12 @@ E5M2 = [57344.0, 61439.0, 61440.0, 1e30, INF, -INF, NAN, 2.0**-17, 2.0**-17 * 1.
     ],
 )
 def test_fp8_boundaries(element, saturate, x, codes):
-    """Faults 12 and 13: 448/464 and 57344/61440, and the halves of the smallest subnormals."""
+    """448/464 and 57344/61440, and the halves of the smallest subnormals."""
     assert row(x, output_element=element, saturate=saturate, scale=1.0) == codes
 
 
 def test_f64_rounds_once():
-    """Fault 14: just above a tie of the destination, and too close to it for f32 to see."""
+    """Just above a tie of the destination, and too close to it for f32 to see."""
     assert row([0.5 + 2.0**-40], "f64", scale=1.0) == [1]
     assert row([1.0625 + 2.0**-40], "f64", scale=1.0, output_element="fp8_e4m3") == [0x39]
     assert row([0.25 + 2.0**-40, 0.0], "f64", scale=1.0, output_element="fp8_e5m2") == [0x34, 0]
@@ -148,7 +148,7 @@ def test_nvfp4_by_hand():
 
 
 def test_a_nan_scale_operand_marks_the_codes():
-    """Fault 19: the device cannot refuse what it is handed at run time, so the damage is defined."""
+    """The device cannot refuse what it is handed at run time, so the damage is defined."""
     desc = qp.QuantizeDescriptor(m=2, k=2, scope="token")
     assert quantize(desc, [[1, 2], [3, 4]], scale=np.array([NAN, 1], F32)) == [[0, 0], [3, 4]]
     floats = desc.replace(output_element="fp8_e4m3", q_min=None, q_max=None)
@@ -194,7 +194,7 @@ def describe(**fields):
     ],
 )
 def test_default_range(element, mode, low, high):
-    """Fault 6: symmetric signed formats leave their smallest value out."""
+    """Symmetric signed formats leave their smallest value out."""
     scope = "group:16" if element == "fp4_e2m1" else "tensor"
     desc = describe(output_element=element, mode=mode, scope=scope)
     assert (desc.q_min, desc.q_max) == (low, high)
@@ -267,7 +267,7 @@ def test_the_descriptor_refuses(fields, field, expected, got):
 
 @pytest.mark.parametrize("scale", [NAN, INF, -INF, 0.0, -1.0, 1e39, 1e-46, True, "1", np.ones(1)])
 def test_a_host_scale_must_be_a_finite_number_above_zero_in_its_element(scale):
-    """Fault 19: 1e39 and 1e-46 are infinite and zero as f32, where they are used."""
+    """1e39 and 1e-46 are infinite and zero as f32, where they are used."""
     with pytest.raises(qp.InvalidProblem) as caught:
         describe(scale=scale)
     assert (caught.value.op, caught.value.field) == ("QuantizeDescriptor", "scale")
@@ -359,7 +359,7 @@ def test_plain_bytes_are_no_packed_codes():
 
 
 def test_an_operand_that_is_no_tensor_is_refused_under_its_name():
-    """Fault 19: a scale that somebody forgot to wrap."""
+    """A scale that somebody forgot to wrap."""
     q = np.empty((1, 1), np.int8)
     with pytest.raises(qp.InvalidProblem, match="wrap a number") as caught:
         qp.QuantizeArgs(x=np.ones((1, 1), F32), q=q, scale=0.5)
@@ -397,7 +397,7 @@ def test_fp8_codes_may_travel_as_uint8_of_numpy_or_torch():
 
 @pytest.mark.parametrize("how", ["strided", "misaligned"])
 def test_every_sku_gives_the_same_bits_from_awkward_memory(lab, how):
-    """Faults 25 and 26: a view at an odd address, and rows that lie apart; nothing outside the rows is written."""
+    """A view at an odd address, and rows that lie apart; nothing outside the rows is written."""
     for desc in qp.QuantizePlan.catalogue():
         arrays = lab.operands(desc)
         awkward = {name: getattr(lab, how)(array) for name, array in arrays.items() if name in ("x", "q")}
@@ -407,7 +407,7 @@ def test_every_sku_gives_the_same_bits_from_awkward_memory(lab, how):
 
 
 def test_every_sku_quantizes_a_row_alike_whatever_m(lab):
-    """Fault 20: a row's bits depend neither on M nor on other rows."""
+    """A row's bits depend neither on M nor on other rows."""
     for desc in qp.QuantizePlan.catalogue():
         desc = desc.replace(m=5)  # noqa: PLW2901 - the same SKU with more rows
         arrays = lab.operands(desc)
@@ -420,14 +420,12 @@ def test_every_sku_quantizes_a_row_alike_whatever_m(lab):
 
 @pytest.mark.parametrize("m, k", [(0, 4), (3, 0), (0, 0)])
 def test_empty_problems_launch_nothing(lab, m, k):
-    """Fault 21."""
     for scope in ("tensor", "token", "channel:1", "group:2", "group:2:0"):
         desc = qp.QuantizeDescriptor(m=m, k=k, scope=scope)
         lab.run(desc, lab.operands(desc))
 
 
 def test_more_rows_than_a_16_bit_grid(lab):
-    """Fault 23."""
     m = 70_001
     desc = qp.QuantizeDescriptor(m=m, k=3, scope="token")
     arrays = lab.operands(desc)
@@ -439,7 +437,7 @@ def test_more_rows_than_a_16_bit_grid(lab):
 
 
 def test_rows_more_than_2_gib_apart():
-    """Fault 22: the distance between rows exceeds 31 bits. Of the buffers only a few pages are ever touched."""
+    """The distance between rows exceeds 31 bits. Of the buffers only a few pages are ever touched."""
     x, q = (np.empty(GB2 + 64, np.uint8) for _ in range(2))
     rows = np.lib.stride_tricks.as_strided(x[:16].view(F32), (2, 4), (GB2, 4))
     codes = np.lib.stride_tricks.as_strided(q[:4].view(np.int8), (2, 4), (GB2, 1))
@@ -450,7 +448,7 @@ def test_rows_more_than_2_gib_apart():
 
 
 def test_more_than_2_31_elements_are_checked_without_wrapping():
-    """Faults 22 and 24: m · k is 65536 · 65537, which is 65536 in 32 bits. Nothing is read, so there is no memory."""
+    """The product m · k is 65536 · 65537, which is 65536 in 32 bits. Nothing is read, so there is no memory."""
     m, k = 65536, 65537
     desc = qp.QuantizeDescriptor(m=m, k=k, scale=1.0)
     plan = qp.QuantizePlan.select("cpu", desc)

@@ -44,7 +44,7 @@ SUMS = [[10, 10, 127 - 512], [-124, -526, -127 + 16384]]
 
 
 def test_by_hand():
-    """Fault 7: −128 is an operand like any other, on both sides; each row has its own scale."""
+    """−128 is an operand like any other, on both sides; each row has its own scale."""
     output = linear(describe(), ACT, [0.5, 2], WEIGHT, [1, 2, 4])
     assert output.tolist() == [[5, 10, -770], [-248, -2104, 8 * 16257]]
 
@@ -70,7 +70,7 @@ def test_u8_with_zero_points():
     "act, zero_point, value, k", [("s8", None, -128, 131_071), ("u8", None, 255, 65_793), ("u8", [255], 0, 65_793)]
 )
 def test_the_largest_sums(act, zero_point, value, k):
-    """Faults 7 and 16."""
+    """Of K as long as the op allows, from operands as large as their elements allow."""
     desc = describe(m=1, n=2, k=k, act_element=act, act_zero_point=zero_point is not None, output_element="f64")
     output = linear(desc, np.full(k, value), [1], np.full((2, k), [[-128], [127]]), [1, 1], act_zero_point=zero_point)
     assert output.tolist() == [[(value - (zero_point or [0])[0]) * w * k for w in (-128, 127)]]
@@ -103,13 +103,12 @@ def test_bias_and_relu_by_hand():
 
 
 def test_overflow_into_f16_is_infinite():
-    """Fault 17."""
     output = linear(describe(m=1, n=2, k=1, output_element="f16"), [[1]], [65520.0], [[1], [-1]], [1, 1])
     assert output.tolist() == [[INF, -INF]]
 
 
 def test_s8_output_by_hand():
-    """Fault 6: −127 … 127, ties to even, NaN 0."""
+    """−127 … 127, ties to even, NaN 0."""
     fields = {"m": 1, "n": 6, "k": 1, "output_element": "s8", "bias": True}
     bias = [1.0, 3.0, 254.9, 1e9, -1e9, NAN]
     for extra, operand in (({"output_scale": 2.0}, None), ({}, [2.0])):
@@ -118,7 +117,7 @@ def test_s8_output_by_hand():
 
 
 def test_a_poisoned_token_stays_in_its_row():
-    """Faults 3 and 20: DynamicRangeQuantize gives a row with NaN a NaN scale, and only that row shows it."""
+    """DynamicRangeQuantize gives a row with NaN a NaN scale, and only that row shows it."""
     x = np.array([[1, NAN, 2], [127, -127, 0]], F32)
     q, scale, zero_point = np.empty((2, 3), np.int8), np.empty(2, F32), np.empty(2, np.int32)
     desc = qp.DynamicRangeQuantizeDescriptor(m=2, k=3, mode="asymmetric")
@@ -167,7 +166,6 @@ REFUSED = [
 
 @pytest.mark.parametrize("fields, field, expected, got", REFUSED)
 def test_the_descriptor_refuses(fields, field, expected, got):
-    """Fault 19 among them."""
     with pytest.raises(qp.InvalidProblem) as caught:
         describe(**fields)
     assert (caught.value.op, caught.value.field) == ("QuantizedLinearDescriptor", field)
@@ -190,7 +188,6 @@ def test_there_is_no_host_act_scale():
     ],
 )
 def test_a_k_whose_sum_can_overflow_is_unsupported_by_every_variant(target, fields, most):
-    """Fault 16."""
     with pytest.raises(qp.Unsupported) as caught:
         qp.QuantizedLinearPlan.select(target, describe(**fields))
     assert caught.value.variants
@@ -231,7 +228,7 @@ def test_operands_are_held_to_the_descriptor(lab, desc, change, field, words):
 
 
 def test_act_scale_is_not_optional():
-    """Fault 19: scales that were never set are no default."""
+    """Scales that were never set are no default."""
     with pytest.raises(TypeError, match="act_scale"):
         qp.QuantizedLinearArgs(
             act_q=np.ones((2, 4), np.int8),
@@ -243,7 +240,7 @@ def test_act_scale_is_not_optional():
 
 @pytest.mark.parametrize("how", ["strided", "misaligned"])
 def test_every_sku_gives_the_same_bits_from_awkward_memory(lab, how):
-    """Faults 25 and 26: views at odd addresses, and rows that lie apart; nothing outside the rows is written."""
+    """Views at odd addresses, and rows that lie apart; nothing outside the rows is written."""
     for desc in qp.QuantizedLinearPlan.catalogue():
         desc = desc.replace(bias=True, act_zero_point=True)  # noqa: PLW2901 - the same SKU
         arrays = lab.operands(desc)
@@ -254,7 +251,6 @@ def test_every_sku_gives_the_same_bits_from_awkward_memory(lab, how):
 
 
 def test_every_sku_computes_a_row_alike_whatever_m(lab):
-    """Fault 20."""
     for desc in qp.QuantizedLinearPlan.catalogue():
         desc = desc.replace(m=5, act_zero_point=True)  # noqa: PLW2901 - the same SKU with more rows
         arrays = lab.operands(desc)
@@ -266,7 +262,7 @@ def test_every_sku_computes_a_row_alike_whatever_m(lab):
 
 
 def test_a_row_is_the_same_in_a_large_batch(lab):
-    """Fault 20: position 0, within a tile, at a tile's edge and in the ragged last one."""
+    """Position 0, within a tile, at a tile's edge and in the ragged last one."""
     desc = describe(m=600, n=70, k=1500, act_zero_point=True, epilogue="gelu_erf", bias=True)
     arrays = lab.operands(desc)
     for name in ("act_q", "act_scale", "act_zero_point"):
@@ -279,7 +275,6 @@ def test_a_row_is_the_same_in_a_large_batch(lab):
 
 
 def test_empty_k_writes_the_bias_or_zeros():
-    """Fault 21."""
     for output in ("f32", "f64", "f16", "bf16"):
         assert not linear(describe(k=0, output_element=output), [], [1, 2], [], [1, 1, 1]).any()
         biased = linear(describe(k=0, output_element=output, bias=True), [], [1, 2], [], [1, 1, 1], bias=[1, -2, 3])
@@ -291,7 +286,7 @@ def test_empty_k_writes_the_bias_or_zeros():
 
 @pytest.mark.parametrize("m, n", [(0, 3), (2, 0), (0, 0)])
 def test_an_empty_output_launches_nothing(m, n):
-    """Fault 21: the memory behind an empty output stays as it was."""
+    """The memory behind an empty output stays as it was."""
     around = np.full((4, 8), 77, F32)
     args = qp.QuantizedLinearArgs(
         act_q=np.ones((m, 4), np.int8),
@@ -305,7 +300,6 @@ def test_an_empty_output_launches_nothing(m, n):
 
 
 def test_more_rows_than_a_16_bit_grid(lab):
-    """Fault 23."""
     desc = describe(m=70_001, n=2, k=3)
     arrays = lab.operands(desc)
     lab.run(desc, arrays)
@@ -315,7 +309,7 @@ def test_more_rows_than_a_16_bit_grid(lab):
 
 
 def test_rows_more_than_2_gib_apart():
-    """Fault 22: the distance between rows exceeds 31 bits. Of the buffers only a few pages are ever touched."""
+    """The distance between rows exceeds 31 bits. Of the buffers only a few pages are ever touched."""
     act, out = (np.empty(GB2 + 64, np.uint8) for _ in range(2))
     act_q = np.lib.stride_tricks.as_strided(act[:4].view(np.int8), (2, 4), (GB2, 1))
     output = np.lib.stride_tricks.as_strided(out[:12].view(F32), (2, 3), (GB2, 4))
@@ -332,7 +326,7 @@ def test_rows_more_than_2_gib_apart():
 
 
 def test_products_of_dimensions_beyond_32_bits_are_checked_without_wrapping():
-    """Faults 22 and 24: m · n is 65536 · 65537, which is 65536 in 32 bits. Nothing is read, so there is no memory."""
+    """The product m · n is 65536 · 65537, which is 65536 in 32 bits. Nothing is read, so there is no memory."""
     m, n, k = 65536, 65537, 64
     plan = qp.QuantizedLinearPlan.select("cpu", describe(m=m, n=n, k=k))
     end = (1 << 40) + 4 * m * n

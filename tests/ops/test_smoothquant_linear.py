@@ -43,13 +43,13 @@ SUMS = [[10, 10, 127 - 512], [-124, -526, -127 + 16384]]
 
 
 def test_by_hand():
-    """Fault 7: −128 is an operand like any other, on both sides."""
+    """−128 is an operand like any other, on both sides."""
     output = linear(describe(act_scale=0.5), ACT, WEIGHT, [1, 2, 4])
     assert output.tolist() == [[5, 10, -770], [-62, -526, 32514]]
 
 
 def test_minus_128_times_minus_128_at_the_largest_k():
-    """Faults 7 and 16: 131071 · 2¹⁴ is the last sum below 2³¹."""
+    """131071 · 2¹⁴ is the last sum below 2³¹."""
     k = 131_071
     desc = describe(m=1, n=2, k=k, act_scale=1.0, output_element="f64")
     output = linear(desc, np.full(k, -128), np.full((2, k), [[-128], [127]]), [1, 1])
@@ -58,7 +58,7 @@ def test_minus_128_times_minus_128_at_the_largest_k():
 
 @pytest.mark.parametrize("zero_point, act_q", [(255, 0), (0, 255)])
 def test_the_largest_sums_of_u8(zero_point, act_q):
-    """Fault 16: 65793 · 255 · 128 is the last one within 2³¹."""
+    """65793 · 255 · 128 is the last one within 2³¹."""
     k = 65_793
     desc = describe(m=1, n=2, k=k, act_element="u8", act_zero_point=zero_point, act_scale=1.0, output_element="f64")
     output = linear(desc, np.full(k, act_q), np.full((2, k), [[-128], [127]]), [1, 1])
@@ -142,7 +142,7 @@ def test_smooth_activations(epilogue, function):
 
 
 def test_overflow_into_f16_is_infinite():
-    """Fault 17: 65519.99 still rounds to the largest finite value, 65520 does not; bf16 and f32 hold it."""
+    """65519.99 still rounds to the largest finite value, 65520 does not; bf16 and f32 hold it."""
     fields = {"m": 1, "n": 3, "k": 1, "act_scale": 1.0}
     weight_q, scale = [[1], [1], [-1]], [65519.0, 65520.0, 1e5]
     output = linear(describe(output_element="f16", **fields), [[1]], weight_q, scale)
@@ -157,7 +157,7 @@ def test_a_result_is_rounded_into_its_output_once():
 
 
 def test_s8_output_by_hand():
-    """Fault 6: requantized codes are −127 … 127; ties go to even, NaN becomes 0."""
+    """Requantized codes are −127 … 127; ties go to even, NaN becomes 0."""
     fields = {"m": 1, "n": 7, "k": 1, "act_scale": 1.0, "output_element": "s8", "bias": True}
     bias = [0.0, 1.0, 3.0, 254.9, 1e9, -1e9, NAN]
     for operands in ({"fields": {"output_scale": 2.0}}, {"output_scale": [2.0]}):
@@ -239,7 +239,7 @@ REFUSED = [
 
 @pytest.mark.parametrize("fields, field, expected, got", REFUSED)
 def test_the_descriptor_refuses(fields, field, expected, got):
-    """Fault 19 among them: scales that are NaN, infinite, or not what they seem in their element."""
+    """Among others scales that are NaN, infinite, or not what they seem in their element."""
     with pytest.raises(qp.InvalidProblem) as caught:
         describe(**fields)
     assert (caught.value.op, caught.value.field) == ("SmoothQuantLinearDescriptor", field)
@@ -258,7 +258,6 @@ def test_the_descriptor_refuses(fields, field, expected, got):
     ],
 )
 def test_a_k_whose_sum_can_overflow_is_unsupported_by_every_variant(target, fields, most):
-    """Fault 16."""
     with pytest.raises(qp.Unsupported) as caught:
         qp.SmoothQuantLinearPlan.select(target, describe(**fields))
     assert caught.value.variants
@@ -323,7 +322,7 @@ def test_a_square_transposed_weight_is_refused_by_its_strides(lab):
 
 @pytest.mark.parametrize("how", ["strided", "misaligned"])
 def test_every_sku_gives_the_same_bits_from_awkward_memory(lab, how):
-    """Faults 25 and 26: views at odd addresses, and rows that lie apart; nothing outside the rows is written."""
+    """Views at odd addresses, and rows that lie apart; nothing outside the rows is written."""
     for desc in qp.SmoothQuantLinearPlan.catalogue():
         desc = desc.replace(bias=True)  # noqa: PLW2901 - the same SKU
         arrays = lab.operands(desc)
@@ -335,7 +334,7 @@ def test_every_sku_gives_the_same_bits_from_awkward_memory(lab, how):
 
 @pytest.mark.parametrize("act", ["s8", "u8"])
 def test_long_strided_operands_equal_contiguous_ones(lab, act):
-    """Fault 26: more than one block of K, more than one tile of M."""
+    """More than one block of K, more than one tile of M."""
     desc = describe(m=300, n=9, k=2100, act_element=act, act_zero_point=5, act_scale=0.01)
     arrays = lab.operands(desc)
     awkward = {name: lab.strided(array) for name, array in arrays.items()}
@@ -346,7 +345,6 @@ def test_long_strided_operands_equal_contiguous_ones(lab, act):
 
 
 def test_every_sku_computes_a_row_alike_whatever_m(lab):
-    """Fault 20."""
     for desc in qp.SmoothQuantLinearPlan.catalogue():
         desc = desc.replace(m=5)  # noqa: PLW2901 - the same SKU with more rows
         arrays = lab.operands(desc)
@@ -359,7 +357,7 @@ def test_every_sku_computes_a_row_alike_whatever_m(lab):
 
 @pytest.mark.parametrize("epilogue", qp.EpilogueKind)
 def test_a_row_is_the_same_in_a_large_batch(lab, epilogue):
-    """Fault 20: position 0, within a tile, at a tile's edge and in the ragged last one."""
+    """Position 0, within a tile, at a tile's edge and in the ragged last one."""
     desc = describe(m=600, n=70, k=1500, act_scale=0.001, epilogue=epilogue, bias=True)
     arrays = lab.operands(desc)
     arrays["act_q"][[1, 77, 255, 256, 599]] = arrays["act_q"][0]
@@ -371,7 +369,7 @@ def test_a_row_is_the_same_in_a_large_batch(lab, epilogue):
 
 
 def test_empty_k_writes_the_bias_or_zeros(lab):
-    """Fault 21: whatever the output held before."""
+    """Whatever the output held before."""
     for output, act, zero_point in itertools.product(("f32", "f64", "f16", "bf16"), ("s8", "u8"), (0, 3)):
         fields = {"k": 0, "output_element": output, "act_element": act, "act_zero_point": zero_point, "act_scale": 1.0}
         assert linear(describe(**fields), [], [], [1, 1, 1]).astype(F32).tolist() == [[0, 0, 0]] * 2
@@ -386,7 +384,7 @@ def test_empty_k_writes_the_bias_or_zeros(lab):
 
 @pytest.mark.parametrize("m, n", [(0, 3), (2, 0), (0, 0)])
 def test_an_empty_output_launches_nothing(m, n):
-    """Fault 21: the memory behind an empty output stays as it was."""
+    """The memory behind an empty output stays as it was."""
     desc = describe(m=m, n=n, act_scale=1.0)
     around = np.full((4, 8), 77, F32)
     args = qp.SmoothQuantLinearArgs(
@@ -400,7 +398,6 @@ def test_an_empty_output_launches_nothing(m, n):
 
 
 def test_more_rows_than_a_16_bit_grid(lab):
-    """Fault 23."""
     m = 70_001
     desc = describe(m=m, n=2, k=3, act_scale=1.0)
     arrays = lab.operands(desc)
@@ -410,7 +407,7 @@ def test_more_rows_than_a_16_bit_grid(lab):
 
 
 def test_rows_more_than_2_gib_apart():
-    """Fault 22: the distance between rows exceeds 31 bits. Of the buffers only a few pages are ever touched."""
+    """The distance between rows exceeds 31 bits. Of the buffers only a few pages are ever touched."""
     buffers = [np.empty(GB2 + 64, np.uint8) for _ in range(3)]
     act_q, weight_q = (np.lib.stride_tricks.as_strided(b[:4].view(np.int8), (2, 4), (GB2, 1)) for b in buffers[:2])
     output = np.lib.stride_tricks.as_strided(buffers[2][:8].view(F32), (2, 2), (GB2, 4))
@@ -422,7 +419,7 @@ def test_rows_more_than_2_gib_apart():
 
 
 def test_products_of_dimensions_beyond_32_bits_are_checked_without_wrapping():
-    """Faults 22 and 24: m · n is 65536 · 65537, which is 65536 in 32 bits. Nothing is read, so there is no memory."""
+    """The product m · n is 65536 · 65537, which is 65536 in 32 bits. Nothing is read, so there is no memory."""
     m, n, k = 65536, 65537, 64
     plan = qp.SmoothQuantLinearPlan.select("cpu", describe(m=m, n=n, k=k, act_scale=1.0))
     output = qp.TensorView(1 << 40, (m, n), (n, 1), qp.F32)

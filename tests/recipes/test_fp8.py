@@ -79,7 +79,7 @@ def test_current_scaling_is_dynamic_range_quantize(scope, element, dtype):
 
 
 def test_extreme_ranges():
-    """Faults 1 and 2: zeros have scale 1, and a scale that underflows is 2⁻¹²⁶."""
+    """Zeros have scale 1, and a scale that underflows is 2⁻¹²⁶."""
     assert quantize_current(np.zeros((2, 2), F32))[1].tolist() == [1]
     assert quantize_current(np.full((1, 1), 1e-44, F32))[1].tolist() == [SMALLEST]
     q, scale = quantize_current(np.full((1, 1), 3.4e38, F32))
@@ -89,7 +89,6 @@ def test_extreme_ranges():
 
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
 def test_what_is_not_finite_shows_in_its_segment_only(bad):
-    """Faults 3 and 4."""
     x = np.ones((2, 300), F32)
     x[0, 5] = bad
     q, scale = quantize_current(x, scope="token")
@@ -222,7 +221,7 @@ def test_delayed_codes_are_those_of_quantize():
 
 @pytest.mark.parametrize("bad", [NAN, INF, 1e39])
 def test_a_step_that_is_not_finite_is_not_remembered(bad):
-    """Faults 3 and 4, over time: the damage is in that step's codes, and in no later scale."""
+    """The damage is in that step's codes, and in no later scale."""
     history = AmaxHistory(DelayedScaling(length=3))
     history.record(448)
     before = history.to_dict()
@@ -236,7 +235,7 @@ def test_a_step_that_is_not_finite_is_not_remembered(bad):
 
 
 def test_zeros_are_remembered_and_leave_the_scale_until_there_is_something_else():
-    """Fault 1, over time: a scale of what came before the zeros, not of a division by zero."""
+    """A scale of what came before the zeros, not of a division by zero."""
     history = AmaxHistory(DelayedScaling(length=2))
     history.record(0)
     assert (history.scale, history.amaxes) == (1, (0,))
@@ -260,7 +259,6 @@ def test_zeros_are_remembered_and_leave_the_scale_until_there_is_something_else(
     ],
 )
 def test_scales_are_normal_numbers(amax, margin, scale):
-    """Fault 2."""
     history = AmaxHistory(DelayedScaling(margin=margin))
     history.record(amax)
     assert history.scale == scale

@@ -98,7 +98,7 @@ def test_a_clipped_weight_may_use_the_lowest_code():
 
 
 def test_a_group_of_zeros_has_scale_one():
-    """Fault 1, in groups: nothing is divided by zero."""
+    """Nothing is divided by zero."""
     for symmetric, zero in ((True, 8), (False, 0)):
         for mse in (False, True):
             weight = round_to_nearest(np.zeros((3, 40), F32), group_size=32, symmetric=symmetric, mse=mse)

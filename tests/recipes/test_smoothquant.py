@@ -113,7 +113,7 @@ def test_the_act_scale_of_smoothed_activations():
     ],
 )
 def test_static_scales(amax, scale):
-    """Faults 1 and 2: an amax of 0 gives 1, and an underflow the smallest normal."""
+    """An amax of 0 gives 1, and an underflow the smallest normal."""
     assert static_scale(amax) == scale
 
 
@@ -170,7 +170,7 @@ def test_factors_by_hand():
 
 
 def test_channels_of_zeros_keep_the_factor_one():
-    """Fault 1, for smoothing: nothing is divided by zero."""
+    """Nothing is divided by zero."""
     amax, weight = np.array([0, 3, 0], np.float32), np.array([[4.0, 0, 0]])
     for alpha in (0, 0.5, 1):
         assert smoothing_factors(amax, [weight], alpha).tolist() == [1, 1, 1]

@@ -150,7 +150,7 @@ def test_s8_codes_that_clip_stay_within_the_bound():
 
 
 def test_the_linear_bound_is_infinite_where_the_output_overflows():
-    """Fault 17: f16 rounds to infinity from 65520."""
+    """f16 rounds to infinity from 65520."""
     scales = [65503.0 / 127, 65519.0 / 127, 65520.0 / 127, 1e5]
     desc, args = problem([[127]], [[1]] * 4, 1.0, scales, output=ElementKind.F16)
     assert np.isfinite(LinearErrorBound().bound(desc, args)).tolist() == [[True, True, False, False]]
@@ -168,13 +168,13 @@ def test_the_linear_bound_is_infinite_where_an_intermediate_overflows():
 
 @pytest.mark.parametrize("scale", [np.nan, np.inf])
 def test_the_linear_bound_is_infinite_for_operands_that_are_not_finite(scale):
-    """Fault 19: there is no real result."""
+    """There is no real result."""
     desc, args = problem([[1]], [[1]], scale, [1.0])
     assert LinearErrorBound().bound(desc, args).tolist() == [[np.inf]]
 
 
 def test_the_linear_bound_is_infinite_where_the_sum_wraps():
-    """Fault 16: a zero point far outside the element's range leaves S32."""
+    """A zero point far outside the element's range leaves S32."""
     desc, args = problem([[127]], [[-128]], 1.0, [1.0], act_zero_point=[-(2**31)])
     assert LinearErrorBound().bound(desc, args).tolist() == [[np.inf]]
 
@@ -375,7 +375,7 @@ def test_random_dynamic_ranges_have_finite_bounds_that_hold(seed, kind, exponent
 
 
 def test_a_static_scale_that_clips_has_no_bound():
-    """Fault 8: the codes saturate, and the distance from x is whatever x is."""
+    """The codes saturate, and the distance from x is whatever x is."""
     x = np.array([[1.0, 126.9, 127.4, 127.6, 3e9, -300]], np.float32)
     scale = np.ones(1, np.float32)
     desc, args = quantize_problem(x, ElementKind.S8, Scope.tensor(), dynamic=False, scale=scale)
@@ -388,7 +388,7 @@ def test_a_static_scale_that_clips_has_no_bound():
 
 @pytest.mark.parametrize("element, edge", [(ElementKind.FP8_E4M3, 464.0), (ElementKind.FP8_E5M2, 61440.0)])
 def test_fp8_has_no_bound_where_it_saturates(element, edge):
-    """Fault 12: to the rounding boundary the largest finite value is the nearest."""
+    """To the rounding boundary the largest finite value is the nearest."""
     x = np.array([[edge * 0.99, -edge, edge * 1.01, np.inf]], np.float32)
     desc, args = quantize_problem(x, element, Scope.tensor(), dynamic=False, scale=np.ones(1, np.float32))
     assert np.isinf(QuantizeErrorBound().bound(desc, args)).tolist() == [[False, True, True, True]]
@@ -396,7 +396,7 @@ def test_fp8_has_no_bound_where_it_saturates(element, edge):
 
 
 def test_nan_has_no_bound():
-    """Fault 3: neither has anything that shares its scale."""
+    """Neither has anything that shares its scale."""
     x = np.array([[1.0, np.nan], [1.0, 2.0]], np.float32)
     for element in (ElementKind.S8, ElementKind.FP8_E4M3):
         bound = QuantizeErrorBound().bound(*quantize_problem(x, element, Scope.token()))
@@ -415,7 +415,7 @@ def test_a_host_scale_and_zero_point():
 
 @pytest.mark.parametrize("m, k", [(0, 4), (4, 0)])
 def test_nothing_to_bound(m, k):
-    """Fault 21: empty operands have an empty bound."""
+    """Empty operands have an empty bound."""
     desc, args = quantize_problem(np.empty((m, k), np.float32), ElementKind.S8, Scope.token())
     assert QuantizeErrorBound().bound(desc, args).shape == (m, k)
 
@@ -510,7 +510,7 @@ def test_the_dequantize_bound_of_nvfp4(overall, output):
 
 
 def test_the_dequantize_bound_is_infinite_from_the_overflow_threshold():
-    """Fault 17: f16 rounds to infinity from 65520."""
+    """f16 rounds to infinity from 65520."""
     q = np.array([[127, -126, 2]], np.int8)
     scale = np.array([65520 / 127], np.float32)
     desc, args, worst = dequantize_problem(q, 3, (ElementKind.S8, ElementKind.F16), scale)

@@ -113,7 +113,7 @@ def test_asymmetric_by_hand():
 @pytest.mark.parametrize("mode", list(QuantizeMode))
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_segment_of_zeros(element, mode, dtype):
-    """Fault 1: scale 1, zero point 0, q 0, and −0 is a zero."""
+    """Scale 1, zero point 0, q 0, and −0 is a zero."""
     result = Result(np.array([[0.0, -0.0, 0.0], [1, 2, 3]], dtype=dtype), element=element, mode=mode)
     assert result.scale[0] == 1
     assert mode is QuantizeMode.SYMMETRIC or result.zero_point[0] == 0
@@ -121,7 +121,7 @@ def test_a_segment_of_zeros(element, mode, dtype):
 
 
 def test_zeros_in_fp8_and_fp4():
-    """Fault 1: E8M0's scale of zeros is 2⁻¹²⁷, NVFP4's is 0; FP8 keeps the sign of zero, a NVFP4 block of zeros not."""
+    """E8M0's scale of zeros is 2⁻¹²⁷, NVFP4's is 0; FP8 keeps the sign of zero, a NVFP4 block of zeros not."""
     zeros = f32([0.0] * 15 + [-0.0])
     assert Result(zeros, element=E4M3).scale.tolist() == [1]
     assert Result(zeros, element=E4M3).codes.tolist() == [[0] * 15 + [0x80]]
@@ -137,7 +137,7 @@ def test_zeros_in_fp8_and_fp4():
 @pytest.mark.parametrize("mode", list(QuantizeMode))
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_scales_do_not_underflow(mode, dtype):
-    """Fault 2: a row of subnormals gets the smallest normal scale, not 0 and infinities."""
+    """A row of subnormals gets the smallest normal scale, not 0 and infinities."""
     tiny = np.finfo(dtype).smallest_normal
     x = np.array([[np.finfo(dtype).smallest_subnormal, 0], [tiny, tiny / 2]], dtype=dtype)
     result = Result(x, mode=mode)
@@ -151,7 +151,7 @@ def test_scales_do_not_underflow(mode, dtype):
 @pytest.mark.parametrize("scope", SCOPES, ids=str)
 @pytest.mark.parametrize("input_element", INPUTS)
 def test_damage_shows_and_stays_in_its_segment(bad, element, scope, input_element):
-    """Faults 3 and 4: scale NaN, zero point 0, integer q 0, FP8 q 0x7F; every other segment is as it was without."""
+    """Scale NaN, zero point 0, integer q 0, FP8 q 0x7F; every other segment is as it was without."""
     rng = np.random.default_rng(1)
     clean = rng.standard_normal((7, 9)).astype(input_element.dtype)
     hurt = clean.copy()
@@ -176,7 +176,6 @@ def test_damage_shows_and_stays_in_its_segment(bad, element, scope, input_elemen
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("element", [E4M3, E5M2])
 def test_damage_in_a_power_of_two_block(bad, element):
-    """Faults 3 and 4."""
     x = np.ones((1, 64), np.float32)
     x[0, 40] = bad
     result = Result(x, element=element, scope=Scope.group(32), scale_element=E8M0)
@@ -188,7 +187,7 @@ def test_damage_in_a_power_of_two_block(bad, element):
 
 @pytest.mark.parametrize("bad", [np.nan, -np.inf])
 def test_damage_poisons_the_whole_of_nvfp4(bad):
-    """Faults 3 and 4: the global scale is everybody's."""
+    """The global scale is everybody's."""
     x = np.ones((3, 40), np.float32)
     x[1, 20] = bad
     result = Result(x, **NVFP4)
@@ -199,7 +198,7 @@ def test_damage_poisons_the_whole_of_nvfp4(bad):
 
 
 def test_symmetric_s8_never_reaches_minus_128():
-    """Fault 6: whatever the magnitude, and however amax / 127 was rounded."""
+    """Whatever the magnitude, and however amax / 127 was rounded."""
     amax = np.random.default_rng(0).integers(1, 0x7F800000, 50_000).astype(np.uint32).view(np.float32)[:, np.newaxis]
     codes = Result(np.concatenate([amax, -amax], axis=1)).codes
     np.testing.assert_array_equal(codes[:, 0], -codes[:, 1])
@@ -207,7 +206,7 @@ def test_symmetric_s8_never_reaches_minus_128():
 
 
 def test_asymmetric_range_includes_zero():
-    """Fault 10: zero is exact even where all values are on one side of it."""
+    """Zero is exact even where all values are on one side of it."""
     result = Result(f32([5, 6], [-6, -5]), element=U8, mode=ASYMMETRIC)
     assert result.zero_point.tolist() == [0, 255]
     assert result.codes.tolist() == [[212, 255], [0, 43]]  # 212.5 to even, 42.5 beside it
@@ -215,7 +214,7 @@ def test_asymmetric_range_includes_zero():
 
 
 def test_asymmetric_of_the_whole_f32_range():
-    """Fault 11: ±3e38 has a finite scale."""
+    """±3e38 has a finite scale."""
     result = Result(f32([-3e38, 0, 3e38]), element=U8, mode=ASYMMETRIC)
     assert np.isfinite(result.scale).all()
     assert result.codes.tolist() == [[0, 128, 255]]
@@ -223,7 +222,7 @@ def test_asymmetric_of_the_whole_f32_range():
 
 @pytest.mark.parametrize("element, limit", [(E4M3, 448), (E5M2, 57344)])
 def test_power_of_two_scales_never_clip(element, limit):
-    """Fault 15: amax just beyond limit · 2ᵉ takes the next power, and its code is not the saturated one."""
+    """An amax just beyond limit · 2ᵉ takes the next power, and its code is not the saturated one."""
     above = np.nextafter(np.float32(limit), np.float32(1e9))
     x = f32([limit, 1], [above, 1])
     result = Result(x, element=element, scope=Scope.group(32), scale_element=E8M0, saturate=False)
@@ -234,7 +233,7 @@ def test_power_of_two_scales_never_clip(element, limit):
 
 
 def test_f64_is_not_narrowed():
-    """Fault 14: scale and codes in f64."""
+    """Scale and codes in f64."""
     x = np.array([[1e300, 1e299 + 1e284, -1e300]])
     result = Result(x)
     assert result.scale[0] == 1e300 / 127
@@ -244,7 +243,7 @@ def test_f64_is_not_narrowed():
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0), (3, 0)], ids=str)
 @pytest.mark.parametrize("scope", SCOPES, ids=str)
 def test_empty_segments(shape, scope):
-    """Fault 21: every scale is written, 1 and zero point 0, where no element is."""
+    """Every scale is written, 1 and zero point 0, where no element is."""
     for element, mode in ((S8, QuantizeMode.SYMMETRIC), (U4, ASYMMETRIC), (E4M3, QuantizeMode.SYMMETRIC)):
         result = Result(np.zeros(shape, np.float32), element=element, scope=scope, mode=mode)
         assert result.scale.shape == scope.scale_shape(*shape)
@@ -425,7 +424,7 @@ def test_quantizing_what_came_back_changes_nothing(options, row):
 
 @given(order=st.permutations(range(6)), seed=st.integers(0, 9))
 def test_a_row_does_not_depend_on_the_others(order, seed):
-    """Fault 20: scales within rows are the row's own."""
+    """Scales within rows are the row's own."""
     x = draw_values(np.random.default_rng(seed), F32, (6, 7))
     for scope in (Scope.token(), Scope.group(4)):
         one, other = Result(x, scope=scope), Result(x[order], scope=scope)
@@ -436,7 +435,7 @@ def test_a_row_does_not_depend_on_the_others(order, seed):
 @pytest.mark.parametrize("input_element", INPUTS)
 @pytest.mark.parametrize("scope", SCOPES, ids=str)
 def test_strided_and_misaligned_operands(input_element, scope):
-    """Faults 25 and 26: x and q with rows apart, scales and zero points off alignment, give the same bits."""
+    """Rows of x and q that lie apart, scales and zero points off alignment, give the same bits."""
     m, k = 5, 7
     x = draw_values(np.random.default_rng(0), input_element, (m, k))
     expected = Result(x, element=U4, scope=scope, mode=ASYMMETRIC)

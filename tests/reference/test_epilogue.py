@@ -140,14 +140,14 @@ def test_s8_codes(y, code):
 
 @given(floats(32), floats(32, min_value=2.0**-149))
 def test_s8_codes_round_a_true_f32_quotient(y, scale):
-    """Fault 5: a reciprocal, or a quotient in another precision, differs at ties."""
+    """A reciprocal, or a quotient in another precision, differs at ties."""
     quotient = exact.divide(y, scale, ElementKind.F32)
     expected = min(max(round(quotient), -127), 127) if math.isfinite(quotient) else math.copysign(127, quotient)
     assert to_codes(np.array([y], np.float32), np.array([scale], np.float32)).item() == expected
 
 
 def test_f16_overflow_is_infinite():
-    """Fault 17: neither a wrapped value, nor the largest finite one."""
+    """Neither a wrapped value, nor the largest finite one."""
     y = np.array([65519.996, 65520, -65520, 7e4, 1e30], np.float32)
     output = np.empty(5, np.float16)
     store(y, output, ElementKind.F16, None)

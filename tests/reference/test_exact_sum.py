@@ -180,7 +180,7 @@ def test_huge_terms_that_cancel_leave_the_small_ones():
 
 @pytest.mark.parametrize("pair", PAIRS, ids=NAMES)
 def test_no_part_of_a_row_depends_on_other_rows(pair):
-    """Fault 20: a row alone has the bits that it has among huge, tiny, infinite and NaN ones, at any M and N."""
+    """A row alone has the bits that it has among huge, tiny, infinite and NaN ones, at any M and N."""
     random = np.random.default_rng(1)
     a, w = draw(random, pair, 7, 70, 300)
     finite = every_code(pair[0])
@@ -261,7 +261,7 @@ def test_an_infinity_of_one_part_meets_that_of_another():
 
 @pytest.mark.parametrize("m, n, k", [(0, 3, 4), (3, 0, 4), (2, 3, 0)])
 def test_empty_sums(m, n, k):
-    """Fault 21: no products are a sum of zero."""
+    """No products are a sum of zero."""
     sums = exact_sum(np.empty((m, k), np.float16), np.empty((n, k), np.int8), CODES)
     assert sums.shape == (m, n)
     assert not sums.any()

@@ -74,7 +74,7 @@ def test_a_case_by_hand():
 @pytest.mark.parametrize("k", [1, 31, 32, 33, 127, 128, 129, 300])
 @pytest.mark.parametrize("scaling", Fp8Scaling)
 def test_it_follows_the_contract(scaling, k):
-    """Fault 18: sums of a block rounded once, scaled, added in f32 in K order; ragged last blocks of N and K."""
+    """Sums of a block rounded once, scaled, added in f32 in K order; ragged last blocks of N and K."""
     problem = operands(k, scaling, (3, 131, k))
     assert exact_gemm.same(run(*problem, scaling), expected(problem, scaling))
 
@@ -162,7 +162,7 @@ def test_blocks_of_the_weight_are_128_by_128():
 
 
 def test_e8m0_scales():
-    """Fault 19: 0xFF is NaN and makes NaN of its row; 2⁻¹²⁷ and 2¹²⁷ are what they are."""
+    """0xFF is NaN and makes NaN of its row; 2⁻¹²⁷ and 2¹²⁷ are what they are."""
     a, w = np.ones((4, 40), ml_dtypes.float8_e4m3fn), np.ones((2, 40), ml_dtypes.float8_e4m3fn)
     act = np.array([[127, 255], [0, 0], [254, 127], [255, 127]], np.uint8).view(ml_dtypes.float8_e8m0fnu)
     weight = np.array([[127, 127], [127, 255]], np.uint8).view(ml_dtypes.float8_e8m0fnu)
@@ -175,7 +175,7 @@ def test_e8m0_scales():
 
 
 def test_scales_that_are_not_finite_stay_in_their_block():
-    """Fault 19: NaN and infinite scales show wherever they apply, and nowhere else."""
+    """NaN and infinite scales show wherever they apply, and nowhere else."""
     problem = operands(9, BLOCK, (4, 140, 300))
     problem[2][1, 2], problem[2][2, 0], problem[3][1, 1] = np.nan, np.inf, np.nan
     output = run(*problem, BLOCK)
@@ -199,7 +199,7 @@ def test_infinities_and_nan_in_operands(pair):
 
 
 def test_f16_output_overflows_to_infinity():
-    """Fault 17: from 65520, the middle between the largest f16 and what would be next."""
+    """From 65520, the middle between the largest f16 and what would be next."""
     a, w = np.ones((1, 1), ml_dtypes.float8_e4m3fn), np.ones((4, 1), ml_dtypes.float8_e4m3fn)
     weight_scale = np.array([65519, 65520, -65520, 1e30], np.float32)
     output = run(a, w, np.ones(1, np.float32), weight_scale, TOKEN, element=F16)
@@ -207,7 +207,7 @@ def test_f16_output_overflows_to_infinity():
 
 
 def test_fp8_output_saturates_and_keeps_nan():
-    """Faults 12 and 13: 464 is 448, Inf is 448, NaN is 0x7F, 2⁻¹⁰ is 0."""
+    """464 is 448, Inf is 448, NaN is 0x7F, 2⁻¹⁰ is 0."""
     a, w = np.ones((1, 1), ml_dtypes.float8_e4m3fn), np.ones((6, 1), ml_dtypes.float8_e4m3fn)
     weight_scale = np.array([463, 464, -1e30, np.inf, np.nan, 2.0**-10], np.float32)
     output = run(a, w, np.ones(1, np.float32), weight_scale, TOKEN, element=E4M3, output_scale=1.0)
@@ -217,14 +217,14 @@ def test_fp8_output_saturates_and_keeps_nan():
 @pytest.mark.parametrize("scaling, accumulation", MODES, ids=MODE_NAMES)
 @pytest.mark.parametrize("m, n, k", [(0, 3, 40), (3, 0, 40), (0, 0, 0)])
 def test_nothing_to_write(m, n, k, scaling, accumulation):
-    """Fault 21: M or N of zero."""
+    """M or N of zero."""
     problem = operands(1, scaling, (m, n, k))
     assert run(*problem, scaling, accumulation=accumulation).shape == (m, n)
 
 
 @pytest.mark.parametrize("scaling, accumulation", MODES, ids=MODE_NAMES)
 def test_zero_k_writes_bias_or_zeros(scaling, accumulation):
-    """Fault 21: every element of the output is written."""
+    """Every element of the output is written."""
     problem = operands(1, scaling, (2, 3, 0))
     bias = np.array([1, -2, 3], np.float32)
     more = {"accumulation": accumulation}
@@ -237,7 +237,7 @@ def test_zero_k_writes_bias_or_zeros(scaling, accumulation):
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda p: f"{p[0].value}-{p[1].value}")
 @pytest.mark.parametrize("scaling, accumulation", MODES, ids=MODE_NAMES)
 def test_no_bit_of_a_row_depends_on_other_rows(scaling, accumulation, pair):
-    """Fault 20: alone, at another place, among huge and NaN rows, in tiles of another shape."""
+    """Alone, at another place, among huge and NaN rows, in tiles of another shape."""
     random = np.random.default_rng(12)
     a, w, act_scale, weight_scale = operands(11, scaling, (205, 3, 160), pair)
     a[:4] = codes(random, pair[0], (4, 160), spread=14)
@@ -258,7 +258,7 @@ def test_no_bit_of_a_row_depends_on_other_rows(scaling, accumulation, pair):
 
 @pytest.mark.parametrize("scaling", [TENSOR, TOKEN, BLOCK, MX])
 def test_strided_operands_equal_contiguous_ones(scaling):
-    """Fault 26: any row stride, and columns beside the output stay as they are."""
+    """Any row stride, and columns beside the output stay as they are."""
     a, w, act_scale, weight_scale = operands(13, scaling, (20, 30, 161))
     a_wide, w_wide = np.ones((40, 200), a.dtype), np.ones((60, 170), w.dtype)
     a_wide[::2, 5:166], w_wide[::2, :161] = a, w
@@ -281,14 +281,14 @@ def fast_and_promoted(a, w):
 @pytest.mark.parametrize("scaling", [TENSOR, TOKEN])
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda p: f"{p[0].value}-{p[1].value}")
 def test_fast_cuts_the_running_sum_after_every_32(pair, scaling, k):
-    """Fault 18: to 14 bits, towards zero, as tensor cores do that do not promote."""
+    """To 14 bits, towards zero, as tensor cores do that do not promote."""
     problem = operands(14, scaling, (3, 5, k), pair)
     output = run(*problem, scaling, accumulation=Accumulation.FAST)
     assert exact_gemm.same(output, expected(problem, scaling, sum_of=exact_gemm.fast_dot))
 
 
 def test_fast_keeps_exactly_14_bits():
-    """Fault 18: 2¹³ + 1 has 14 bits; 2¹⁴ + 1 has 15, and loses the last one. Within a step nothing is lost."""
+    """2¹³ + 1 has 14 bits; 2¹⁴ + 1 has 15, and loses the last one. Within a step nothing is lost."""
     a = np.zeros((4, 64), ml_dtypes.float8_e4m3fn)
     w = np.ones((1, 64), ml_dtypes.float8_e4m3fn)
     w[0, 0] = 64
@@ -300,7 +300,7 @@ def test_fast_keeps_exactly_14_bits():
 
 
 def test_fast_loses_more_the_longer_the_sum():
-    """Fault 18: terms of one sign only ever lose, and what is lost does not come back."""
+    """Terms of one sign only ever lose, and what is lost does not come back."""
     random = np.random.default_rng(15)
     a, w = (codes(random, E4M3, (6, 2048), spread=1) for _ in range(2))
     a, w = (np.abs(np.clip(x.astype(np.float32), -8, 8)).astype(x.dtype) for x in (a, w))
@@ -323,7 +323,7 @@ def test_fast_is_never_better_on_average():
 
 
 def test_a_long_sum_of_ones_stalls_when_it_is_not_promoted():
-    """Fault 18: each step of 32 adds less than the last bit that is kept from 2¹⁹ on."""
+    """Each step of 32 adds less than the last bit that is kept from 2¹⁹ on."""
     k = (1 << 19) + 4096
     a, w = np.ones((1, k), ml_dtypes.float8_e4m3fn), np.ones((1, k), ml_dtypes.float8_e4m3fn)
     fast, promoted = fast_and_promoted(a, w)

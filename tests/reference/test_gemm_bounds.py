@@ -182,7 +182,7 @@ def fp8_attacks(mode, **common):
 @pytest.mark.parametrize("pair", [(E4M3, E4M3), (E5M2, E5M2)], ids=["e4m3", "e5m2"])
 @pytest.mark.parametrize("mode", MODES, ids=MODE_NAMES)
 def test_no_attack_exceeds_the_fp8_bound_and_some_come_near(mode, pair):
-    """Fault 18: promoted or not, each has a bound of its own."""
+    """Promoted or not, each has a bound of its own."""
     worst = [worst_fraction(attack) for attack in fp8_attacks(mode, pair=pair)]
     assert max(worst) <= 1
     assert max(worst) >= TIGHT
@@ -205,7 +205,7 @@ def equal_steps(k):
 
 @pytest.mark.parametrize("k", [32, 300, 4096, 20000])
 def test_the_fast_bound_holds_where_every_step_loses_in_the_same_direction(k):
-    """Fault 18: nothing cancels, and steps are all equal."""
+    """Nothing cancels, and steps are all equal."""
     problem = fp8_problem(equal_steps(k), equal_steps(k), (TENSOR, FAST), scales=(1.0,))
     assert TIGHT <= worst_fraction(problem) <= 1
 
@@ -219,7 +219,7 @@ def test_the_fast_bound_holds_for_sums_of_equal_products(value):
 
 
 def test_each_bound_is_that_of_its_own_accumulation():
-    """Fault 18: FAST's is far wider, and FAST exceeds the bound of PROMOTED."""
+    """FAST's is far wider, and FAST exceeds the bound of PROMOTED."""
     problem = fp8_problem(equal_steps(2048), equal_steps(2048), (TENSOR, FAST))
     bounds = [Fp8GemmErrorBound(accumulation=a).bound(problem.desc, problem.args) for a in (PROMOTED, FAST)]
     assert (bounds[1] > 1000 * bounds[0]).all()
@@ -284,7 +284,7 @@ def test_host_scales_are_the_doubles_that_they_are(act_scale, weight_scale):
 )
 @pytest.mark.parametrize("element", [E4M3, E5M2], ids=name)
 def test_fp8_output_is_compared_with_what_its_range_holds(element, scale):
-    """Fault 12: results beyond the largest finite value are clamped, and so is what they are compared with."""
+    """Results beyond the largest finite value are clamped, and so is what they are compared with."""
     random = np.random.default_rng(3)
     a, w = random.normal(size=(4, 40)) * 8, random.normal(size=(5, 40)) * 8
     for size in (1.0, 2.0**-20, 2.0**-75):
@@ -312,7 +312,7 @@ def test_a_host_output_scale_is_the_double_that_it_is():
 
 @pytest.mark.parametrize("scale", [np.nan, np.inf, 0.0])
 def test_an_output_scale_that_gives_no_number_has_no_bound(scale):
-    """Fault 19: there is no real result."""
+    """There is no real result."""
     more = {"element": E4M3, "output_scale": np.array([scale], np.float32)}
     problem = fp8_problem(np.ones((1, 1)), np.ones((1, 1)), (TENSOR, PROMOTED), **more)
     assert problem.bound.bound(problem.desc, problem.args).tolist() == [[np.inf]]
@@ -321,7 +321,7 @@ def test_an_output_scale_that_gives_no_number_has_no_bound(scale):
 @pytest.mark.parametrize("accumulation", Accumulation, ids=name)
 @pytest.mark.parametrize("scale", [np.nan, np.inf, -np.inf])
 def test_scales_that_are_not_finite_have_no_bound(scale, accumulation):
-    """Fault 19: neither have other results of their row or column."""
+    """Neither have other results of their row or column."""
     problem = fp8_problem(np.ones((2, 2)), np.ones((2, 2)), (TOKEN, accumulation), scales=(1.0, scale))
     bounds = problem.bound.bound(problem.desc, problem.args)
     assert np.isinf(bounds).tolist() == [[False, True], [True, True]]
@@ -336,7 +336,7 @@ def test_nan_and_infinities_in_operands_have_no_bound():
 
 
 def test_the_fp8_bound_is_infinite_where_the_output_overflows():
-    """Fault 17: f16 rounds to infinity from 65520."""
+    """f16 rounds to infinity from 65520."""
     scales = (1.0, 65503.0, 65519.0, 65520.0)
     problem = fp8_problem(np.ones((1, 1)), np.ones((4, 1)), (TOKEN, PROMOTED), element=F16, scales=scales)
     bounds = problem.bound.bound(problem.desc, problem.args)
@@ -516,7 +516,7 @@ def test_bf16_problems_of_subnormal_results():
 
 
 def test_the_int4_bound_is_infinite_where_the_output_overflows():
-    """Fault 17: f16 rounds to infinity from 65520."""
+    """f16 rounds to infinity from 65520."""
     for rest, finite in ((0, True), (15, True), (16, False)):
         problem = int4_problem([[65504.0, rest]], [[9], [9]], [1.0], element=F16)
         assert np.isfinite(problem.bound.bound(problem.desc, problem.args)).item() is finite
@@ -546,7 +546,7 @@ def test_activations_that_are_not_finite_have_no_bound(value):
 
 
 def test_zero_k_has_a_bound():
-    """Fault 21: bias or zeros, exactly."""
+    """Bias or zeros, exactly."""
     desc = Int4MarlinGemmDescriptor(m=2, n=3, k=0, group_size=-1, bias=True)
     args = SimpleNamespace(
         act=np.empty((2, 0), np.float16),

@@ -65,7 +65,7 @@ def test_every_shape_of_tile(dtype, m, n, k):
 
 @pytest.mark.parametrize("k", [1, 1024, 1025, 5000])
 def test_minus_128_as_operand_is_exact(k):
-    """Fault 7: −128 is legal on both sides, and its products are the largest there are."""
+    """−128 is legal on both sides, and its products are the largest there are."""
     a = np.full((2, k), -128, np.int8)
     w = np.full((3, k), -128, np.int8)
     w[1] = 127
@@ -74,7 +74,7 @@ def test_minus_128_as_operand_is_exact(k):
 
 @pytest.mark.parametrize("dtype, largest, limit", [(np.int8, -128, 131071), (np.uint8, 255, 65793)])
 def test_the_largest_k_is_exact_and_one_more_wraps(dtype, largest, limit):
-    """Fault 16: the S32 sum is exact up to the limit on K; beyond, it is the sum modulo 2³²."""
+    """The S32 sum is exact up to the limit on K; beyond, it is the sum modulo 2³²."""
     a, w = np.full((1, limit + 1), largest, dtype), np.full((1, limit + 1), -128, np.int8)
     sums = [largest * -128 * k for k in (limit, limit + 1)]
     assert -(2**31) <= sums[0] < 2**31
@@ -84,20 +84,20 @@ def test_the_largest_k_is_exact_and_one_more_wraps(dtype, largest, limit):
 
 
 def test_zero_k_gives_zeros():
-    """Fault 21: an empty sum is written, not left as it was."""
+    """An empty sum is written, not left as it was."""
     assert int_gemm(np.empty((2, 0), np.int8), np.empty((3, 0), np.int8)).tolist() == [[0] * 3] * 2
 
 
 @pytest.mark.parametrize("m, n", [(0, 3), (3, 0), (0, 0)])
 def test_an_empty_product(m, n):
-    """Fault 21: no rows or no columns are no work."""
+    """No rows or no columns are no work."""
     a, w = np.empty((m, 5), np.int8), np.empty((n, 5), np.int8)
     assert int_gemm(a, w).shape == (m, n)
     assert list(gemm_tiles(a, w)) == []
 
 
 def test_rows_do_not_depend_on_m():
-    """Fault 20: a row alone gives what it gives among others."""
+    """A row alone gives what it gives among others."""
     a, w = random_operands(3, 300, 40, 1500, np.int8)
     whole = int_gemm(a, w)
     for row in (0, 63, 64, 256, 299):
@@ -105,7 +105,7 @@ def test_rows_do_not_depend_on_m():
 
 
 def test_strided_rows_equal_contiguous_ones():
-    """Fault 26: any row stride, on either operand."""
+    """Any row stride, on either operand."""
     a, w = random_operands(5, 20, 30, 700, np.uint8)
     a_wide, w_wide = np.full((40, 801), 99, np.uint8), np.full((60, 901), 99, np.int8)
     a_wide[::2, 50:750], w_wide[::2, 1:701] = a, w
@@ -144,7 +144,7 @@ def test_tiles_cover_the_product_once():
 
 
 def test_products_under_way_at_once_do_not_share_memory():
-    """Fault 31: scratch memory is kept between calls, so two generators must not be given the same."""
+    """Scratch memory is kept between calls, so two generators must not be given the same."""
     a, w = random_operands(1, 600, 600, 40, np.int8)
     expected = wide_product(a, w)
     for (rows, columns, tile), (_, _, other) in zip(gemm_tiles(a, w), gemm_tiles(a, -w), strict=True):

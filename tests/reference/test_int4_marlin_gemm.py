@@ -102,7 +102,7 @@ def test_every_kind_of_weight(kind, group_size, zero_point, act_order):
 @pytest.mark.parametrize("n, k", [(1, 1), (63, 31), (64, 64), (65, 33), (2, 127), (5, 128), (129, 129), (200, 40)])
 @pytest.mark.parametrize("group_size", [-1, 32, 64, 128])
 def test_ragged_sizes(group_size, n, k):
-    """Faults 28 and 29: tails of K, of scales and of tiles; padded rows and columns change nothing."""
+    """Tails of K, of scales and of tiles; padded rows and columns change nothing."""
     assert follows_the_contract(make(n, (2, n, k), group_size=group_size, zero_point=True))
 
 
@@ -159,7 +159,7 @@ def test_act_order_gathers_columns_of_the_activations():
 
 @pytest.mark.parametrize("index", [-1, 100, 2**31 - 1, -(2**31)])
 def test_an_index_that_no_column_has_is_refused(index):
-    """Fault 39: a hostile checkpoint reads nothing beyond the activations; −1 is not the last column."""
+    """A hostile checkpoint reads nothing beyond the activations; −1 is not the last column."""
     problem = make(6, (2, 3, 100), act_order=True)
     perm = problem.packed.perm.copy()
     perm[57] = index
@@ -198,7 +198,7 @@ def test_padding_is_not_read(kind):
 
 
 def test_groups_are_added_in_f32_and_never_in_f16():
-    """Fault 17: 10⁶ and −10⁶ + 1 are sums beyond f16, and what is left of them fits."""
+    """10⁶ and −10⁶ + 1 are sums beyond f16, and what is left of them fits."""
     act = np.zeros((1, 96))
     act[0, [0, 32, 64]] = 50000, -50000, 1
     q = np.full((96, 1), 15, np.uint8)
@@ -208,7 +208,7 @@ def test_groups_are_added_in_f32_and_never_in_f16():
 
 @pytest.mark.parametrize("rest, stored", [(15, 65504), (16, np.inf)])
 def test_f16_output_overflows_to_infinity(rest, stored):
-    """Fault 17: 65520 is the first that is infinite; in f32 it is what it is."""
+    """65520 is the first that is infinite; in f32 it is what it is."""
     more = {"q": np.full((2, 1), 9, np.uint8), "scales": np.ones((1, 1), np.float16)}
     problem = make(0, (1, 1, 2), group_size=-1, act=np.array([[65504.0, rest]]), **more)
     assert run(problem, element=F16).item() == stored
@@ -217,7 +217,7 @@ def test_f16_output_overflows_to_infinity(rest, stored):
 
 @pytest.mark.parametrize("kind", KINDS, ids=name)
 def test_infinities_and_nan_stay_in_their_rows(kind):
-    """Fault 19: and every NaN is the canonical one."""
+    """Every NaN is the canonical one."""
     problem = make(10, (5, 4, 150), kind=kind)
     problem.act[1, 140], problem.act[2, 3], problem.act[3, [3, 140]] = np.nan, np.inf, [np.inf, -np.inf]
     problem.weight.q[3] = [7, 8, 9, 15]
@@ -241,7 +241,7 @@ def test_bf16_over_all_of_its_range():
 
 @pytest.mark.parametrize("group_size", [-1, 32, 128])
 def test_zero_k_writes_bias_or_zeros(group_size):
-    """Fault 21: every element of the output is written."""
+    """Every element of the output is written."""
     groups = 1 if group_size < 0 else 0
     output = np.full((2, 3), 77, np.float32)
     operands = np.empty((2, 0), np.float16), np.empty((0, 128), np.int32), np.ones((groups, 64), np.float16), output
@@ -253,7 +253,7 @@ def test_zero_k_writes_bias_or_zeros(group_size):
 
 
 def test_nothing_to_write():
-    """Fault 21: M or N of zero."""
+    """M or N of zero."""
     problem = make(12, (1, 3, 40))
     assert run(problem, rows=slice(0)).shape == (0, 3)
     output = np.empty((2, 0), np.float16)
@@ -264,7 +264,7 @@ def test_nothing_to_write():
 @pytest.mark.parametrize("group_size", [-1, 32, 128])
 @pytest.mark.parametrize("kind", KINDS, ids=name)
 def test_no_bit_of_a_row_depends_on_other_rows(kind, group_size):
-    """Fault 20: alone, at another place, among huge and NaN rows, in tiles of another shape."""
+    """Alone, at another place, among huge and NaN rows, in tiles of another shape."""
     random = np.random.default_rng(13)
     act = random.normal(size=(205, 300)) * 2.0 ** random.integers(-20, 9, (205, 300))
     problem = make(13, (205, 3, 300), kind=kind, group_size=group_size, zero_point=True, act_order=True, act=act)
@@ -279,7 +279,7 @@ def test_no_bit_of_a_row_depends_on_other_rows(kind, group_size):
 
 
 def test_strided_operands_equal_contiguous_ones():
-    """Fault 26: any row stride, and columns beside the output stay as they are."""
+    """Any row stride, and columns beside the output stay as they are."""
     problem = make(14, (20, 30, 161), act_order=True)
     wide, output = np.full((40, 200), 9, np.float16), np.full((20, 36), 77, np.float32)
     wide[::2, 5:166] = problem.act

@@ -144,7 +144,7 @@ def test_every_tile_gets_its_own_scales_bias_and_zero_points(output):
 @pytest.mark.parametrize("epilogue", EpilogueKind)
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_rows_do_not_depend_on_m(output, epilogue):
-    """Fault 20: a row alone, or at another place, has the same bits."""
+    """A row alone, or at another place, has the same bits."""
     problem = random_problem(300, 70, 90, output, epilogue=epilogue)
     whole = run(**problem)
     for row in (0, 64, 255, 256, 299):
@@ -156,7 +156,7 @@ def test_rows_do_not_depend_on_m(output, epilogue):
 
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_strided_operands_give_the_same_bits(output):
-    """Fault 26: rows any distance apart, and nothing written between them."""
+    """Rows any distance apart, and nothing written between them."""
     problem = random_problem(40, 50, 60, output)
     contiguous = run(**problem)
     strided = dict(problem)
@@ -174,7 +174,7 @@ def test_strided_operands_give_the_same_bits(output):
 
 @pytest.mark.parametrize("epilogue", EpilogueKind)
 def test_f16_overflow_is_infinite(epilogue):
-    """Fault 17: an f16 result beyond 65504 is infinite, and s8 codes are taken before anything overflows."""
+    """An f16 result beyond 65504 is infinite, and s8 codes are taken before anything overflows."""
     problem = random_problem(
         1, 2, 1, ElementKind.F16, epilogue=epilogue, bias=None, act_zero_point=None, act_scale=np.ones(1, np.float32)
     )
@@ -197,7 +197,7 @@ def test_s8_is_quantized_from_the_unrounded_result():
 @pytest.mark.parametrize("output", OUTPUTS)
 @pytest.mark.parametrize("epilogue", EpilogueKind)
 def test_zero_k_gives_bias_or_zeros(output, epilogue):
-    """Fault 21: the empty sum is zero; the epilogue still runs, and the output is written."""
+    """The empty sum is zero; the epilogue still runs, and the output is written."""
     problem = random_problem(3, 4, 0, output, epilogue=epilogue)
     assert not values(run(**problem | {"bias": None})).any()
     y = activation(np.tile(problem["bias"], (3, 1)), epilogue)
@@ -207,7 +207,7 @@ def test_zero_k_gives_bias_or_zeros(output, epilogue):
 
 @pytest.mark.parametrize("m, n", [(0, 4), (4, 0)])
 def test_nothing_to_write(m, n):
-    """Fault 21: empty outputs are no error."""
+    """Empty outputs are no error."""
     assert run(**random_problem(m, n, 5)).shape == (m, n)
 
 
@@ -222,7 +222,7 @@ def test_an_activation_is_applied_before_the_rounding_into_the_output(epilogue):
 @pytest.mark.parametrize("epilogue", EpilogueKind)
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_operands_that_are_not_finite_do_not_warn(output, epilogue):
-    """Fault 19: a scale of NaN or infinity shows in the result, and in nothing else."""
+    """A scale of NaN or infinity shows in the result, and in nothing else."""
     problem = random_problem(4, 4, 8, output, epilogue=epilogue, act_zero_point=None)
     problem["act_scale"][1:] = np.nan, np.inf, -1e38
     problem["weight_scale"][1:] = np.inf, 1e38, 0

@@ -43,7 +43,7 @@ def test_round_trip(shape, seed, signed):
 
 @pytest.mark.parametrize("k", [5, 6])
 def test_strided_and_misaligned_rows(k):
-    """Fault 26: rows any distance apart give what contiguous ones give."""
+    """Rows any distance apart give what contiguous ones give."""
     wide = np.random.default_rng(0).integers(0, 16, (4, 20)).astype(np.uint8)
     codes = wide[:, 3 : 3 + k]
     packed = pack_nibbles(codes)

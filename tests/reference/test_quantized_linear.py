@@ -53,7 +53,7 @@ def test_equal_scales_give_the_bits_of_smoothquant_linear(element):
 
 @pytest.mark.parametrize("m", [1, 2, 7, 64, 65])
 def test_a_token_has_the_same_bits_in_every_batch(m):
-    """Fault 20: quantized and multiplied in a batch of any size, a row does not change."""
+    """Quantized and multiplied in a batch of any size, a row does not change."""
     random = np.random.default_rng(4)
     x = random.normal(size=(65, 96)).astype(np.float32)
     weight = random.integers(-127, 127, (33, 96), np.int8, endpoint=True)
@@ -72,12 +72,12 @@ def test_a_token_has_the_same_bits_in_every_batch(m):
 
 
 def test_a_poisoned_token_stays_in_its_row():
-    """Fault 3: a NaN scale makes its row NaN, and no other."""
+    """A NaN scale makes its row NaN, and no other."""
     output = run(ACT, [np.nan, 1.0], WEIGHT, [1.0, 1.0])
     assert np.isnan(output[0]).all()
     assert output[1].tolist() == [-3700, -132]
 
 
 def test_no_rows():
-    """Fault 21: M = 0 is no error."""
+    """M = 0 is no error."""
     assert run(ACT[:0], [], WEIGHT, [1.0]).shape == (0, 2)

@@ -40,7 +40,7 @@ def test_rows_are_taken_in_the_order_of_perm():
 
 @pytest.mark.parametrize("index", [-1, 64, 2**31 - 1])
 def test_rows_that_there_are_not_are_refused(index):
-    """Fault 39: a hostile order reads nothing else."""
+    """A hostile order reads nothing else."""
     perm = np.arange(64, dtype=np.int32)
     perm[7] = index
     with pytest.raises(InvalidProblem, match=r"RepackMarlin: perm: expected indices in \[0, 64\)"):

@@ -83,7 +83,7 @@ def test_every_16_bit_pattern_rounds_as_gfloat_says(source, through, saturate, t
 @pytest.mark.parametrize("element", [ElementKind.F16, ElementKind.BF16, ElementKind.F32])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_f64_rounds_once_around_every_midpoint(element, sign):
-    """Fault 14: a f64 just beside a midpoint of the target goes to its own side; through f32 it would meet the tie."""
+    """A f64 just beside a midpoint of the target goes to its own side; through f32 it would meet the tie."""
     if element is ElementKind.F32:
         largest = np.uint32(0x7F7FFFFF)
         bits = np.unique(np.random.default_rng(1).integers(0, largest, 20_000, dtype=np.uint32))
@@ -109,7 +109,7 @@ def test_f64_rounds_once_around_every_midpoint(element, sign):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_small_formats_round_once_around_every_midpoint(element, dtype, sign):
-    """Fault 14: one rounding into FP8 and FP4, ties to the even code."""
+    """One rounding into FP8 and FP4, ties to the even code."""
     count = {ElementKind.FP8_E4M3: 127, ElementKind.FP8_E5M2: 124, ElementKind.FP4_E2M1: 8}[element]
     values = np.array([value_of(code, element) for code in range(count)], dtype=dtype)
     low, high = np.arange(count - 1), np.arange(1, count)
@@ -128,7 +128,7 @@ def test_small_formats_round_once_around_every_midpoint(element, dtype, sign):
 
 @given(x=st.lists(st.one_of(ANY_F64, NEAR_F64), min_size=1, max_size=20))
 def test_every_f64_rounds_as_exact_arithmetic_says(x):
-    """Fault 14: any f64, subnormals, infinities and NaN of any payload included."""
+    """Any f64, subnormals, infinities and NaN of any payload included."""
     x = np.array(x, dtype=np.float64)
     for element in WIDE:
         expected = np.array([convert(float(v), element) for v in x])
@@ -157,7 +157,7 @@ def test_every_f32_rounds_as_exact_arithmetic_says(x):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_e4m3_boundary(dtype):
-    """Fault 12: 448 is the largest; up to 464, the tie with the 480 that does not exist, it rounds down to it."""
+    """448 is the largest; up to 464, the tie with the 480 that does not exist, it rounds down to it."""
     x = np.array([448, 464, np.nextafter(dtype(464), dtype(500)), 480, 1e30, np.inf, -464, -1e30, -np.inf], dtype=dtype)
     saturated = bits_of(round_fp8(x, ElementKind.FP8_E4M3, saturate=True))
     open_ended = bits_of(round_fp8(x, ElementKind.FP8_E4M3, saturate=False))
@@ -167,7 +167,7 @@ def test_e4m3_boundary(dtype):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_e5m2_boundary(dtype):
-    """Fault 12: 57344 is the largest; from 61440, whose tie goes to the even side, non-saturating gives infinity."""
+    """57344 is the largest; from 61440, whose tie goes to the even side, non-saturating gives infinity."""
     below = np.nextafter(dtype(61440), dtype(0))
     x = np.array([57344, below, 61440, 1e30, np.inf, -below, -61440, -np.inf], dtype=dtype)
     saturated = bits_of(round_fp8(x, ElementKind.FP8_E5M2, saturate=True))
@@ -178,7 +178,7 @@ def test_e5m2_boundary(dtype):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_fp8_subnormals(dtype):
-    """Fault 13: 2⁻¹⁰ is the tie between 0 and 2⁻⁹, the smallest e4m3; anything above it becomes 2⁻⁹."""
+    """2⁻¹⁰ is the tie between 0 and 2⁻⁹, the smallest e4m3; anything above it becomes 2⁻⁹."""
     tie = dtype(2.0**-10)
     x = np.array([tie, np.nextafter(tie, dtype(1)), -tie, -np.nextafter(tie, dtype(1)), 1e-40], dtype=dtype)
     assert bits_of(round_fp8(x, ElementKind.FP8_E4M3)).tolist() == [0, 1, 0x80, 0x81, 0]
@@ -257,7 +257,7 @@ def test_round_to_odd_takes_the_odd_neighbour():
 
 
 def test_bf16_differs_from_the_double_rounding_of_ml_dtypes():
-    """Fault 14: the case that made the rule. ml_dtypes goes through f32, lands on the tie, and rounds to even."""
+    """The case that made the rule: ml_dtypes goes through f32, lands on the tie, and rounds to even."""
     x = np.array([1 + 2.0**-8 + 2.0**-40])
     assert x.astype(ml_dtypes.bfloat16)[0] == 1
     assert round_to(x, ElementKind.BF16)[0] == 1 + 2.0**-7

@@ -45,7 +45,7 @@ def by_hand(x, scope):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("scope", SCOPES, ids=str)
 def test_ranges_are_those_of_each_segment(scope, shape):
-    """Fault 3: a NaN is the range of its segment, whatever its place, and of no other."""
+    """A NaN is the range of its segment, whatever its place, and of no other."""
     rng = np.random.default_rng(5)
     for special in (None, np.nan, np.inf, -np.inf):
         x = rng.standard_normal(shape).astype(np.float32)
@@ -73,7 +73,7 @@ def test_spread_gives_each_element_the_value_of_its_segment(scope, shape):
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0)], ids=str)
 @pytest.mark.parametrize("scope", SCOPES, ids=str)
 def test_empty_segments_have_the_range_zero(scope, shape):
-    """Fault 21: K = 0 or M = 0 leaves a segment without elements."""
+    """K = 0 or M = 0 leaves a segment without elements."""
     low, high = segment_ranges(np.zeros(shape, np.float32), scope, np.float32)
     assert low.shape == scope.scale_shape(*shape)
     assert not low.any()
@@ -81,7 +81,7 @@ def test_empty_segments_have_the_range_zero(scope, shape):
 
 
 def test_the_range_includes_zero():
-    """Fault 10: all elements on one side of zero."""
+    """All elements on one side of zero."""
     low, high = segment_ranges(np.array([[1.0, 2.0], [-3.0, -2.0]]), Scope.token(), np.float64)
     assert low.tolist() == [0, -3]
     assert high.tolist() == [2, 0]
@@ -103,7 +103,7 @@ def test_the_range_includes_zero():
     ],
 )
 def test_blocks_cover_every_element_once(m, k, dtype):
-    """Fault 22 and 24: sizes whose product leaves 32 bits."""
+    """Sizes whose product leaves 32 bits."""
     elements = (1 << 20) // np.dtype(dtype).itemsize
     if m * k > 1 << 40:  # too many blocks to walk
         assert next(blocks(m, k, dtype)) == (slice(0, 1), slice(0, elements))

@@ -52,14 +52,14 @@ def test_integers_come_out_exactly(data):
 
 @pytest.mark.parametrize("scale", [0.0, -0.0])
 def test_an_act_scale_of_zero_gives_bias_or_zeros(scale):
-    """Fault 19: a scale of zero is well defined."""
+    """A scale of zero is well defined."""
     bias = np.array([1.5, -2.5], np.float32)
     assert run(ACT, WEIGHT, [0.5, 2.0], act_scale=scale, bias=bias).tolist() == [[1.5, -2.5]] * 2
     assert run(ACT, WEIGHT, [0.5, 2.0], act_scale=scale).tolist() == [[0, 0]] * 2
 
 
 def test_a_negative_act_scale_negates_the_product():
-    """Fault 19: unusual, but well defined."""
+    """Unusual, but well defined."""
     positive = run(ACT, WEIGHT, [0.5, 2.0], act_scale=0.1)
     assert np.array_equal(run(ACT, WEIGHT, [0.5, 2.0], act_scale=-0.1), -positive)
 
@@ -110,7 +110,7 @@ def test_s8_output():
 
 @pytest.mark.parametrize("element", [ElementKind.F32, ElementKind.S8])
 def test_k_of_zero(element):
-    """Fault 21: the bias, or zeros."""
+    """The bias, or zeros."""
     act, weight = np.empty((2, 0), np.int8), np.empty((2, 0), np.int8)
     scale = 1.0 if element is ElementKind.S8 else None
     assert run(act, weight, [1.0], element, act_scale=0.5, output_scale=scale).tolist() == [[0, 0]] * 2
