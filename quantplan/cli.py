@@ -201,7 +201,7 @@ def _resources(args: argparse.Namespace) -> tuple[int, str]:
 def _explain(args: argparse.Namespace) -> tuple[int, str]:
     kind: type[Plan[Any, Any]] = args.kind
     desc = kind.descriptor_type(**_given(args, kind.descriptor_type))
-    found = explain(desc, args.target, PlanPreference(**_given(args, PlanPreference)))
+    found = explain(args.target, desc, PlanPreference(**_given(args, PlanPreference)))
     code = OK if found.sku else UNSUPPORTED
     if args.json:
         return code, json_text(_data(found))

@@ -113,7 +113,7 @@ def test_explain_as_json_names_the_sku(quantplan):
 def test_what_explain_prints_as_json_is_a_record_again(quantplan):
     _, out, _ = quantplan(*LINEAR, "--json")
     desc = qp.SmoothQuantLinearDescriptor(m=16, n=4096, k=4096, output_element="f16")
-    assert qp.Record.from_dict(json.loads(out)) == qp.explain(desc)
+    assert qp.Record.from_dict(json.loads(out)) == qp.explain("cpu", desc)
 
 
 @pytest.mark.parametrize("op", PLANS)
