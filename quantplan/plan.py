@@ -116,7 +116,7 @@ class Plan(ABC, Generic[D, A]):
     @classmethod
     def check(cls, desc: D) -> None:
         """Raise `InvalidProblem` unless ``desc`` is a sound descriptor of this op."""
-        if not isinstance(desc, cls.descriptor_type):
+        if type(desc) is not cls.descriptor_type:  # a subclass has rules and fields that no kernel knows of
             raise InvalidProblem(
                 op=cls.op.value, field="desc", expected=cls.descriptor_type.__name__, got=type(desc).__name__
             )
@@ -266,6 +266,14 @@ class Plan(ABC, Generic[D, A]):
         """Show the kernel and its target."""
         return f"{type(self).__name__}({self.sku.name} on {self.target})"
 
+    def __copy__(self) -> Self:
+        """Return the plan itself: it is immutable."""
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """Return the plan itself: it is immutable, and holds code loaded on one device."""
+        return self
+
     def __reduce__(self) -> Any:  # noqa: ANN401 - object's own signature
         """Refuse: a plan holds code loaded on one device."""
         hint = f"send (target, desc, pref) and call {type(self).__name__}.select there"
@@ -314,7 +322,7 @@ class Plan(ABC, Generic[D, A]):
         problem = self.problem(m)
         layouts = tuple([None if view is None else view.layout for view in given.values()])
         if layouts not in problem.fitting:
-            check_presence(self.op_name, problem.operands, given)
+            check_presence(self.op_name, problem.operands, given, problem.desc)
             self.check_operands(problem.operands, given)
             if len(problem.fitting) >= _REMEMBERED:
                 problem.fitting.clear()
