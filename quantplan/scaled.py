@@ -190,7 +190,7 @@ def dequantize(
         weight = recipe.unpack(
             views["data"].numpy(), views["scale"].numpy(), host(views.get("zero_point")), tensor.shape
         )
-        with np.errstate(over="ignore"):  # one rounding after the product in f32, as Dequantize has
+        with np.errstate(all="ignore"):  # one rounding after the product in f32, as Dequantize has
             written.numpy()[...] = weight.dequantize().T.astype(kind.dtype)
         return result
     _apart(op, recipe, [written], list(views.values()))

@@ -139,7 +139,7 @@ def check_host_values(op: str, desc: Any, low: int | None, high: int | None) -> 
 
 def check_scale_value(op: str, field: str, value: float, kind: ElementKind) -> None:
     """Refuse a host scale that is not a finite number above zero in its element."""
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         rounded = float(kind.dtype.type(value))
     if not 0 < rounded < math.inf:
         require(op, field, f"a finite {kind.value} above 0", repr(value))
