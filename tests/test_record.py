@@ -368,9 +368,7 @@ class Sample(Record):
 
 
 def test_a_name_belongs_to_the_module_that_had_it_first():
-    with pytest.raises(
-        qp.InvalidProblem, match=r"name: .*test_record\.Scope, when there is quantplan\.types"
-    ):
+    with pytest.raises(qp.InvalidProblem, match=r"name: .*test_record\.Scope, when there is quantplan\.types"):
 
         class Scope(Record):
             pass

@@ -549,6 +549,15 @@ def test_hostile_tensors_are_refused_by_their_whole_names(tmp_path, rng, hostile
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize("prefix", [None, 3, [], b"m"])
+def test_a_name_is_a_string(tmp_path, rng, prefix):
+    _, tensors, config = CASES["awq"](rng)
+    path = write_checkpoint(tmp_path, named(tensors), config)
+    with pytest.raises(InvalidProblem, match="expected a module's name") as caught:
+        load_linear(path, prefix)
+    assert caught.value.field == "prefix"
+
+
 def test_a_hostile_header_is_refused_when_a_linear_is_asked_for(tmp_path):
     """Faults 39 and 40, from the function that users call."""
     name = f"{PREFIX}.qweight"
