@@ -21,6 +21,13 @@ if TYPE_CHECKING:
     from quantplan.workspace import Workspace
 
 
+def _op(plan: Any) -> type[Plan[Any, Any]]:  # noqa: ANN401 - whatever a caller gives
+    """Take an op."""
+    if isinstance(plan, type) and issubclass(plan, Plan) and plan is not Plan:
+        return plan
+    raise InvalidProblem(op="PlanFamily", field="plan", expected="a subclass of Plan", got=repr(plan))
+
+
 def _size(op: str, field: str, value: object) -> int:
     """Take a number of rows."""
     try:
@@ -87,9 +94,7 @@ class PlanFamily(Generic[D, A]):
         Unsupported
             A bucket that no variant runs, or members whose rows may differ where batch invariance is required.
         """
-        op = plan_type(desc) if plan is None else plan
-        if not (isinstance(op, type) and issubclass(op, Plan) and op is not Plan):
-            raise InvalidProblem(op="PlanFamily", field="plan", expected="a subclass of Plan", got=repr(plan))
+        op = plan_type(desc) if plan is None else _op(plan)
         op.check(desc)
         buckets = _buckets(op.op.value, ms)
         members = tuple(op._select(target, desc.replace(m=m), pref, flexible_m=True) for m in buckets)  # noqa: SLF001 - a family is made of plans

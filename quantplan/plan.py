@@ -120,7 +120,7 @@ class Plan(ABC, Generic[D, A]):
             raise InvalidProblem(
                 op=cls.op.value, field="desc", expected=cls.descriptor_type.__name__, got=type(desc).__name__
             )
-        attrs.evolve(desc)  # type: ignore[misc] # runs the descriptor's own rules again
+        attrs.evolve(desc)  # runs the descriptor's own rules again
 
     @classmethod
     def why_not(cls, target: object, desc: D, pref: PlanPreference | None = None) -> tuple[VariantReport, ...]:
