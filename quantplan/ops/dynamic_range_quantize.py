@@ -156,7 +156,6 @@ class DynamicRangeQuantizePlan(Plan[DynamicRangeQuantizeDescriptor, DynamicRange
     descriptor_type = DynamicRangeQuantizeDescriptor
     args_type = DynamicRangeQuantizeArgs
     rows_operand = "x"
-    also_called = family.ALSO_CALLED
     variants = (
         KernelVariant("within_rows", SegmentsProgram(), _promise),
         KernelVariant("across_rows", CrossingProgram(), _promise),
