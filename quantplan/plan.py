@@ -263,13 +263,11 @@ class Plan(ABC, Generic[D, A]):
         """Show the kernel and its target."""
         return f"{type(self).__name__}({self.sku.name} on {self.target})"
 
-    def __copy__(self) -> Self:
-        """Return the plan itself: it is immutable."""
-        return self
-
-    def __deepcopy__(self, memo: object) -> Self:
+    def __deepcopy__(self, memo: object = None) -> Self:
         """Return the plan itself: it is immutable, and holds code loaded on one device."""
         return self
+
+    __copy__ = __deepcopy__
 
     def __reduce__(self) -> Any:  # noqa: ANN401 - object's own signature
         """Refuse: a plan holds code loaded on one device."""
@@ -286,17 +284,14 @@ class Plan(ABC, Generic[D, A]):
         if found is None:
             own = self.descriptor.m
             if m != own and not (self.flexible_m and 0 <= m <= own):
-                expected = f"M ≤ {own}" if self.flexible_m else f"M={own}"
-                hint = (
-                    None if self.flexible_m else "a plan's M is exact; PlanFamily takes any M up to its largest bucket"
-                )
+                exact = "a plan's M is exact; PlanFamily takes any M up to its largest bucket"
+                expected, hint = (f"M ≤ {own}", None) if self.flexible_m else (f"M={own}", exact)
                 raise InvalidProblem(
                     op=self.op.value, field=self.rows_operand, expected=expected, got=f"M={m}", hint=hint
                 )
             desc = self.descriptor if m == own else self.descriptor.replace(m=m)
             operands = self.operands(desc)
-            empty = all(o.empty for o in operands if o.output)
-            found = Problem(desc, operands, empty)
+            found = Problem(desc, operands, all(o.empty for o in operands if o.output))
             if len(self._problems) < _REMEMBERED:
                 self._problems[m] = found
         return found
