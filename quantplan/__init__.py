@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from quantplan.devices.stream import Stream
 from quantplan.devices.target import Target
-from quantplan.doctor import doctor
+from quantplan.doctor import Finding, doctor
 from quantplan.elements import ElementKind
 from quantplan.errors import (
     CaptureError,
@@ -45,7 +45,7 @@ from quantplan.ops.quantized_linear import QuantizedLinearArgs, QuantizedLinearD
 from quantplan.ops.repack_marlin import RepackMarlinArgs, RepackMarlinDescriptor, RepackMarlinPlan
 from quantplan.ops.smoothquant_linear import SmoothQuantLinearArgs, SmoothQuantLinearDescriptor, SmoothQuantLinearPlan
 from quantplan.plan import BoundPlan, Plan
-from quantplan.queries import devices, explain, plans, resources
+from quantplan.queries import Explanation, PlanSupport, devices, explain, plans, resources
 from quantplan.record import Record
 from quantplan.tensor import Location, TensorView, typed
 from quantplan.types import (
@@ -82,7 +82,8 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 if TYPE_CHECKING:
     from quantplan._scaled import ScaledTensor
-    from quantplan.recipes.fp8 import AmaxHistory, DelayedScaling
+    from quantplan.footprint import PlanResources
+    from quantplan.recipes.fp8 import AmaxAlgorithm, AmaxHistory, DelayedScaling
     from quantplan.recipes.scaling import (
         Float8BlockScaling,
         Float8CurrentScaling,
@@ -95,7 +96,8 @@ if TYPE_CHECKING:
 
 _LATER = {
     "quantplan._scaled": ("ScaledTensor",),
-    "quantplan.recipes.fp8": ("AmaxHistory", "DelayedScaling"),
+    "quantplan.footprint": ("PlanResources",),
+    "quantplan.recipes.fp8": ("AmaxAlgorithm", "AmaxHistory", "DelayedScaling"),
     "quantplan.recipes.scaling": (
         "Float8BlockScaling",
         "Float8CurrentScaling",
@@ -142,6 +144,7 @@ __all__ = [
     "ActivationQuantizeArgs",
     "ActivationQuantizeDescriptor",
     "ActivationQuantizePlan",
+    "AmaxAlgorithm",
     "AmaxHistory",
     "ArchSku",
     "BackendKind",
@@ -162,7 +165,9 @@ __all__ = [
     "ElementKind",
     "EpilogueKind",
     "ErrorBound",
+    "Explanation",
     "FaultKind",
+    "Finding",
     "Float8BlockScaling",
     "Float8CurrentScaling",
     "Fp8GemmArgs",
@@ -192,6 +197,8 @@ __all__ = [
     "Plan",
     "PlanFamily",
     "PlanPreference",
+    "PlanResources",
+    "PlanSupport",
     "PrecisionGuarantee",
     "QuantPlanError",
     "QuantizeArgs",

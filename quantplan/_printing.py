@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import sys
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 _UNBOUNDED = 10_000
+
+
+class _Text(io.StringIO):
+    """What a table is drawn into: nothing is written before all is known, with the signs that standard output has."""
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override] # typeshed calls it writeable
+        return sys.stdout.encoding
 
 
 def json_text(data: dict[str, Any]) -> str:
@@ -32,10 +41,9 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> 
     for row in rows:
         grid.add_row(*(escape(cell) for cell in row))
     # in a file or pipe a table is as wide as its text, so that each row is one line
-    console = Console(width=None if sys.stdout.isatty() else _UNBOUNDED)
-    with console.capture() as capture:
-        console.print(grid)
-    return capture.get().rstrip("\n")
+    terminal, text = sys.stdout.isatty(), _Text()
+    Console(file=text, force_terminal=terminal, width=None if terminal else _UNBOUNDED).print(grid)
+    return text.getvalue().rstrip("\n")
 
 
 @contextlib.contextmanager

@@ -1,16 +1,17 @@
 """The command line: doctor, plans, explain, verify, inspect, … Each prints tables, or JSON with ``--json``.
 
 Exit codes: 0 all is well; 1 a check failed (verify: a guarantee was broken; inspect: a linear cannot be read); 2 the
-request makes no sense or an optional package is missing; 3 the op is sound but unsupported on the target.
+request makes no sense, an optional package is missing, or the answer cannot be written; 3 the op is sound but
+unsupported on the target.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import io
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -27,7 +28,7 @@ from quantplan.queries import EXTENT, explain, plans, problems, resources
 from quantplan.types import PlanPreference
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from quantplan.plan import Plan
     from quantplan.types import PrecisionGuarantee
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 OK, FAILED, USAGE, UNSUPPORTED = 0, 1, 2, 3
 
+_NEGATIVE = re.compile(r"-(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?$|-(?:inf|nan)$", re.IGNORECASE)
+"""What is a value, and no flag. To argparse -1e-3 is a flag."""
 _RESERVED = ("scale",)  # --scale is a number, in every op
 
 
@@ -64,8 +67,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USAGE
     try:
         print(text, flush=True)
-    except BrokenPipeError:  # the reader went away, as `quantplan plans | head` does; the code stays what it is
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer goes nowhere
+        if not isinstance(error, BrokenPipeError):
+            print(f"quantplan: standard output: {error.strerror}", file=sys.stderr)
+            return USAGE
+        # the reader went away, as `quantplan plans | head` does; the code stays what it is
     return int(code)
 
 
@@ -74,6 +81,7 @@ class _Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401 - forwarded as they are
         super().__init__(allow_abbrev=False, **options)
+        self._negative_number_matcher = _NEGATIVE
 
     def error(self, message: str) -> NoReturn:
         self.exit(USAGE, f"{self.prog}: {message}\n")
@@ -201,7 +209,7 @@ def _resources(args: argparse.Namespace) -> tuple[int, str]:
 def _explain(args: argparse.Namespace) -> tuple[int, str]:
     kind: type[Plan[Any, Any]] = args.kind
     desc = kind.descriptor_type(**_given(args, kind.descriptor_type))
-    found = explain(desc, args.target, PlanPreference(**_given(args, PlanPreference)))
+    found = explain(args.target, desc, PlanPreference(**_given(args, PlanPreference)))
     code = OK if found.sku else UNSUPPORTED
     if args.json:
         return code, json_text(_data(found))
@@ -322,11 +330,11 @@ def _add_op_flags(parser: argparse.ArgumentParser, kind: type[Plan[Any, Any]]) -
     parser.set_defaults(kind=kind)
     parser.add_argument("--target", default="cpu", help="cpu, cuda:0, sm_90a, emulated:sm_90a")
     parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
-    _add_fields(parser.add_argument_group("descriptor"), kind.descriptor_type, kind.also_called)
-    _add_fields(parser.add_argument_group("preferences"), PlanPreference, {})
+    _add_fields(parser.add_argument_group("descriptor"), kind.descriptor_type)
+    _add_fields(parser.add_argument_group("preferences"), PlanPreference)
 
 
-def _add_fields(group: argparse._ArgumentGroup, record: type, also_called: Mapping[str, str]) -> None:
+def _add_fields(group: argparse._ArgumentGroup, record: type) -> None:
     """Add a flag per field: ``--output`` for output_element too, a plain switch for booleans."""
     fields = [field for field in attrs.fields(record) if field.name != "min_guarantee"]  # no word for the shell
     for field in fields:
@@ -338,7 +346,6 @@ def _add_fields(group: argparse._ArgumentGroup, record: type, also_called: Mappi
             options |= {"type": _number_or_text, "required": required, "metavar": "VALUE", "action": _Once}
         short = field.name.removesuffix("_element")
         names = [field.name] if short in _RESERVED else [field.name, short]
-        names += [also_called[field.name]] if field.name in also_called else []
         group.add_argument(*(f"--{name.replace('_', '-')}" for name in dict.fromkeys(names)), **options)
 
 
@@ -358,11 +365,13 @@ def _number_or_text(text: str) -> int | float | str:
 
 def _object(text: str) -> dict[str, Any]:
     """Return the JSON object that a flag gives."""
-    with contextlib.suppress(ValueError, RecursionError):
-        value = json.loads(text)
-        if isinstance(value, dict):
-            return value
-    raise argparse.ArgumentTypeError(f"expected a JSON object, got {text!r}")
+    from quantplan.formats import _json  # noqa: PLC0415 - files are read by nothing else
+
+    try:
+        return _json.parse(text.encode(errors="surrogateescape"), op="quantplan", field="config", file="the flag")
+    except QuantPlanError as error:
+        error.op = error.field = None  # argparse says them
+        raise argparse.ArgumentTypeError(f"{error}") from error
 
 
 # ---- printing

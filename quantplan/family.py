@@ -21,15 +21,28 @@ if TYPE_CHECKING:
     from quantplan.workspace import Workspace
 
 
+def _op(plan: Any) -> type[Plan[Any, Any]]:  # noqa: ANN401 - whatever a caller gives
+    """Take an op."""
+    if isinstance(plan, type) and issubclass(plan, Plan) and plan is not Plan:
+        return plan
+    raise InvalidProblem(op="PlanFamily", field="plan", expected="a subclass of Plan", got=repr(plan))
+
+
+def _size(op: str, field: str, value: object) -> int:
+    """Take a number of rows."""
+    try:
+        return to_size(value)
+    except InvalidProblem as error:
+        error.op, error.field = op, field
+        raise
+
+
 def _buckets(op: str, ms: Iterable[int]) -> tuple[int, ...]:
     """Return the distinct values of M in ascending order."""
     try:
-        buckets = tuple(sorted({to_size(m) for m in ms}))
+        buckets = tuple(sorted({_size(op, "ms", m) for m in ms}))
     except TypeError:
         buckets = ()
-    except InvalidProblem as error:
-        error.op, error.field = op, "ms"
-        raise
     if not buckets:
         raise InvalidProblem(op=op, field="ms", expected="at least one M", got=repr(ms))
     return buckets
@@ -77,11 +90,11 @@ class PlanFamily(Generic[D, A]):
         Raises
         ------
         InvalidProblem
-            No buckets, or an M that the op refuses.
+            No buckets, an M that the op refuses, or a ``plan`` that is no op.
         Unsupported
             A bucket that no variant runs, or members whose rows may differ where batch invariance is required.
         """
-        op = plan or plan_type(desc)
+        op = plan_type(desc) if plan is None else _op(plan)
         op.check(desc)
         buckets = _buckets(op.op.value, ms)
         members = tuple(op._select(target, desc.replace(m=m), pref, flexible_m=True) for m in buckets)  # noqa: SLF001 - a family is made of plans
@@ -109,12 +122,10 @@ class PlanFamily(Generic[D, A]):
         Raises
         ------
         InvalidProblem
-            ``m`` is larger than every bucket.
+            ``m`` is no integer ≥ 0, or larger than every bucket.
         """
         first = self.plans[0]
-        if type(m) is not int or m < 0:
-            raise InvalidProblem(op=first.op.value, field="m", expected="an integer ≥ 0", got=repr(m))
-        i = bisect_left(self.buckets, m)
+        i = bisect_left(self.buckets, _size(first.op_name, "m", m))
         if i == len(self.buckets):
             raise InvalidProblem(
                 op=first.op.value,
@@ -160,7 +171,7 @@ class PlanFamily(Generic[D, A]):
                     field=name,
                     expected=f"an operand that does not depend on M: {', '.join(sorted(constant))}",
                     got=name,
-                    hint="pass it to run",
+                    hint="pass it to run" if name in stated else None,
                 )
         plan.check_operands([stated[name] for name in fixed], fixed)
         return BoundFamily(self, MappingProxyType(fixed))

@@ -137,7 +137,9 @@ class Operand:
         return self.hint
 
 
-def check_presence(op: str, operands: Iterable[Operand], given: dict[str, TensorView | None]) -> None:
+def check_presence(
+    op: str, operands: Iterable[Operand], given: dict[str, TensorView | None], desc: object = None
+) -> None:
     """Refuse missing operands, and operands that the descriptor has no use for."""
     wanted = {operand.name: operand for operand in operands}
     for name, view in given.items():
@@ -150,12 +152,16 @@ def check_presence(op: str, operands: Iterable[Operand], given: dict[str, Tensor
                 hint=wanted[name].hint,
             )
         if view is not None and name not in wanted:
+            held = getattr(desc, name, None)
+            number = isinstance(held, (int, float)) and not isinstance(held, bool)
             raise InvalidProblem(
                 op=op,
                 field=name,
                 expected="no operand: the descriptor asks for none",
                 got=view,
-                hint=f"drop it, or let the descriptor ask for it: it may hold a host value {name}=…",
+                hint=f"drop it, or give the descriptor {name}=None: it holds {held}"
+                if number
+                else "drop it, or let the descriptor ask for it",
             )
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from functools import lru_cache
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 import attrs
@@ -24,7 +23,7 @@ from quantplan.variant import rank
 from quantplan.workspace import ALIGNMENT, Workspace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
 
     from quantplan.tensor import Layout, TensorView
     from quantplan.variant import Identity, Prepare, Start, Variant, VariantReport
@@ -75,8 +74,6 @@ class Plan(ABC, Generic[D, A]):
     operand_names: ClassVar[tuple[str, ...]]
     rows_operand: ClassVar[str]
     variants: ClassVar[tuple[Variant, ...]]
-    also_called: ClassVar[Mapping[str, str]] = MappingProxyType({})
-    """Other names of descriptor fields, for the command line."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:  # noqa: ANN401 - forwarded as they are
         super().__init_subclass__(**kwargs)
@@ -116,11 +113,11 @@ class Plan(ABC, Generic[D, A]):
     @classmethod
     def check(cls, desc: D) -> None:
         """Raise `InvalidProblem` unless ``desc`` is a sound descriptor of this op."""
-        if not isinstance(desc, cls.descriptor_type):
+        if type(desc) is not cls.descriptor_type:  # a subclass has rules and fields that no kernel knows of
             raise InvalidProblem(
                 op=cls.op.value, field="desc", expected=cls.descriptor_type.__name__, got=type(desc).__name__
             )
-        attrs.evolve(desc)  # type: ignore[misc] # runs the descriptor's own rules again
+        attrs.evolve(desc)  # runs the descriptor's own rules again
 
     @classmethod
     def why_not(cls, target: object, desc: D, pref: PlanPreference | None = None) -> tuple[VariantReport, ...]:
@@ -266,6 +263,12 @@ class Plan(ABC, Generic[D, A]):
         """Show the kernel and its target."""
         return f"{type(self).__name__}({self.sku.name} on {self.target})"
 
+    def __deepcopy__(self, memo: object = None) -> Self:
+        """Return the plan itself: it is immutable, and holds code loaded on one device."""
+        return self
+
+    __copy__ = __deepcopy__
+
     def __reduce__(self) -> Any:  # noqa: ANN401 - object's own signature
         """Refuse: a plan holds code loaded on one device."""
         hint = f"send (target, desc, pref) and call {type(self).__name__}.select there"
@@ -281,17 +284,14 @@ class Plan(ABC, Generic[D, A]):
         if found is None:
             own = self.descriptor.m
             if m != own and not (self.flexible_m and 0 <= m <= own):
-                expected = f"M ≤ {own}" if self.flexible_m else f"M={own}"
-                hint = (
-                    None if self.flexible_m else "a plan's M is exact; PlanFamily takes any M up to its largest bucket"
-                )
+                exact = "a plan's M is exact; PlanFamily takes any M up to its largest bucket"
+                expected, hint = (f"M ≤ {own}", None) if self.flexible_m else (f"M={own}", exact)
                 raise InvalidProblem(
                     op=self.op.value, field=self.rows_operand, expected=expected, got=f"M={m}", hint=hint
                 )
             desc = self.descriptor if m == own else self.descriptor.replace(m=m)
             operands = self.operands(desc)
-            empty = all(o.empty for o in operands if o.output)
-            found = Problem(desc, operands, empty)
+            found = Problem(desc, operands, all(o.empty for o in operands if o.output))
             if len(self._problems) < _REMEMBERED:
                 self._problems[m] = found
         return found
@@ -314,7 +314,7 @@ class Plan(ABC, Generic[D, A]):
         problem = self.problem(m)
         layouts = tuple([None if view is None else view.layout for view in given.values()])
         if layouts not in problem.fitting:
-            check_presence(self.op_name, problem.operands, given)
+            check_presence(self.op_name, problem.operands, given, problem.desc)
             self.check_operands(problem.operands, given)
             if len(problem.fitting) >= _REMEMBERED:
                 problem.fitting.clear()

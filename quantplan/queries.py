@@ -103,15 +103,15 @@ def _rows(kind: type[Plan[Any, Any]], target: Target) -> Iterator[PlanSupport]:
                 yield PlanSupport(sku=sku, supported=report.supported, reason=report.reason)
 
 
-def explain(desc: Record, target: object = "cpu", pref: PlanPreference | None = None) -> Explanation:
+def explain(target: object, desc: Record, pref: PlanPreference | None = None) -> Explanation:
     """Tell which variant would run a problem on a target, and why each other one would not.
 
     Parameters
     ----------
-    desc : descriptor
-        The problem.
     target : str, Target or stream
         As in `Plan.select`; a bare architecture needs no GPU.
+    desc : descriptor
+        The problem.
     pref : PlanPreference, optional
         What the caller insists on.
 

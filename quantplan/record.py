@@ -27,7 +27,7 @@ class Record:
     """Base of the frozen attrs classes: a short repr, ``replace``, and versioned dictionaries.
 
     Equality, hashing and pickling come from attrs. Every subclass is registered under its name, so that
-    ``Record.from_dict`` rebuilds any of them.
+    ``Record.from_dict`` rebuilds any of them; a second one of a name, in another module, is an `InvalidProblem`.
     """
 
     __slots__ = ()
@@ -35,6 +35,14 @@ class Record:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:  # noqa: ANN401 - forwarded as they are
         super().__init_subclass__(**kwargs)
+        known = _KINDS.get(cls.__name__, cls)
+        if known.__module__ != cls.__module__:
+            raise InvalidProblem(
+                op="Record",
+                field="name",
+                expected="a name of its own: dictionaries say it",
+                got=f"{cls.__module__}.{cls.__name__}, when there is {known.__module__}.{known.__name__}",
+            )
         _KINDS[cls.__name__] = cls  # attrs makes slotted classes twice: the second, final one stays
 
     def __repr__(self) -> str:

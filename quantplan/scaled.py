@@ -11,6 +11,8 @@ device; inside a serving loop or a graph give ``out`` and ``workspace``, or use 
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +32,7 @@ from quantplan._scaled import (
     square,
 )
 from quantplan.elements import ElementKind
-from quantplan.errors import InvalidProblem, Unsupported
+from quantplan.errors import InvalidProblem, QuantPlanError, Unsupported
 from quantplan.operands import Operand, Tensor, host, to_view
 from quantplan.ops.dequantize import DequantizeArgs, DequantizeDescriptor, DequantizePlan
 from quantplan.ops.dynamic_range_quantize import (
@@ -48,8 +50,17 @@ from quantplan.types import EpilogueKind, Fp8Scaling, PlanPreference
 from quantplan.workspace import Workspace
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from quantplan.devices.target import Target
 
+_PRODUCT = {
+    **dict.fromkeys(("act", "act_q", "act_scale"), "a"),
+    **dict.fromkeys(("weight_q", "weight_scale", "weight_zero_point"), "b"),
+    "bias": "bias",
+    "output": "out",
+}
+"""What matmul calls the operands of a plan."""
 _REMEMBERED = 1024
 """Descriptors that are kept: a model has few."""
 
@@ -112,11 +123,16 @@ def cast(
         raise Unsupported("an amax history is kept in host memory", op=op, field="recipe", hint=hint)
     result = out or empty(rules, M, K, where)
     views = result.views
-    _apart(op, rules, view, views["data"])
+    _whole("x", (M, K), view.element).check(op, view, where.location or HOST)
+    _apart(op, rules, list(views.values()), [view])
+    names = {"x": "x", **dict.fromkeys(("q", "scale", "global_scale"), "out")}
     if history is not None:
-        views["scale"].numpy()[0] = history.scale
         plan = QuantizePlan.select(where, _quantize_descriptor(QuantizeDescriptor, rules, M, K, view.element))
-        plan.run(stream, workspace, QuantizeArgs(x=view, q=views["data"], scale=views["scale"]))
+        with _named(op, names):
+            launch = plan.bind(workspace, QuantizeArgs(x=view, q=views["data"], scale=views["scale"]))
+            plan.check_stream(stream)
+        views["scale"].numpy()[0] = history.scale
+        launch.run(stream)
         history.observe(view.numpy())
         return result
     for part in parts(rules, M, K):
@@ -130,7 +146,8 @@ def cast(
             scale=part.scale(views["scale"]),
             global_scale=views.get("global_scale"),
         )
-        quantizer.run(stream, workspace, arguments)
+        with _named(op, names):
+            quantizer.run(stream, workspace, arguments)
     return result
 
 
@@ -168,16 +185,15 @@ def dequantize(
     written = to_view(op, "out", result)
     if isinstance(recipe, INT4Scaling):
         _host_only(op, where)
-        Operand("out", kind, (("N", M), ("K", K)), output=True).check(op, written, HOST)
+    _whole("out", (M, K), kind).check(op, written, where.location or HOST)
+    if isinstance(recipe, INT4Scaling):
         weight = recipe.unpack(
             views["data"].numpy(), views["scale"].numpy(), host(views.get("zero_point")), tensor.shape
         )
-        with np.errstate(over="ignore"):  # one rounding after the product in f32, as Dequantize has
+        with np.errstate(all="ignore"):  # one rounding after the product in f32, as Dequantize has
             written.numpy()[...] = weight.dequantize().T.astype(kind.dtype)
         return result
-    if written.shape != (M, K):  # a plan sees the parts of it
-        raise InvalidProblem(op=op, field="out", expected=f"shape {(M, K)}", got=written.shape)
-    _apart(op, recipe, views["data"], written)
+    _apart(op, recipe, [written], list(views.values()))
     for part in parts(recipe, M, K):
         plan = DequantizePlan.select(where, _dequantize_descriptor(recipe, *part.size(M, K), kind))
         arguments = DequantizeArgs(
@@ -186,7 +202,8 @@ def dequantize(
             scale=part.scale(views["scale"]),
             global_scale=views.get("global_scale"),
         )
-        plan.run(stream, None, arguments)
+        with _named(op, {"q": "tensor", "scale": "tensor", "global_scale": "tensor", "output": "out"}):
+            plan.run(stream, None, arguments)
     return result
 
 
@@ -230,7 +247,7 @@ def matmul(
     stream: object = None,
     target: object = None,
     out: Tensor = None,
-    preference: PlanPreference | None = None,
+    pref: PlanPreference | None = None,
 ) -> Tensor:
     """Multiply activations by a weight: ``act(a · bᵀ + bias)``, by Fp8Gemm or Int4MarlinGemm.
 
@@ -255,7 +272,7 @@ def matmul(
         As for `cast`.
     out : tensor [M, N], optional
         Written and returned. Otherwise it is allocated: an array in host memory, a TensorView on a GPU.
-    preference : PlanPreference, optional
+    pref : PlanPreference, optional
         What the plan must keep.
 
     Raises
@@ -286,21 +303,21 @@ def matmul(
             expected = f"{recipe.scale_element.value}, as the weight's scales are"
             raise InvalidProblem(op=op, field="a", expected=expected, got=element.value)
         desc: Any = int4_descriptor(recipe, output_element=chosen or element, **problem)
-        plan = Int4MarlinGemmPlan.select(where, desc, preference)
+        plan = Int4MarlinGemmPlan.select(where, desc, pref)
         result = allocate(where, (shape[0], N), desc.output_element) if out is None else out
-        zero_point = weight.views.get("zero_point")
-        plan.run(
-            stream, None, Int4MarlinGemmArgs(act=activations, output=result, weight_zero_point=zero_point, **operands)
-        )
+        operands |= {"act": activations, "weight_zero_point": weight.views.get("zero_point")}
+        with _named(op, _PRODUCT):
+            plan.run(stream, None, Int4MarlinGemmArgs(output=result, **operands))
         return result
     scaling = scaling_of(op, a, weight)
     problem |= {"act_element": activations.element, "weight_element": weight.element, "scaling": scaling}
     if scaling is Fp8Scaling.TENSOR:
         problem |= {"act_scale": None, "weight_scale": None}  # operands, not the host value 1
     desc = _described(Fp8GemmDescriptor, epilogue=epilogue, output_element=chosen or ElementKind.F32, **problem)
-    plan = Fp8GemmPlan.select(where, desc, preference)
+    plan = Fp8GemmPlan.select(where, desc, pref)
     result = allocate(where, (shape[0], N), desc.output_element) if out is None else out
-    plan.run(stream, None, Fp8GemmArgs(act_q=activations, act_scale=a.views["scale"], output=result, **operands))
+    with _named(op, _PRODUCT):
+        plan.run(stream, None, Fp8GemmArgs(act_q=activations, act_scale=a.views["scale"], output=result, **operands))
     return result
 
 
@@ -334,10 +351,28 @@ def _check_out(op: str, out: object, recipe: ScalingRecipe, shape: tuple[int, in
         raise InvalidProblem(op=op, field="out", expected="writable memory", got="a read-only array")
 
 
-def _apart(op: str, recipe: ScalingRecipe, read: TensorView, written: TensorView) -> None:
-    """Refuse to write over what later blocks will read: each plan sees only its own."""
-    if square(recipe) and overlap(read, written):
+def _whole(name: str, shape: tuple[int, int], element: ElementKind) -> Operand:
+    """State of a matrix what plans ask of its parts."""
+    return Operand(name, element, tuple(zip("MK", shape, strict=True)), output=name == "out")
+
+
+def _apart(op: str, recipe: ScalingRecipe, written: Sequence[TensorView], read: Sequence[TensorView]) -> None:
+    """Refuse to write over what later blocks will read, or have written: each plan sees only its own."""
+    pairs = itertools.chain(itertools.product(written, read), itertools.combinations(written, 2))
+    if square(recipe) and any(overlap(a, b) for a, b in pairs):
         raise InvalidProblem(op=op, field="out", expected="memory of its own", got="overlapping memory")
+
+
+@contextlib.contextmanager
+def _named(op: str, names: dict[str, str]) -> Iterator[None]:
+    """Give the errors of a plan the caller's name of an operand: ``output`` is ``out``."""
+    try:
+        yield
+    except QuantPlanError as error:
+        operand, dot, rest = (error.field or "").partition(".")
+        if operand in names:
+            error.op, error.field = op, names[operand] + dot + rest
+        raise
 
 
 def _scaled(op: str, name: str, value: object) -> ScaledTensor:

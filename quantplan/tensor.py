@@ -260,7 +260,7 @@ def _view(obj: Any, carried: ElementKind | None) -> TensorView:  # noqa: ANN401 
             return _of_cuda_array_interface(obj, carried)
         if hasattr(obj, "__dlpack__"):
             return _of_dlpack(obj)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, BufferError, KeyError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, QuantPlanError):
             raise
         got = f"{type(obj).__name__}, which breaks it: {type(error).__name__}: {error}"

@@ -164,7 +164,7 @@ class Scope(Record):
 
     def __attrs_post_init__(self) -> None:
         """Refuse fields that the kind does not have."""
-        if (self.axis in (0, 1)) != (self.kind in (ScopeKind.CHANNEL, ScopeKind.GROUP)):
+        if self.axis not in ((0, 1) if self.kind in (ScopeKind.CHANNEL, ScopeKind.GROUP) else (None,)):
             raise InvalidProblem(
                 op="Scope", field="axis", expected="0 or 1 for channel and group, else None", got=self.axis
             )

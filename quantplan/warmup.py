@@ -84,11 +84,24 @@ def read_descriptors(path: Path) -> list[Any]:
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InvalidProblem(op="warmup", field="plans", expected="a file of JSON", got=f"{path}: {error}") from error
     if not isinstance(data, list):
-        raise InvalidProblem(op="warmup", field="plans", expected="a list of descriptors", got=type(data).__name__)
-    return [Record.from_dict(entry) for entry in data]
+        raise InvalidProblem(
+            f"in {path}", op="warmup", field="plans", expected="a list of descriptors", got=type(data).__name__
+        )
+    return [_read_descriptor(entry, f"in {path}, entry {number}") for number, entry in enumerate(data)]
+
+
+def _read_descriptor(entry: Any, where: str) -> Any:  # noqa: ANN401 - whatever a file holds
+    """Return an entry's descriptor; errors say where it stands."""
+    try:
+        desc = Record.from_dict(entry)
+        plan_type(desc)
+    except InvalidProblem as error:
+        error.message = ": ".join(filter(None, (where, error.message)))
+        raise
+    return desc
 
 
 def _of_catalogue(target: Target) -> dict[KernelSpec, None]:

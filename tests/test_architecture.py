@@ -59,7 +59,7 @@ MAY_IMPORT = {
     "bench": USERS | {"__init__", "footprint"},
     "_printing": VOCABULARY,
     "cli": USERS | {"__init__", "_printing", "bench"},
-    "__init__": USERS,
+    "__init__": USERS | {"footprint"},
     "__main__": {"cli"},
 }
 CUDA_MODULES = {"cupy", "cupyx", "cuda", "pycuda", "numba", "torch", "jax", "triton"}

@@ -113,7 +113,7 @@ def test_explain_as_json_names_the_sku(quantplan):
 def test_what_explain_prints_as_json_is_a_record_again(quantplan):
     _, out, _ = quantplan(*LINEAR, "--json")
     desc = qp.SmoothQuantLinearDescriptor(m=16, n=4096, k=4096, output_element="f16")
-    assert qp.Record.from_dict(json.loads(out)) == qp.explain(desc)
+    assert qp.Record.from_dict(json.loads(out)) == qp.explain("cpu", desc)
 
 
 @pytest.mark.parametrize("op", PLANS)
@@ -189,7 +189,9 @@ def test_a_sum_that_could_overflow_is_unsupported(quantplan):
         (("explain", "quantize", "--m", "-1", "--k", "4"), "m: expected an integer in [0, 2**31), got -1"),
         (("explain", "quantize", "--m", "1.5", "--k", "4"), "m: expected an integer, got 1.5"),
         (("explain", "quantize", "--m", "many", "--k", "4"), "m: expected an integer, got 'many'"),
-        (("explain", "quantize", "--m", "1", "--k", "4", "--n", "4"), "--n: m is given twice"),
+        (("explain", "quantize", "--m", "1", "--k", "4", "--m", "4"), "--m: m is given twice"),
+        (("explain", "quantize", "--m", "1", "--k", "4", "--n", "4"), "unrecognized arguments: --n 4"),
+        (("explain", "norm_quantize", "--n", "1", "--d", "4"), "required: --m, --k"),
         (("explain", "quantize", "--m", "1", "--k", "4", "--h", "4"), "--h"),
         (("explain", "quantize", "--m", "1", "--k", "4", "--out", "s8"), "--out"),
         (("explain", "quantize", "--m", "1", "--k", "4", "--output", "f99"), "output_element"),
@@ -198,6 +200,9 @@ def test_a_sum_that_could_overflow_is_unsupported(quantplan):
         (("explain", "quantize", "--m", "1", "--k", "4", "--scope", "rows"), "scope: expected tensor, token"),
         (("explain", "quantize", "--m", "1", "--k", "4", "--scale", "nan"), "scale: expected a finite f32"),
         (("explain", "quantize", "--m", "1", "--k", "4", "--scale", "9" * 400), "scale: expected"),
+        (("explain", "quantize", "--m", "1", "--k", "4", "--scale", "-1e-3"), "scale: expected a finite f32 above 0"),
+        (("explain", "quantize", "--m", "1", "--k", "4", "--scale", "-inf"), "scale: expected a finite f32 above 0"),
+        (("explain", "quantize", "--m", "1", "--k", "4", "--scale", "-.5E+2"), "scale: expected a finite f32 above 0"),
         (("explain", "quantize", "--m", "1", "--k", "4", "--target", "sm_1"), "target: expected 'cpu'"),
         (("explain", "smoothquant_linear", *SHAPE, "--epilogue", "tanh"), "epilogue: expected one of identity"),
         (("explain", "smoothquant_linear", *SHAPE, "--output-scale", "1"), "output_scale: expected None"),
@@ -462,6 +467,14 @@ def test_a_reader_that_goes_away_is_no_error(nobody_reads, args, unbuffered):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("args", [("plans", "--op", "quantize"), ("doctor", "--json")])
+def test_an_answer_that_cannot_be_written_is_one_line_and_exit_code_2(args):
+    with Path("/dev/full").open("w") as full:
+        done = process(*args, capture_output=False, stdout=full, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (2, "quantplan: standard output: No space left on device\n")
+
+
 def test_a_broken_guarantee_is_not_lost_with_the_reader(nobody_reads):
     """``quantplan verify --json | head -1`` under pipefail must not say that all is well."""
     code = (
@@ -659,8 +672,9 @@ def test_repack_as_json_rounds_scales_when_it_is_asked_to(quantplan, tmp_path):
     [
         (["inspect", "{}/missing.safetensors"], "path: in .*expected a file, got none"),
         (["inspect", "{}"], "a folder of .safetensors files"),
-        (["inspect", "{}/x.safetensors", "--config", "[1]"], "expected a JSON object, got '\\[1\\]'"),
-        (["inspect", "{}/x.safetensors", "--config", "{{"], "expected a JSON object"),
+        (["inspect", "{}/x.safetensors", "--config", "[1]"], r"--config: .*expected a JSON object, got \[1\]"),
+        (["inspect", "{}/x.safetensors", "--config", '{{"bits": 4, "bits": 8}}'], "--config: .*each key once"),
+        (["inspect", "{}/x.safetensors", "--config", "{{"], "--config: .*expected JSON"),
         (["repack", "{}/source/model.safetensors", "{}/source/model.safetensors"], "a place outside"),
         (["repack", "{}/source", "{}/source/out"], "a place outside"),
         (["repack", "{}/source", "{}/out", "--scale-element", "s8"], "f16, bf16 or f32"),

@@ -80,6 +80,18 @@ def test_every_public_name_is_there():
     assert python(code).stdout.strip() == "[]"
 
 
+def test_what_public_functions_return_is_public():
+    code = """
+import inspect, re, quantplan as qp
+functions = filter(inspect.isfunction, (getattr(qp, name) for name in qp.__all__))
+names = {name for f in functions for name in re.findall(r"[A-Z]\\w+", str(inspect.signature(f).return_annotation))}
+print(sorted(names - {*qp.__all__, "Tensor"}), len(names))
+"""
+    missing, count = python(code).stdout.strip().rsplit(" ", 1)
+    assert missing == "[]"
+    assert int(count) > 5
+
+
 def test_import_installs_no_log_handler_that_writes():
     code = "import logging, quantplan; print([type(h).__name__ for h in logging.getLogger('quantplan').handlers])"
     assert python(code).stdout.strip() == "['NullHandler']"

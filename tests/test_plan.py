@@ -1,8 +1,10 @@
 """The skeleton: selection among variants, checks before a launch, binding."""
 
+import copy
 import pickle
 import threading
 
+import attrs
 import numpy as np
 import pytest
 
@@ -96,6 +98,23 @@ class TestSelect:
         with pytest.raises(qp.InvalidProblem, match="desc: expected ToyDescriptor, got QuantizeDescriptor"):
             ToyPlan.select("cpu", other)
 
+    def test_refuses_a_descriptor_with_rules_of_its_own_wherever_it_comes(self):
+        @attrs.frozen(kw_only=True, repr=False)
+        class OtherDescriptor(ToyDescriptor):
+            pass
+
+        other = OtherDescriptor(m=3, k=4)
+        for take in (
+            lambda: ToyPlan.select("cpu", other),
+            lambda: ToyPlan.why_not("cpu", other),
+            lambda: qp.PlanFamily.select("cpu", other, ms=[1]),
+            lambda: qp.PlanFamily.select("cpu", other, ms=[1], plan=ToyPlan),
+            lambda: qp.explain("cpu", other),
+        ):
+            with pytest.raises(qp.InvalidProblem, match=r"expected .*ToyDescriptor.*, got OtherDescriptor") as caught:
+                take()
+            assert caught.value.field == "desc"
+
     def test_a_descriptor_names_its_op(self):
         assert plan_type(DESC) is ToyPlan
         assert plan_type(qp.DequantizeDescriptor(m=1, k=1)) is qp.DequantizePlan
@@ -162,8 +181,9 @@ class TestRun:
         surplus = ToyArgs(
             x=np.zeros((3, 4), np.float32), output=np.zeros((3, 4), np.float32), offset=np.zeros(4, np.float32)
         )
-        with pytest.raises(qp.InvalidProblem, match="offset: expected no operand"):
+        with pytest.raises(qp.InvalidProblem, match="offset: expected no operand") as caught:
             plan.can_implement(surplus)
+        assert caught.value.hint == "drop it, or let the descriptor ask for it"
         with pytest.raises(qp.InvalidProblem, match=r"offset: expected a tensor of shape \(4,\), got None"):
             ToyPlan.select("cpu", DESC.replace(offset=True)).can_implement(toy_args())
 
@@ -180,6 +200,11 @@ class TestRun:
     def test_plans_do_not_pickle_and_say_what_to_send(self):
         with pytest.raises(qp.InvalidProblem, match=r"send \(target, desc, pref\) and call ToyPlan.select there"):
             pickle.dumps(ToyPlan.select("cpu", DESC))
+
+    def test_a_plans_copy_is_the_plan(self):
+        plan = ToyPlan.select("cpu", DESC)
+        assert copy.copy(plan) is plan
+        assert copy.deepcopy({"layer": [plan]})["layer"][0] is plan
 
 
 class TestWorkspace:

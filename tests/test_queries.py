@@ -86,7 +86,7 @@ def test_an_unknown_op_is_refused_with_the_known_ones(op):
 
 @pytest.mark.parametrize("target", ["gpu", "sm_9", "sm_90b", "CPU", "cuda:", "cuda:-1", "emulated:cpu", ""])
 def test_an_unknown_target_is_refused_with_the_known_forms(target):
-    for ask in (qp.plans, lambda where: qp.explain(LINEAR, where)):
+    for ask in (qp.plans, lambda where: qp.explain(where, LINEAR)):
         with pytest.raises(qp.InvalidProblem, match="sm_90a") as caught:
             ask(target)
         assert caught.value.field == "target"
@@ -102,7 +102,7 @@ def test_a_gpu_without_a_driver_is_an_error_with_a_hint(no_driver):
 
 
 def test_explain_says_what_would_run():
-    found = qp.explain(LINEAR)
+    found = qp.explain("cpu", LINEAR)
     assert (found.target, found.op, found.descriptor) == ("cpu", "smoothquant_linear", LINEAR)
     assert found.sku == qp.SmoothQuantLinearPlan.select("cpu", LINEAR).sku
     best, *others = found.variants
@@ -113,7 +113,7 @@ def test_explain_says_what_would_run():
 
 @pytest.mark.parametrize("target", ["sm_75", "emulated:sm_75"])
 def test_explain_says_why_nothing_would(target):
-    found = qp.explain(LINEAR, target)
+    found = qp.explain(target, LINEAR)
     assert found.sku is None
     assert found.variants
     assert all(v.reason and not v.supported for v in found.variants)
@@ -123,14 +123,14 @@ def test_explain_says_why_nothing_would(target):
 
 
 def test_explain_takes_preferences():
-    found = qp.explain(LINEAR, "cpu", qp.PlanPreference(backend="bespoke"))
+    found = qp.explain("cpu", LINEAR, qp.PlanPreference(backend="bespoke"))
     assert found.sku is None
     assert "backend is reference, and bespoke is required" in [v.reason for v in found.variants]
 
 
 def test_explain_takes_a_parsed_target_and_a_gpu(two_gpus):
-    assert qp.explain(LINEAR, qp.Target.parse("sm_90a")).target == "sm_90a"
-    found = qp.explain(LINEAR, "cuda:1")
+    assert qp.explain(qp.Target.parse("sm_90a"), LINEAR).target == "sm_90a"
+    found = qp.explain("cuda:1", LINEAR)
     assert found.target == "cuda:1"
     assert all("cuda:1" in v.reason for v in found.variants if v.name == "reference")
 
@@ -138,7 +138,7 @@ def test_explain_takes_a_parsed_target_and_a_gpu(two_gpus):
 @pytest.mark.parametrize("desc", [None, "smoothquant_linear", {"m": 1}, qp.Scope.tensor(), qp.SmoothQuantLinearPlan])
 def test_explain_refuses_what_is_no_descriptor(desc):
     with pytest.raises(qp.InvalidProblem, match="SmoothQuantLinearDescriptor") as caught:
-        qp.explain(desc)
+        qp.explain("cpu", desc)
     assert caught.value.field == "desc"
 
 
@@ -157,7 +157,7 @@ def test_devices_lists_every_gpu(two_gpus):
 
 def test_every_device_is_a_target(two_gpus):
     for target in qp.devices():
-        assert qp.explain(LINEAR, target).target == str(target)
+        assert qp.explain(target, LINEAR).target == str(target)
 
 
 def test_find_op_by_name():
@@ -173,7 +173,7 @@ def test_find_op_by_name():
 @pytest.mark.parametrize("target", ["cpu", "sm_90a"])
 @pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.slow)])
 def test_answers_survive_json(target, step):
-    for answer in (qp.explain(LINEAR, target), *listed(target)[::step], *qp.doctor(), *qp.devices()):
+    for answer in (qp.explain(target, LINEAR), *listed(target)[::step], *qp.doctor(), *qp.devices()):
         text = json.dumps(answer.to_dict(), allow_nan=False)
         assert Record.from_dict(json.loads(text)) == answer
         assert answer.to_dict()["schema"] == 1

@@ -367,6 +367,31 @@ class Sample(Record):
     parts: tuple[int, ...] = attrs.field(default=(), converter=to_tuple)
 
 
+def test_a_name_belongs_to_the_module_that_had_it_first():
+    with pytest.raises(qp.InvalidProblem, match=r"name: .*test_record\.Scope, when there is quantplan\.types"):
+
+        class Scope(Record):
+            pass
+
+    with pytest.raises(qp.InvalidProblem, match="name"):
+        attrs.make_class("KernelSku", {}, bases=(Record,), frozen=True)
+    assert Record.from_dict(qp.Scope.token().to_dict()) == qp.Scope.token()
+
+
+def test_a_module_may_define_its_own_record_again():
+    @attrs.frozen(kw_only=True, repr=False)
+    class Again(Record):
+        size: int = dimension()
+
+    first = Again
+
+    @attrs.frozen(kw_only=True, repr=False)
+    class Again(Record):
+        size: int = dimension()
+
+    assert type(Record.from_dict(first(size=1).to_dict())) is Again
+
+
 def test_fields_convert_to_plain_python_values():
     sample = Sample(
         size=np.int64(4), mode="asymmetric", ratio=np.float32(0.5), shift=np.uint8(7), exact=np.True_, parts=[1, 2]

@@ -96,8 +96,9 @@ def test_mx_scales_are_rounded_up_so_that_nothing_clips():
 @pytest.mark.parametrize("size", [1e-12, 1e-4, 1.0, 1e12])
 def test_nvfp4_keeps_small_and_large_tensors(size):
     x = normal(4, 64, scale=size)
-    back = qp.dequantize(qp.cast(x, NVFP4))
-    assert np.linalg.norm(back - x) < 0.2 * np.linalg.norm(x)
+    t = qp.cast(x, NVFP4)
+    back = qp.dequantize(t)
+    assert (np.abs(back - x) <= t.error_bound(x) + np.abs(x) * 2.0**-22).all()
 
 
 @named("recipe", [TOKEN, BLOCKS, SQUARES, MX])
@@ -174,6 +175,13 @@ def test_a_refused_cast_leaves_the_history_alone():
     with pytest.raises(qp.DeviceMismatch):
         qp.cast(normal(2, 2), history, target="cpu", stream=object())
     assert history.amaxes == ()
+    history.record(896.0)
+    out = qp.cast(normal(2, 2), CURRENT)
+    delayed = qp.ScaledTensor(out.data, np.array([7.0], np.float32), history.recipe)
+    for wrong, more in ((normal(2, 2).T, {}), (normal(2, 2), {"workspace": 1}), (normal(2, 2), {"stream": object()})):
+        with pytest.raises(qp.QuantPlanError):
+            qp.cast(wrong, history, target="cpu", out=delayed, **more)
+        assert delayed.scale == [7.0]
 
 
 # ---- products
@@ -382,6 +390,11 @@ SPOILT = [
     (lambda: qp.matmul(X.astype(np.float16), qp.cast(X, INT4), epilogue="relu"), qp.Unsupported, "epilogue"),
     (lambda: qp.matmul(X.astype(np.float16), qp.cast(X, INT4), epilogue="swish"), qp.Unsupported, "epilogue"),
     (lambda: qp.matmul(qp.cast(X, MX), qp.cast(X, MX), bias=X), qp.InvalidProblem, "bias"),
+    (lambda: qp.matmul(qp.cast(X, MX), qp.cast(X, MX), out=X), qp.InvalidProblem, "out"),
+    (lambda: qp.matmul(X.astype(np.float16), qp.cast(X, INT4), out=X), qp.InvalidProblem, "out"),
+    (lambda: qp.dequantize(qp.cast(X, MX), out=X.T), qp.InvalidProblem, "out"),
+    (lambda: qp.dequantize(qp.cast(X, SQUARES), out=X[:, ::-1]), qp.InvalidProblem, "out"),
+    (lambda: qp.cast(X.T, MX), qp.InvalidProblem, "x"),
 ]
 
 
@@ -404,3 +417,30 @@ def test_read_only_and_overlapping_outputs_are_refused():
     inside = qp.ScaledTensor(codes, np.ones((2, 2), np.float32), SQUARES)
     with pytest.raises(qp.InvalidProblem, match="overlapping"):
         qp.cast(x, SQUARES, out=inside)
+    shared = np.empty((130, 130), np.uint8)
+    both = qp.ScaledTensor(shared, shared.reshape(-1)[16384:16400].view(np.float32).reshape(2, 2), SQUARES)
+    with pytest.raises(qp.InvalidProblem, match="overlapping"):
+        qp.cast(x, SQUARES, out=both)
+
+
+@named("recipe", [CURRENT, SQUARES])
+def test_rows_that_overlap_are_refused_whatever_the_blocks(recipe):
+    """Each block of 128 columns has rows apart where the whole matrix has not."""
+    x = normal(130, 200)
+    rows = np.lib.stride_tricks.as_strided(np.empty(130 * 200, np.float32), x.shape, (4 * 128, 4))
+    rows[:] = 0
+    with pytest.raises(qp.InvalidProblem, match="rows that do not overlap") as error:
+        qp.dequantize(qp.cast(x, recipe), out=rows)
+    assert (error.value.op, error.value.field) == ("dequantize", "out")
+    with pytest.raises(qp.InvalidProblem, match="rows that do not overlap") as error:
+        qp.cast(rows, recipe)
+    assert (error.value.op, error.value.field) == ("cast", "x")
+
+
+def test_errors_name_what_the_caller_named():
+    w = qp.cast(normal(64, 64), CURRENT)
+    codes = qp.ScaledTensor(w.data[:2], w.scale, CURRENT)
+    out = w.data.reshape(-1)[: 2 * 64 * 4].view(np.float32).reshape(2, 64)
+    with pytest.raises(qp.InvalidProblem, match="memory of its own") as error:
+        qp.matmul(codes, w, out=out)
+    assert (error.value.op, error.value.field) == ("matmul", "out")

@@ -594,6 +594,13 @@ class Broken:
         vars(self).update(members)
 
 
+def raising(kind):
+    def refuse(**_):
+        raise kind("not for export")
+
+    return refuse
+
+
 @pytest.mark.parametrize(
     "obj",
     [
@@ -601,9 +608,11 @@ class Broken:
         Broken(__cuda_array_interface__=3),
         Broken(__dlpack__=lambda **_: "no capsule", __dlpack_device__=lambda: (1, 0)),
         Broken(__dlpack__=lambda **_: None),
+        Broken(__dlpack__=raising(BufferError), __dlpack_device__=lambda: (1, 0)),
+        Broken(__dlpack__=raising(RuntimeError), __dlpack_device__=lambda: (1, 0)),
         Broken(data_ptr=lambda: 0, stride=None, dtype="float32", shape=(1,), device=None),
     ],
-    ids=["no shape", "no dictionary", "no capsule", "no device", "no stride"],
+    ids=["no shape", "no dictionary", "no capsule", "no device", "no export", "deleted", "no stride"],
 )
 def test_a_tensor_that_breaks_its_protocol_is_refused(obj):
     with pytest.raises(

@@ -55,6 +55,12 @@ def test_descriptors_are_read_back(tmp_path):
         ("{", "expected a file of JSON"),
         ('{"a": 1}', "expected a list of descriptors, got dict"),
         ('[{"a": 1}]', "schema"),
+        ("[1]", r"in .*plans\.json, entry 0: expected a dictionary, got int"),
+        (
+            f"[{json.dumps(DESC.to_dict())}, {json.dumps(qp.Scope.token().to_dict())}]",
+            "entry 1: expected one of .*Desc",
+        ),
+        ("[" * 100_000, "expected a file of JSON"),
     ],
 )
 def test_a_file_that_is_no_list_of_descriptors(tmp_path, text, words):

@@ -67,7 +67,7 @@ class Runtime:
         beside it, and the table of plans says where each one runs.
         """
         if descriptor not in self._families:
-            beside = self.target.startswith("emulated:") and qp.explain(descriptor, self.target).sku is None
+            beside = self.target.startswith("emulated:") and qp.explain(self.target, descriptor).sku is None
             target = "cpu" if beside else self.target
             self._families[descriptor] = qp.PlanFamily.select(target, descriptor, ms=BUCKETS)
         return self._families[descriptor]

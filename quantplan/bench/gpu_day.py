@@ -20,7 +20,7 @@ from quantplan.bench.budget import Budget
 from quantplan.bench.problems import ROWS
 from quantplan.bench.stages import STAGES, Day
 from quantplan.devices.target import Target, TargetKind
-from quantplan.errors import InvalidProblem
+from quantplan.errors import DriverError, DriverNotFound, InvalidProblem
 from quantplan.ops import PLANS
 
 if TYPE_CHECKING:
@@ -67,13 +67,15 @@ def run_day(
     ------
     InvalidProblem
         There is no such stage, op or target.
+    DriverNotFound, DriverError
+        There is no such GPU.
     """
     _check("only", only, [stage.name for stage in STAGES])
     _check("ops", ops, [*PLANS, *(row.name for row in ROWS)])
-    emulated = not target.startswith("cuda")  # whether there is such a GPU, the machine tells
-    if emulated and Target.parse(target).kind is not TargetKind.EMULATED:
+    kind = Target.parse(target).kind
+    if kind not in (TargetKind.CUDA, TargetKind.EMULATED):
         raise InvalidProblem(op="bench", field="target", expected="cuda:0 or emulated:sm_90a", got=target)
-    smoke = smoke or emulated
+    smoke = smoke or kind is TargetKind.EMULATED
     earlier = runs.latest(out, target, smoke=smoke) if resume else None
     run = runs.Run(earlier, runs.read(earlier)) if earlier else runs.Run.begin(out, target, smoke=smoke)
     limited = Budget(budget, clock)
@@ -131,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _stop)
     try:
         run = run_day(chosen.out, say=lambda line: print(line, flush=True), **options.given(chosen))
-    except InvalidProblem as error:
+    except (InvalidProblem, DriverNotFound, DriverError) as error:
         parser.error(str(error))
     for line in findings.last_lines(run):
         print(line)

@@ -74,7 +74,7 @@ def read_config(folder: Path, given: Mapping[str, Any] | None = None) -> _json.S
     Raises
     ------
     InvalidProblem
-        A file that is no JSON, or has a key twice.
+        A file that is no JSON, or has a key twice; entries that no JSON has.
     """
     found = _json.Section({}, op=OP, where="config", file=folder)
     for name in FILES:
@@ -84,7 +84,7 @@ def read_config(folder: Path, given: Mapping[str, Any] | None = None) -> _json.S
             found = _quantization(whole) if name == FILES[0] else whole
             if found.data:
                 break
-    return found.with_(given or {})
+    return found if given is None else found.with_(_json.given(given, op=OP, field="config"))
 
 
 def scheme(config: _json.Section, prefix: str, tensors: Sequence[Format]) -> Scheme:

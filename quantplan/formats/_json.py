@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import reprlib
 from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from quantplan.errors import InvalidProblem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from pathlib import Path
 
 MAX_FILE = 64 << 20
@@ -71,6 +73,22 @@ def read(path: Path, *, op: str, field: str) -> dict[str, Any]:
     if len(text) > MAX_FILE:
         raise InvalidProblem(f"in {path}", op=op, field=field, expected=f"at most {MAX_FILE} bytes", got="more")
     return parse(text, op=op, field=field, file=path)
+
+
+def given(value: object, *, op: str, field: str) -> dict[str, Any]:
+    """Return a caller's mapping, as a file could say it.
+
+    Raises
+    ------
+    InvalidProblem
+        It is none, or holds what JSON has not.
+    """
+    if isinstance(value, Mapping):
+        with contextlib.suppress(TypeError, ValueError, RecursionError):
+            data: dict[str, Any] = json.loads(json.dumps(dict(value)))
+            if data == value:  # JSON would make strings of other keys
+                return data
+    raise InvalidProblem(op=op, field=field, expected="a mapping of names to what JSON has", got=shown(value))
 
 
 class Section:

@@ -1,7 +1,8 @@
 """Patterns of module names in a checkpoint's configuration: regular expressions that somebody else wrote.
 
 Python's matcher can take exponential time for one of a dozen characters, ``(a+)+b``, or for ``(a|a)`` many times over.
-With no repeated group and few choices time is bounded by the length of a name to the power of the choices.
+With no repeated group and few choices time is bounded by the length of a name to the power of the choices. Flags that
+give signs another meaning, and whatever else ``(?`` begins that is not read here, are refused.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ MAX_CHOICES = 5
 MAX_NAME = 200
 MAX_PATTERN = 1000
 
-_PARTS = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\((?:\?[a-zA-Z:=!<]+)?|\)[*+{]|[*+{?]\??|.", re.DOTALL)
+_PARTS = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\((?:\?(?:[:=!]|i\))?)?|\)[*+{]|[*+{?]\??|.", re.DOTALL)
 
 
 def matches(pattern: str, name: str, config: Section, key: str) -> bool:
@@ -32,7 +33,9 @@ def matches(pattern: str, name: str, config: Section, key: str) -> bool:
         config.refuse(key, f"patterns of at most {MAX_PATTERN} characters, and names of {MAX_NAME}")
     if any(part.startswith(")") and len(part) > 1 for part in parts):
         config.refuse(key, "patterns without repeated groups", "name the modules one by one")
-    if any(re.fullmatch(r"\\[1-9]", part) or part.startswith("(?P") for part in parts):
+    if any(part == "(?" for part in parts):
+        config.refuse(key, "patterns of groups, lookaheads and (?i), and no other (?", "name the modules one by one")
+    if any(re.fullmatch(r"\\[1-9]", part) for part in parts):
         config.refuse(key, "patterns without references back", "name the modules one by one")
     if sum(part[0] in "*+{?(" for part in parts) > MAX_CHOICES:
         config.refuse(key, f"patterns of at most {MAX_CHOICES} repeats and groups", "name the modules one by one")

@@ -174,7 +174,7 @@ class Checkpoint:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, config: Mapping[str, Any] | None = None) -> None:
-        self.path = Path(path)
+        self.path = usable_path(OP, "path", path)
         self.single = not self.path.is_dir() and not self.path.name.endswith(_INDEX)
         self.folder, names, placed = _locate(self.path)
         self.files = tuple(SafetensorsFile(self.folder / name) for name in names)
@@ -273,6 +273,8 @@ class Checkpoint:
 
     def _kind(self, prefix: str) -> Format:
         """Return what a linear's tensors look like."""
+        if not isinstance(prefix, str):
+            raise InvalidProblem(op=OP, field="prefix", expected="a module's name", got=_json.shown(prefix))
         if prefix not in self._found:
             plain = _layouts.full_name(prefix, "weight") in self.tensors
             near = difflib.get_close_matches(prefix, self._found, n=3, cutoff=0.5) or list(self._found)[:3]
@@ -368,6 +370,17 @@ def load_linear(
         known here; the error's field is the tensor.
     """
     return Checkpoint(path, config=config).load_linear(prefix)
+
+
+def usable_path(op: str, field: str, value: Any) -> Path:  # noqa: ANN401 - whatever a caller gives
+    """Return a path that the system can be asked about, whether or not there is anything."""
+    try:
+        path = Path(value)
+        path.exists()
+        path.resolve()
+    except (OSError, RuntimeError, TypeError, ValueError) as error:  # too long, a null byte, a loop of links
+        raise InvalidProblem(op=op, field=field, expected="a path", got=f"{_json.shown(value)}: {error}") from error
+    return path
 
 
 def _locate(path: Path) -> tuple[Path, Sequence[str], dict[str, str]]:

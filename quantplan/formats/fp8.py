@@ -82,7 +82,7 @@ class Fp8Weight:
         """Return the real weight [N, K] in float32, each product rounded once."""
         weight = self.weight.astype(np.float32)
         scale = self.weight_scale
-        with np.errstate(over="ignore"):
+        with np.errstate(all="ignore"):
             if self.scaling is not Fp8Scaling.BLOCK:
                 weight *= scale[:, np.newaxis]
                 return weight

@@ -126,7 +126,7 @@ class Int4Weight:
         for first in range(0, self.q.shape[0], step):
             rows = slice(first, first + step)
             np.subtract(self.q[rows], zeros[group[rows]], out=weight[rows], dtype=np.float32)
-            with np.errstate(over="ignore"):
+            with np.errstate(all="ignore"):
                 weight[rows] *= scales[group[rows]]
         return weight
 

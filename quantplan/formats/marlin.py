@@ -333,7 +333,7 @@ def cast(op: str, name: str, values: NDArray[Any], element: object) -> NDArray[A
         raise
     if kind.dtype not in _checks.SCALES:
         raise InvalidProblem(op=op, field="scale_element", expected="f16, bf16 or f32", got=kind.value)
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         rounded = values.astype(kind.dtype, copy=False)
     _checks.finite(op, name, rounded, f"{name} that are finite in {kind.value}")
     return rounded

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -21,7 +20,7 @@ from quantplan.elements import ElementKind
 from quantplan.errors import InvalidProblem
 from quantplan.formats import _json, _repacked
 from quantplan.formats._layouts import full_name
-from quantplan.formats.checkpoint import INDEX, WHOLE, Checkpoint
+from quantplan.formats.checkpoint import INDEX, WHOLE, Checkpoint, usable_path
 from quantplan.formats.int4 import Int4Frame
 from quantplan.formats.marlin import TILE_K, cast, sorting_permutation
 from quantplan.formats.padding import padded_size
@@ -30,6 +29,7 @@ from quantplan.formats.safetensors import PARTIAL, SafetensorsFile, TensorInfo, 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Iterator, Mapping
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -103,8 +103,9 @@ def repack(
         A linear that cannot be read or repacked, or a destination with anything in it but what an earlier run with the
         same source and options has written: nothing is written then. Or a file that cannot be written.
     """
+    target = usable_path(_OP, "destination", destination)
     checkpoint = Checkpoint(source, config=config)
-    single, target = checkpoint.single, Path(destination)
+    single = checkpoint.single
     if not checkpoint.linears:
         raise InvalidProblem(f"in {checkpoint.path}", op=_OP, field="source", expected="quantized linears", got="none")
     _check_places(checkpoint.path if single else checkpoint.folder, target, single=single)

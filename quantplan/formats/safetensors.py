@@ -14,6 +14,7 @@ Source: https://github.com/huggingface/safetensors, section "Format".
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -164,6 +165,11 @@ class SafetensorsFile:
     def _metadata(self, entry: object) -> dict[str, str]:
         if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
             raise self._invalid(_METADATA, "an object of strings", _json.shown(entry))
+        for text in itertools.chain.from_iterable(entry.items()):
+            try:
+                text.encode()
+            except UnicodeEncodeError:  # JSON can escape half a character, and no file can hold it
+                raise self._invalid(_METADATA, "strings of whole characters", _json.shown(text)) from None
         return entry
 
     def _tensor(self, name: str, entry: object) -> TensorInfo:

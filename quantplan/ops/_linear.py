@@ -57,7 +57,7 @@ def check(desc: Any) -> None:  # noqa: ANN401 - two types
 
 def finite_scale(op: str, field: str, value: float, kind: ElementKind) -> float:
     """Return a host scale rounded to its element; refuse what is not finite there."""
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         rounded = float(kind.dtype.type(value))
     if math.isfinite(rounded):
         return rounded

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -26,9 +25,6 @@ REAL = (ElementKind.F64, ElementKind.F32, ElementKind.F16, ElementKind.BF16)
 INTEGER = (ElementKind.S8, ElementKind.U8, ElementKind.S4, ElementKind.U4)
 FP8 = (ElementKind.FP8_E4M3, ElementKind.FP8_E5M2)
 QUANTIZED = (*INTEGER, *FP8, ElementKind.FP4_E2M1)
-
-ALSO_CALLED = MappingProxyType({"m": "n", "k": "d"})
-"""Rows and columns, as many facades of quantize ops call them."""
 
 NVFP4_SCOPE = Scope.group(NVFP4_BLOCK)
 MX_SCOPE = Scope.group(MX_BLOCK)
@@ -140,7 +136,7 @@ def check_host_values(op: str, desc: Any, low: int | None, high: int | None) -> 
 
 def check_scale_value(op: str, field: str, value: float, kind: ElementKind) -> None:
     """Refuse a host scale that is not a finite number above zero in its element."""
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         rounded = float(kind.dtype.type(value))
     if not 0 < rounded < math.inf:
         require(op, field, f"a finite {kind.value} above 0", repr(value))

@@ -107,7 +107,7 @@ class Fp8GemmDescriptor(Record):
                 self._refuse(name, f"None for {self.output_element.value} output", value)
             if name != "output_scale" and self.scaling is not Fp8Scaling.TENSOR:
                 self._refuse(name, f"None for {self.scaling.value} scaling", value)
-            with np.errstate(over="ignore"):
+            with np.errstate(all="ignore"):
                 rounded = float(np.float32(value))
             if not 0 < rounded < math.inf:
                 self._refuse(name, "a finite f32 above 0", value)

@@ -300,7 +300,7 @@ class AmaxHistory:
         InvalidProblem
             No number, or a negative one.
         """
-        with np.errstate(over="ignore"):
+        with np.errstate(all="ignore"):
             magnitude = np.float32(number("AmaxHistory", "amax", amax))
         if magnitude < 0:
             raise InvalidProblem(op="AmaxHistory", field="amax", expected="a number ≥ 0", got=amax)
@@ -371,7 +371,7 @@ def _dynamic(x: NDArray[np.float32], element: ElementKind, scope: Scope) -> tupl
 def _single(op: str, name: str, x: object) -> NDArray[Any]:
     """Return a matrix of floats as it is, or rounded to float32 where it is float64."""
     array = matrix(op, name, x)
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         return array.astype(np.float32) if array.dtype == np.float64 else array
 
 

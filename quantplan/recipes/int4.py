@@ -118,7 +118,8 @@ def round_to_nearest(
     for start in range(0, N, rows_at_once):
         rows = slice(start, start + rows_at_once)
         w = _in_groups(op, weight[rows], groups, size)
-        codes = _quantize(w, element, CLIPPING_RATIOS if mse else CLIPPING_RATIOS[:1], symmetric=symmetric)
+        with np.errstate(all="ignore"):
+            codes = _quantize(w, element, CLIPPING_RATIOS if mse else CLIPPING_RATIOS[:1], symmetric=symmetric)
         if not np.isfinite(codes.scale).all():
             hint = "scale the weight down" if element is ElementKind.BF16 else "use scale_element=bf16"
             expected = f"weights whose scales are finite in {element.value}"
@@ -157,18 +158,17 @@ def _round(
 ) -> _Codes:
     """Round groups to the nearest codes of the range [low, high], which includes 0."""
     wanted: NDArray[Any]
-    with np.errstate(all="ignore"):
-        if symmetric:
-            wanted = np.maximum(-low, high) / np.float32(_SYMMETRIC_MAX)
-        else:
-            wanted = high / np.float32(_CODE_MAX) - low / np.float32(_CODE_MAX)  # the difference itself may overflow
-        scale = _rounded_up(wanted, element)
-        step = scale.astype(np.float32)
-        zero = np.full_like(step, SYMMETRIC_ZERO) if symmetric else np.clip(np.rint(-low / step), 0, _CODE_MAX)
-        q = w / step[..., np.newaxis]
-        np.rint(q, out=q)
-        q += zero[..., np.newaxis]
-        np.clip(q, 0, _CODE_MAX, out=q)
+    if symmetric:
+        wanted = np.maximum(-low, high) / np.float32(_SYMMETRIC_MAX)
+    else:
+        wanted = high / np.float32(_CODE_MAX) - low / np.float32(_CODE_MAX)  # the difference itself may overflow
+    scale = _rounded_up(wanted, element)
+    step = scale.astype(np.float32)
+    zero = np.full_like(step, SYMMETRIC_ZERO) if symmetric else np.clip(np.rint(-low / step), 0, _CODE_MAX)
+    q = w / step[..., np.newaxis]
+    np.rint(q, out=q)
+    q += zero[..., np.newaxis]
+    np.clip(q, 0, _CODE_MAX, out=q)
     return _Codes(q, scale, zero)
 
 
@@ -183,10 +183,9 @@ def _rounded_up(wanted: NDArray[Any], element: ElementKind) -> NDArray[Any]:
 
 def _squared_error(w: NDArray[np.float32], codes: _Codes) -> NDArray[np.float64]:
     """Return the squared error of each group. A code times its stored scale is exact, and squares are float64."""
-    with np.errstate(all="ignore"):
-        error = codes.q - codes.zero[..., np.newaxis]
-        error *= codes.scale.astype(np.float32)[..., np.newaxis]
-        np.subtract(w, error, out=error)
+    error = codes.q - codes.zero[..., np.newaxis]
+    error *= codes.scale.astype(np.float32)[..., np.newaxis]
+    np.subtract(w, error, out=error)
     wide = error.astype(np.float64)
     total: NDArray[np.float64] = np.einsum("...k,...k->...", wide, wide)
     return total
@@ -194,7 +193,7 @@ def _squared_error(w: NDArray[np.float32], codes: _Codes) -> NDArray[np.float64]
 
 def _in_groups(op: str, rows: NDArray[Any], groups: int, size: int) -> NDArray[np.float32]:
     """Return rows of a weight as float32 (rows, groups, size), the last group filled with zeros, which cost nothing."""
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         single = rows.astype(np.float32)
     missing = groups * size - finite(op, "weight", single).shape[1]
     if missing:

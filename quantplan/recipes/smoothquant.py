@@ -86,11 +86,11 @@ class ActivationRange:
         if batch.ndim == 0 or batch.shape[-1] != self.channels:
             expected = f"shape (…, K={self.channels})"
             raise InvalidProblem(op="ActivationRange", field="batch", expected=expected, got=batch.shape)
-        rows = batch.reshape(-1, self.channels)
+        rows = batch.reshape(math.prod(batch.shape[:-1]), self.channels)
         step = max(1, _CHUNK // max(1, self.channels))
         amax, histogram = self._amax.copy(), self._histogram.copy()
         for start in range(0, len(rows), step):
-            with np.errstate(over="ignore"):
+            with np.errstate(all="ignore"):
                 part = np.abs(rows[start : start + step].astype(np.float32))
             np.maximum(amax, part.max(axis=0), out=amax)  # propagates NaN
             upper_halves = part.view(np.uint32).reshape(-1) >> np.uint32(16)
@@ -157,7 +157,8 @@ class ActivationRange:
                 op="ActivationRange", field="percent", expected="None with factors", got=percent, hint=hint
             )
         _require_factors("ActivationRange", factors, self.channels)
-        return static_scale(float((self.amax / factors.astype(np.float32)).max()))
+        with np.errstate(all="ignore"):
+            return static_scale(float((self.amax / factors.astype(np.float32)).max()))
 
     def _require_values(self) -> None:
         if not self.count:
@@ -172,11 +173,12 @@ def static_scale(amax: float) -> float:
     InvalidProblem
         No number, or one that is negative or beyond float32.
     """
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         magnitude = np.float32(number("static_scale", "amax", amax))
+        scale = magnitude / np.float32(_CODE_MAX)
     if not 0 <= magnitude <= _LARGEST:
         raise InvalidProblem(op="static_scale", field="amax", expected="a finite float32 ≥ 0", got=amax)
-    return max(float(magnitude / np.float32(_CODE_MAX)), _SMALLEST_NORMAL) if magnitude else 1.0
+    return max(float(scale), _SMALLEST_NORMAL) if magnitude else 1.0
 
 
 def smoothing_factors(
@@ -222,7 +224,7 @@ def smoothing_factors(
         np.maximum(weight_amax, np.max(magnitudes, axis=0, initial=0), out=weight_amax)
     one = (activations == 0) | (weight_amax == 0)
     activations[one] = weight_amax[one] = 1
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         factors = np.power(activations, alpha) / np.power(weight_amax, 1 - alpha)
     return np.clip(factors, _SMALLEST_NORMAL, _LARGEST).astype(np.float32)
 
@@ -301,7 +303,7 @@ def quantize_weight_per_channel(weight: NDArray[Any]) -> tuple[NDArray[np.int8],
         No matrix of floats, NaN or infinities.
     """
     op = "quantize_weight_per_channel"
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         single = finite(op, "weight", matrix(op, "weight", weight).astype(np.float32, copy=False))
     weight_q = np.empty(weight.shape, np.int8)
     weight_scale = np.empty(len(weight), np.float32)
@@ -326,6 +328,7 @@ def _applied(op: str, field: str, operation: np.ufunc, values: NDArray[Any], fac
 
 
 def _require_factors(op: str, factors: object, channels: int | None = None) -> None:
-    array = vector(op, "factors", factors, channels)
-    if not (np.isfinite(array) & (array > 0)).all():
-        raise InvalidProblem(op=op, field="factors", expected="finite numbers above 0", got="others")
+    with np.errstate(all="ignore"):
+        single = vector(op, "factors", factors, channels).astype(np.float32)  # what float32 operands are scaled by
+    if not (np.isfinite(single) & (single > 0)).all():
+        raise InvalidProblem(op=op, field="factors", expected="finite float32 numbers above 0", got="others")

@@ -100,8 +100,9 @@ class QuantizeErrorBound(ErrorBound):
     of r.
 
     - Integers: rounding moves it by at most ½. Clamping moves it further only where r + zero_point is beyond the range
-      by more than ½, which static scales allow: there the bound is infinite. (Rounded dynamic scales and zero points
-      can exceed the range by ½ and a little; the little is added.) δ = scale·(max(½, excess) + 2u·|r| + η).
+      by more than ½, which static scales allow, and negative elements where symmetric codes begin at 0: there the bound
+      is infinite. (Rounded dynamic scales and zero points can exceed the range by ½ and a little; the little is added.)
+      δ = scale·(max(½, excess) + 2u·|r| + η).
     - FP8: δ = scale·(max(u₈/(1 + u₈)·|r|, η₈) + 2u·|r| + η); infinite from where r saturates.
     - NVFP4: scale = rne32(block scale·global scale). The rounding of block scales to e4m3 makes codes clip at ±6 now
       and then, by |r| − 6: δ = scale·(max(|r|/5, ¼, |r| − 6) + 2u·|r| + 6u + η) + 6η, and |x| where a block scale is

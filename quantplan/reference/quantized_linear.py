@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from quantplan.errors import InvalidProblem
 from quantplan.reference.linear import linear
 from quantplan.types import EpilogueKind
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from quantplan.elements import ElementKind
@@ -38,13 +40,25 @@ def quantized_linear(
     output : ndarray of ``output_element``, shape (M, N)
         Written.
     act_zero_point : ndarray of int32, shape (M,), optional
+        Within the range of ``act_q``'s element; a kernel trusts that.
     bias : ndarray of the element of ``act_scale``, shape (N,), optional
     epilogue : EpilogueKind
     output_element : ElementKind
         F64, F32, F16, BF16 or S8.
     output_scale : float or ndarray of shape (1,), optional
         Scale of an s8 output.
+
+    Raises
+    ------
+    InvalidProblem
+        A zero point that no code of the activations' element is: the sum might not fit in an int32.
     """
+    if act_zero_point is not None and len(act_zero_point):
+        lowest, highest = np.iinfo(act_q.dtype).min, np.iinfo(act_q.dtype).max
+        if not lowest <= act_zero_point.min() <= act_zero_point.max() <= highest:
+            got = f"{act_zero_point.min()} … {act_zero_point.max()}"
+            expected = f"integers in [{lowest}, {highest}]"
+            raise InvalidProblem(op="QuantizedLinear", field="act_zero_point", expected=expected, got=got)
     linear(
         act_q,
         act_scale,

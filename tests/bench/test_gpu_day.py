@@ -12,7 +12,8 @@ import pytest
 
 from quantplan.bench import gpu_day, runs
 from quantplan.bench.stages import STAGES, Stage
-from quantplan.errors import InvalidProblem
+from quantplan.devices import cuda
+from quantplan.errors import DriverNotFound, InvalidProblem
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,7 +32,13 @@ def clock():
 
 
 @pytest.fixture
-def day(tmp_path, monkeypatch, clock):
+def gpu(monkeypatch):
+    """Pretend that there is a GPU, which nobody asks for more."""
+    monkeypatch.setattr(cuda, "compute_capability", lambda index: (9, 0))
+
+
+@pytest.fixture
+def day(tmp_path, monkeypatch, clock, gpu):
     """Return a function that runs a day of given stages; its machine is there."""
     said = []
 
@@ -99,7 +106,19 @@ def test_a_stage_that_fails_does_not_end_the_day(day, capsys):
     assert "no room" in capsys.readouterr().err
 
 
-def test_without_a_machine_nothing_else_is_tried(tmp_path, monkeypatch, capsys):
+def test_without_a_gpu_nothing_is_written(tmp_path, monkeypatch, capsys):
+    def compute_capability(index):
+        raise DriverNotFound("no CUDA driver on this machine")
+
+    monkeypatch.setattr(cuda, "compute_capability", compute_capability)
+    with pytest.raises(SystemExit) as stop:
+        gpu_day.main(["--out", str(tmp_path)])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.endswith("error: no CUDA driver on this machine\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_machine_nothing_else_is_tried(tmp_path, monkeypatch, capsys, gpu):
     def machine(day, deadline):
         raise RuntimeError("no driver")
 

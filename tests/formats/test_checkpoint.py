@@ -311,7 +311,12 @@ def test_overrides_of_gptqmodel_count_for_the_modules_that_they_match(tmp_path, 
         ("(a+)+b", "without repeated groups"),
         ("(?:x|y){3}", "without repeated groups"),
         (r"(a)\1", "references back"),
-        ("(?P<n>a)(?P=n)", "references back"),
+        ("(?P<n>a)(?P=n)", "no other"),
+        ("(?x)(a+) +b", "no other"),
+        ("(?ix)(a+) +b", "no other"),
+        ("(?x:(a+) +b)", "no other"),
+        ("(?<=a)b", "no other"),
+        ("(?i)+", "regular expressions"),
         (".*.*.*.*.*.*", "at most 5 repeats"),
         ("(a|a)" * 40, "at most 5 repeats"),
         ("a?" * 40, "at most 5 repeats"),
@@ -330,6 +335,14 @@ def test_patterns_that_could_take_for_ever_are_refused(tmp_path, rng, pattern, w
     _, tensors, config = compressed_case(rng)
     write_checkpoint(tmp_path, named(tensors), config | {"ignore": [f"re:{pattern}"]})
     with pytest.raises(InvalidProblem, match=words):
+        load_linear(path, PREFIX)
+
+
+@pytest.mark.parametrize("pattern", ["(?i)MODEL", "(?:model|m)", "(?=model)", "(?!lm_head).*proj", "[(?x)m]"])
+def test_groups_lookaheads_and_ignored_case_are_read(tmp_path, rng, pattern):
+    _, tensors, config = CASES["gptq v1, act-order"](rng)
+    path = write_checkpoint(tmp_path, named(tensors), config | {"dynamic": {f"-:{pattern}": {}}})
+    with pytest.raises(InvalidProblem, match="expected no quantized tensors"):
         load_linear(path, PREFIX)
 
 
@@ -533,6 +546,15 @@ def test_hostile_tensors_are_refused_by_their_whole_names(tmp_path, rng, hostile
     assert caught.value.op == "load_linear"
     assert caught.value.field == f"{PREFIX}.{name}".removesuffix(".")
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("prefix", [None, 3, [], b"m"])
+def test_a_name_is_a_string(tmp_path, rng, prefix):
+    _, tensors, config = CASES["awq"](rng)
+    path = write_checkpoint(tmp_path, named(tensors), config)
+    with pytest.raises(InvalidProblem, match="expected a module's name") as caught:
+        load_linear(path, prefix)
+    assert caught.value.field == "prefix"
 
 
 def test_a_hostile_header_is_refused_when_a_linear_is_asked_for(tmp_path):

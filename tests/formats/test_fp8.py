@@ -124,13 +124,16 @@ def test_a_weight_tells_the_op_its_operands_and_its_descriptor_fields(scaling):
     one = {"act_scale": None} if scaling is Fp8Scaling.TENSOR else {}
     desc = qp.Fp8GemmDescriptor(m=m, **one, **weight.descriptor_fields())
     assert (desc.n, desc.k, desc.scaling, desc.weight_element) == (n, k, scaling, qp.FP8_E4M3)
-    layer = qp.PlanFamily.select("cpu", desc, ms=(m,)).bind(**weight.operands())
+    family = qp.PlanFamily.select("cpu", desc, ms=(m,))
+    layer = family.bind(**weight.operands())
     act = random_codes(rng, m, k)
     shape = {Fp8Scaling.TENSOR: (1,), Fp8Scaling.TOKEN_CHANNEL: (m,), Fp8Scaling.BLOCK: (m, 2)}[scaling]
-    output = np.empty((m, n), np.float32)
-    layer.run(None, None, act_q=act, act_scale=np.ones(shape, np.float32), output=output)
-    expected = act.astype(np.float64) @ weight.dequantize().T.astype(np.float64)
-    np.testing.assert_allclose(output, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    own = {"act_q": act, "act_scale": np.ones(shape, np.float32), "output": np.empty((m, n), np.float32)}
+    layer.run(None, None, **own)
+    act, real = act.astype(np.float64), weight.dequantize().T.astype(np.float64)
+    bound = family.plans[0].precision_guarantee.error_bound.bound(desc, qp.Fp8GemmArgs(**own, **weight.operands()))
+    rounded = 2.0**-24 * (np.abs(act) @ np.abs(real))  # the weight's values, to f32
+    assert (np.abs(own["output"] - act @ real) <= bound + rounded).all()
 
 
 def test_a_static_input_scale_is_no_operand_of_the_weight():

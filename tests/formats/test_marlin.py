@@ -193,12 +193,15 @@ def test_a_weight_tells_the_op_its_operands_and_its_descriptor_fields(group_size
         set() if symmetric else {"weight_zero_point"}
     ) | ({"perm"} if packed.perm is not None else set())
     desc = qp.Int4MarlinGemmDescriptor(m=m, output_element="f32", **fields)
-    layer = qp.PlanFamily.select("cpu", desc, ms=(1, m)).bind(**packed.operands())
+    family = qp.PlanFamily.select("cpu", desc, ms=(1, m))
+    layer = family.bind(**packed.operands())
     act = rng.standard_normal((m, k)).astype(np.float16)
     output = np.empty((m, n), np.float32)
     layer.run(None, None, act=act, output=output)
     expected = act.astype(np.float64) @ real(weight)
-    np.testing.assert_allclose(output, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    args = qp.Int4MarlinGemmArgs(act=act, output=output, **packed.operands())
+    bound = family.plan_for(m).precision_guarantee.error_bound.bound(desc, args)
+    assert (np.abs(output - expected) <= bound).all()
 
 
 def test_a_single_group_that_needed_no_padding():

@@ -227,6 +227,27 @@ def test_a_destination_of_the_other_kind_is_refused(tmp_path, rng):
     refused(source, other, "an earlier run with this source")
 
 
+@pytest.mark.parametrize("place", ["x" * 300, "a\0b", "y" * 300 + ".safetensors", None, 3])
+def test_what_can_be_no_place_is_refused(tmp_path, folder, place):
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InvalidProblem, match="expected a path") as caught:
+        repack(folder, place if not isinstance(place, str) else tmp_path / place)
+    assert (caught.value.op, caught.value.field) == ("repack", "destination")
+    with pytest.raises(InvalidProblem, match="expected a path") as caught:
+        repack(place if not isinstance(place, str) else tmp_path / place, tmp_path / "out")
+    assert caught.value.field == "path"
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("config", ["x", [1], 3, {3: 4}, {"dynamic": {3: {}}}, {"bits": {4}}, {"bits": float("nan")}])
+def test_a_configuration_that_no_file_could_hold_is_refused(tmp_path, folder, config):
+    for take in (lambda: repack(folder, tmp_path / "out", config=config), lambda: Checkpoint(folder, config=config)):
+        with pytest.raises(InvalidProblem, match="expected a mapping of names") as caught:
+            take()
+        assert caught.value.field == "config"
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_source_in_its_destination_and_the_reverse_are_refused(tmp_path, folder):
     refused(folder, folder, "a place outside")
     refused(folder, folder / "out", "a place outside")

@@ -117,6 +117,8 @@ HOSTILE = {
     "metadata twice": (b'{"__metadata__":{"k":"1","k":"2"}}', b"", "k", "each key once"),
     "two metadata": (b'{"__metadata__":{},"__metadata__":{}}', b"", "__metadata__", "each key once"),
     "metadata of numbers": ({"__metadata__": {"k": 1}}, b"", "__metadata__", "an object of strings"),
+    "half a character in metadata": (b'{"__metadata__":{"k":"\\udfff"}}', b"", "__metadata__", "whole characters"),
+    "half a character as a key": (b'{"__metadata__":{"\\ud800":""}}', b"", "__metadata__", "whole characters"),
     "overlap": ({"a": U8, "b": entry("U8", [2], 1, 3)}, b"abc", "b", "from byte 2"),
     "the same bytes": ({"a": U8, "b": U8}, b"ab", "b", "from byte 2"),
     "a gap": ({"a": U8, "b": entry("U8", [2], 3, 5)}, b"abcde", "b", "from byte 2"),

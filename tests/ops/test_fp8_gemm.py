@@ -452,6 +452,16 @@ def test_operands_are_held_to_the_descriptor(lab, desc, change, field, words):
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize("desc", [describe(), TO_FP8.replace(output_scale=1.0)])
+def test_the_hint_about_a_host_value_holds(lab, desc):
+    field = "act_scale" if desc.output_scale is None else "output_scale"
+    with pytest.raises(qp.InvalidProblem) as caught:
+        lab.run(desc, lab.operands(desc) | {field: np.ones(1, F32)})
+    assert caught.value.hint == f"drop it, or give the descriptor {field}=None: it holds 1.0"
+    desc = desc.replace(**{field: None})
+    lab.run(desc, lab.operands(desc) | {field: np.ones(1, F32)})
+
+
 def test_fp8_travels_in_bytes_too(lab):
     """CuPy has no FP8 arrays: uint8 with a name gives the same bits."""
     desc = describe(k=33, scaling="mx", act_element="fp8_e5m2", output_element="fp8_e4m3", output_scale=0.5)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import quantplan as qp
+from quantplan.ops import quantize as module
 
 F32 = np.float32
 INF, NAN = np.inf, np.nan
@@ -419,10 +420,17 @@ def test_every_sku_quantizes_a_row_alike_whatever_m(lab):
 
 
 @pytest.mark.parametrize("m, k", [(0, 4), (3, 0), (0, 0)])
-def test_empty_problems_launch_nothing(lab, m, k):
+def test_empty_problems_launch_nothing(lab, monkeypatch, m, k):
+    calls = []
+    monkeypatch.setattr(module, "quantize", lambda *args, **fields: calls.append(fields["scope"]))
     for scope in ("tensor", "token", "channel:1", "group:2", "group:2:0"):
         desc = qp.QuantizeDescriptor(m=m, k=k, scope=scope)
         lab.run(desc, lab.operands(desc))
+        assert calls == []
+        desc = desc.replace(m=1, k=1)
+        lab.run(desc, lab.operands(desc))
+        assert calls == [desc.scope], "what is not empty is launched"
+        calls.clear()
 
 
 def test_more_rows_than_a_16_bit_grid(lab):

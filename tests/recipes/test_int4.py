@@ -290,6 +290,19 @@ def test_weights_that_cannot_be_quantized_are_refused(weight, words, mse):
         round_to_nearest(weight, mse=mse)
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_callers_that_trap_floating_point_errors_get_the_same(symmetric, dtype):
+    w = np.array([[1e-44, 3e-39, 0, 1e-300], [1e-4, 1e-10, 1, 1e-7]])
+    with np.errstate(all="ignore"):
+        w = w.astype(dtype)
+        wanted = round_to_nearest(w, group_size=2, symmetric=symmetric, mse=True)
+    with np.errstate(all="raise"):
+        got = round_to_nearest(w, group_size=2, symmetric=symmetric, mse=True)
+    assert (got.q == wanted.q).all()
+    assert (got.scales == wanted.scales).all()
+
+
 def test_the_largest_scale_of_f16_and_what_bf16_takes():
     assert round_to_nearest(np.array([[7 * 65504.0]]), group_size=-1).scales.tolist() == [[65504]]
     assert np.isfinite(round_to_nearest(np.array([[3e38]]), scale_element="bf16").scales.astype(F32)).all()

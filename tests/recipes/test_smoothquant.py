@@ -157,6 +157,30 @@ def test_percentages_have_a_range(percent):
         calibrated(np.ones((1, 2), np.float32)).percentile(percent)
 
 
+def test_a_layer_without_inputs_has_seen_nothing():
+    observer = calibrated(np.zeros((5, 0), np.float32), np.zeros((2, 3, 0), np.float32))
+    assert observer.count == 0
+    with pytest.raises(InvalidProblem, match="nothing was observed"):
+        observer.act_scale()
+
+
+def test_callers_that_trap_floating_point_errors_get_the_same():
+    x = np.array([[1e-44, 3e-39, 0], [1e-300, 1e-10, 1]])
+    for dtype in (np.float32, np.float64):
+        with np.errstate(all="ignore"):
+            given = x.astype(dtype)
+            wanted = results(given)
+        with np.errstate(all="raise"):
+            assert results(given) == wanted
+
+
+def results(x):
+    observer = calibrated(x)
+    factors = smoothing_factors(observer.amax, [x])
+    scales = (observer.act_scale(), observer.act_scale(factors=factors), static_scale(1e-44))
+    return (*scales, factors.tolist(), [part.tolist() for part in quantize_weight_per_channel(x)])
+
+
 # ---- factors
 
 
@@ -249,7 +273,10 @@ def test_folding_is_done_in_f32_or_f64(dtype, result):
     assert smooth_weight(np.ones((1, 1), dtype), factors).dtype == result
 
 
-@pytest.mark.parametrize("factors", [np.ones(3), np.ones((2, 1)), np.array([1, 0]), np.array([1, np.nan])])
+@pytest.mark.parametrize(
+    "factors",
+    [np.ones(3), np.ones((2, 1)), np.array([1, 0]), np.array([1, np.nan]), np.array([1, 1e-300]), np.array([1, 1e300])],
+)
 def test_factors_that_do_not_fit_are_refused(factors):
     with pytest.raises(InvalidProblem, match="factors"):
         fold_into_norm(np.ones(2), factors)
