@@ -28,7 +28,7 @@ from quantplan.queries import EXTENT, explain, plans, problems, resources
 from quantplan.types import PlanPreference
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from quantplan.plan import Plan
     from quantplan.types import PrecisionGuarantee
@@ -330,11 +330,11 @@ def _add_op_flags(parser: argparse.ArgumentParser, kind: type[Plan[Any, Any]]) -
     parser.set_defaults(kind=kind)
     parser.add_argument("--target", default="cpu", help="cpu, cuda:0, sm_90a, emulated:sm_90a")
     parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
-    _add_fields(parser.add_argument_group("descriptor"), kind.descriptor_type)
-    _add_fields(parser.add_argument_group("preferences"), PlanPreference)
+    _add_fields(parser.add_argument_group("descriptor"), kind.descriptor_type, kind.also_called)
+    _add_fields(parser.add_argument_group("preferences"), PlanPreference, {})
 
 
-def _add_fields(group: argparse._ArgumentGroup, record: type) -> None:
+def _add_fields(group: argparse._ArgumentGroup, record: type, also_called: Mapping[str, str]) -> None:
     """Add a flag per field: ``--output`` for output_element too, a plain switch for booleans."""
     fields = [field for field in attrs.fields(record) if field.name != "min_guarantee"]  # no word for the shell
     for field in fields:
@@ -346,6 +346,7 @@ def _add_fields(group: argparse._ArgumentGroup, record: type) -> None:
             options |= {"type": _number_or_text, "required": required, "metavar": "VALUE", "action": _Once}
         short = field.name.removesuffix("_element")
         names = [field.name] if short in _RESERVED else [field.name, short]
+        names += [also_called[field.name]] if field.name in also_called else []
         group.add_argument(*(f"--{name.replace('_', '-')}" for name in dict.fromkeys(names)), **options)
 
 

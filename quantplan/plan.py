@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from functools import lru_cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 import attrs
@@ -23,7 +24,7 @@ from quantplan.variant import rank
 from quantplan.workspace import ALIGNMENT, Workspace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from quantplan.tensor import Layout, TensorView
     from quantplan.variant import Identity, Prepare, Start, Variant, VariantReport
@@ -74,6 +75,8 @@ class Plan(ABC, Generic[D, A]):
     operand_names: ClassVar[tuple[str, ...]]
     rows_operand: ClassVar[str]
     variants: ClassVar[tuple[Variant, ...]]
+    also_called: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """Other names of descriptor fields, for the command line."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:  # noqa: ANN401 - forwarded as they are
         super().__init_subclass__(**kwargs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -25,6 +26,9 @@ REAL = (ElementKind.F64, ElementKind.F32, ElementKind.F16, ElementKind.BF16)
 INTEGER = (ElementKind.S8, ElementKind.U8, ElementKind.S4, ElementKind.U4)
 FP8 = (ElementKind.FP8_E4M3, ElementKind.FP8_E5M2)
 QUANTIZED = (*INTEGER, *FP8, ElementKind.FP4_E2M1)
+
+ALSO_CALLED = MappingProxyType({"m": "n", "k": "d"})
+"""Rows and columns, as many facades of quantize ops call them."""
 
 NVFP4_SCOPE = Scope.group(NVFP4_BLOCK)
 MX_SCOPE = Scope.group(MX_BLOCK)

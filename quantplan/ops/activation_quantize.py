@@ -172,6 +172,7 @@ class ActivationQuantizePlan(Plan[ActivationQuantizeDescriptor, ActivationQuanti
     descriptor_type = ActivationQuantizeDescriptor
     args_type = ActivationQuantizeArgs
     rows_operand = "output"
+    also_called = family.ALSO_CALLED
     variants = (KernelVariant("row", ActivationProgram(), _kernel_promise), ReferenceVariant(_run, _promise))
 
     @classmethod

@@ -148,6 +148,7 @@ class DequantizePlan(Plan[DequantizeDescriptor, DequantizeArgs]):
     descriptor_type = DequantizeDescriptor
     args_type = DequantizeArgs
     rows_operand = "q"
+    also_called = family.ALSO_CALLED
     variants = (KernelVariant("elementwise", DequantizeProgram(), _promise), ReferenceVariant(_run, _promise))
 
     @classmethod

@@ -166,6 +166,7 @@ class DynamicRangeQuantizePlan(Plan[DynamicRangeQuantizeDescriptor, DynamicRange
     descriptor_type = DynamicRangeQuantizeDescriptor
     args_type = DynamicRangeQuantizeArgs
     rows_operand = "x"
+    also_called = family.ALSO_CALLED
     variants = (
         KernelVariant("within_rows", SegmentsProgram(), _promise),
         KernelVariant("within_cluster", ClusterProgram(), _promise, ArchSku.SM90A),

@@ -199,6 +199,7 @@ class NormQuantizePlan(Plan[NormQuantizeDescriptor, NormQuantizeArgs]):
     descriptor_type = NormQuantizeDescriptor
     args_type = NormQuantizeArgs
     rows_operand = "x"
+    also_called = family.ALSO_CALLED
     variants = (KernelVariant("row", NormProgram(), _promise), ReferenceVariant(_run, _promise))
 
     @classmethod

@@ -159,6 +159,7 @@ class QuantizePlan(Plan[QuantizeDescriptor, QuantizeArgs]):
     descriptor_type = QuantizeDescriptor
     args_type = QuantizeArgs
     rows_operand = "x"
+    also_called = family.ALSO_CALLED
     variants = (KernelVariant("elementwise", QuantizeProgram(), _promise), ReferenceVariant(_run, _promise))
 
     @classmethod

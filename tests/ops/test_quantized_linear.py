@@ -68,7 +68,7 @@ def test_u8_with_zero_points():
 
 @pytest.mark.parametrize("act, zero_point", [("s8", 128), ("s8", -129), ("u8", -1), ("u8", 256), ("u8", -(2**31))])
 def test_a_zero_point_that_no_code_is_is_refused(act, zero_point):
-    """Fault 16: the sum might not fit."""
+    """The sum might not fit."""
     desc = describe(act_element=act, act_zero_point=True)
     with pytest.raises(qp.InvalidProblem, match="act_zero_point: expected integers in") as caught:
         linear(desc, np.ones((2, 4)), [1, 1], WEIGHT, [1, 1, 1], act_zero_point=[0, zero_point])
