@@ -117,9 +117,8 @@ class Plan(ABC, Generic[D, A]):
     def check(cls, desc: D) -> None:
         """Raise `InvalidProblem` unless ``desc`` is a sound descriptor of this op."""
         if type(desc) is not cls.descriptor_type:  # a subclass has rules and fields that no kernel knows of
-            raise InvalidProblem(
-                op=cls.op.value, field="desc", expected=cls.descriptor_type.__name__, got=type(desc).__name__
-            )
+            wanted = cls.descriptor_type.__name__
+            raise InvalidProblem(op=cls.op_name, field="desc", expected=wanted, got=type(desc).__name__)
         attrs.evolve(desc)  # runs the descriptor's own rules again
 
     @classmethod
@@ -145,7 +144,7 @@ class Plan(ABC, Generic[D, A]):
         cls.check(desc)
         where, wanted = Target.parse(target), PlanPreference() if pref is None else pref
         if not isinstance(wanted, PlanPreference):
-            raise InvalidProblem(op=cls.op.value, field="pref", expected="PlanPreference", got=repr(pref))
+            raise InvalidProblem(op=cls.op_name, field="pref", expected="PlanPreference", got=repr(pref))
         cls.check_preference(desc, wanted)
         return rank(cls.variants, where, desc, wanted, cls.limit(desc))
 
@@ -215,7 +214,7 @@ class Plan(ABC, Generic[D, A]):
         if report.supported:
             return variant
         reports = tuple(report for _, report in ranking)
-        raise Unsupported(f"no variant runs this on {Target.parse(target)}", op=cls.op.value, variants=reports)
+        raise Unsupported(f"no variant runs this on {Target.parse(target)}", op=cls.op_name, variants=reports)
 
     # ---- use
 
@@ -276,7 +275,7 @@ class Plan(ABC, Generic[D, A]):
         """Refuse: a plan holds code loaded on one device."""
         hint = f"send (target, desc, pref) and call {type(self).__name__}.select there"
         raise InvalidProblem(
-            op=self.op.value, field="pickle", expected="descriptors and preferences", got="a plan", hint=hint
+            op=self.op_name, field="pickle", expected="descriptors and preferences", got="a plan", hint=hint
         )
 
     # ---- checks
@@ -290,7 +289,7 @@ class Plan(ABC, Generic[D, A]):
                 exact = "a plan's M is exact; PlanFamily takes any M up to its largest bucket"
                 expected, hint = (f"M ≤ {own}", None) if self.flexible_m else (f"M={own}", exact)
                 raise InvalidProblem(
-                    op=self.op.value, field=self.rows_operand, expected=expected, got=f"M={m}", hint=hint
+                    op=self.op_name, field=self.rows_operand, expected=expected, got=f"M={m}", hint=hint
                 )
             desc = self.descriptor if m == own else self.descriptor.replace(m=m)
             operands = self.operands(desc)
@@ -301,9 +300,8 @@ class Plan(ABC, Generic[D, A]):
 
     def _check_args(self, args: A) -> Problem[D]:
         if type(args) is not self.args_type:
-            raise InvalidProblem(
-                op=self.op.value, field="args", expected=self.args_type.__name__, got=type(args).__name__
-            )
+            wanted = self.args_type.__name__
+            raise InvalidProblem(op=self.op_name, field="args", expected=wanted, got=type(args).__name__)
         given = {name: getattr(args, name) for name in self.operand_names}
         # a single plan names the whole shape it expects; only a family learns M from the operand
         m = rows_of(given[self.rows_operand], self.descriptor.m) if self.flexible_m else self.descriptor.m
@@ -331,7 +329,7 @@ class Plan(ABC, Generic[D, A]):
         if location is None:
             raise Unsupported(
                 f"the plan was selected for the architecture {self.target}",
-                op=self.op.value,
+                op=self.op_name,
                 hint="select for 'cuda:0' or a stream to run",
             )
         for operand in operands:
@@ -341,31 +339,30 @@ class Plan(ABC, Generic[D, A]):
         """Refuse a workspace that is too small, misaligned or on another device."""
         if workspace is not None and not isinstance(workspace, Workspace):
             raise InvalidProblem(
-                op=self.op.value, field="workspace", expected="a Workspace or None", got=type(workspace).__name__
+                op=self.op_name, field="workspace", expected="a Workspace or None", got=type(workspace).__name__
             )
         if self.workspace_size == 0:
             return
         available = 0 if workspace is None else workspace.nbytes
         if workspace is None or available < self.workspace_size:
-            raise WorkspaceTooSmall(op=self.op.value, needed=self.workspace_size, available=available)
+            raise WorkspaceTooSmall(op=self.op_name, needed=self.workspace_size, available=available)
         if workspace.location != self.target.location:
             raise DeviceMismatch(
-                op=self.op.value, field="workspace", expected=self.target.location, got=workspace.location
+                op=self.op_name, field="workspace", expected=self.target.location, got=workspace.location
             )
         if workspace.pointer % ALIGNMENT:
-            raise MisalignedOperand(op=self.op.value, field="workspace", expected=f"a multiple of {ALIGNMENT} bytes")
+            raise MisalignedOperand(op=self.op_name, field="workspace", expected=f"a multiple of {ALIGNMENT} bytes")
 
     def check_stream(self, stream: object) -> Stream | None:
         """Return the launch's stream; None on the CPU, where only None will do."""
         if self.target.kind is not TargetKind.CUDA:
             if stream is not None:
-                raise DeviceMismatch(
-                    op=self.op.value, field="stream", expected=f"None on {self.target}", got=repr(stream)
-                )
+                wanted = f"None on {self.target}"
+                raise DeviceMismatch(op=self.op_name, field="stream", expected=wanted, got=repr(stream))
             return None
         found = Stream.of(stream, self.target.index)
         if found.device != self.target.index:
-            raise DeviceMismatch(op=self.op.value, field="stream", expected=self.target, got=f"cuda:{found.device}")
+            raise DeviceMismatch(op=self.op_name, field="stream", expected=self.target, got=f"cuda:{found.device}")
         return found
 
     def prepare(self, problem: Problem[D], args: A, workspace: Workspace | None) -> Start:
