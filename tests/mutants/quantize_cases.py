@@ -106,7 +106,8 @@ def tensor(twin):
 def cluster(twin):
     """Nothing, less or more than what threads keep; the range is seen by one block, any of them."""
     for m, k, element in ((7, 37, "f32"), (7, 40, "f32"), (9, 4104, "f32"), (5, 8000, "f16"), (3, 0, "f64")):
-        desc = Y(m=m, k=k, scope="tensor", mode="asymmetric", input_element=element)
+        mode = "symmetric" if element == "f16" else "asymmetric"
+        desc = Y(m=m, k=k, scope="tensor", mode=mode, input_element=element)
         x = spread(twin, m, k, element) if k else np.zeros((m, k))
         for layout in ("misaligned", "padded", "dense"):
             yield Case(desc, {"x": x}, layout=layout, variant="within_cluster")
