@@ -241,7 +241,7 @@ def _sanitize(day: Day, tool: str, name: str, deadline: Deadline, *, later: int)
             break
         task = _exercise(row, row.small, 19)
         answers[row.name] = worker.ask(task, min(_SANITIZED_S, part.left))
-        if "error" in answers[row.name]:
+        if "error" in answers[row.name] and len(answers) == 1:
             break  # a tool that cannot run here fails for each op alike
     code = worker.close()
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""

@@ -218,6 +218,18 @@ def test_a_tool_that_cannot_run_is_not_tried_with_every_op(sanitized, monkeypatc
     assert len(sanitized.run.data["sanitizers"]["memcheck"]["wrong"]) == 1
 
 
+def test_an_op_that_fails_under_a_tool_leaves_the_others_theirs(sanitized, monkeypatch):
+    def answer(task):
+        return {"error": "KeyError: 'x'"} if task["row"] == "quantize fp8 token" else {"skus": [], "wrong": {}}
+
+    monkeypatch.setattr(Day, "worker", lambda self, *prefix: Worker(answer, prefix))
+    sanitized.ops = ()
+    assert stages.sanitizers(sanitized, soon())
+    found = sanitized.run.data["sanitizers"]["memcheck"]
+    assert set(found["ran"]) == {r.name for r in ROWS}
+    assert set(found["wrong"]) == {"quantize fp8 token"}
+
+
 def test_a_tool_whose_time_is_over_is_cut(sanitized):
     assert not stages.sanitizers(sanitized, over())
     assert sanitized.run.data["sanitizers"]["memcheck"]["complete"] is False

@@ -1,6 +1,7 @@
 """What a worker does: guarantees, whole results, points; on the emulated device, and on a pretended GPU."""
 
 import attrs
+import numpy as np
 import pytest
 
 import quantplan as qp
@@ -63,6 +64,37 @@ def test_every_variant_that_runs_a_problem_is_compared(emulated, monkeypatch):
     assert found["wrong"] == {}
     usable = [r for r in qp.QuantizedLinearPlan.why_not(EMULATED, _desc()) if r.supported]
     assert len(set(found["skus"])) == len(usable) == 3
+
+
+def test_results_are_held_to_their_bounds_operand_by_operand(emulated, monkeypatch):
+    task = {"do": "exercise", "row": "activation_quantize s8 token", "shape": "small", "m": 3}
+    desc = row(task["row"]).descriptor(3, row(task["row"]).small)
+    promised = qp.ActivationQuantizePlan.select(EMULATED, desc).precision_guarantee
+    assert not promised.bit_identical_to_reference
+    assert emulated.do(task)["wrong"] == {}
+    fetch = HostMemory.fetch
+
+    def wrong(self, view):
+        array = fetch(self, view)
+        if self is emulated.memory and array.dtype == np.int8:
+            array[0, :2] ^= 64
+        return array
+
+    monkeypatch.setattr(HostMemory, "fetch", wrong)
+    (count,) = emulated.do(task)["wrong"].values()
+    assert count == 2
+
+
+def test_a_bound_is_computed_once_for_all_variants(emulated, monkeypatch):
+    asked = []
+    kind, desc = qp.ActivationQuantizePlan, row("activation_quantize s8 token")
+    bound = kind.select(EMULATED, desc.descriptor(3, desc.small)).precision_guarantee.error_bound
+    bounds = type(bound).bounds
+    monkeypatch.setattr(type(bound), "bounds", lambda *which: asked.append(which) or bounds(*which))
+    monkeypatch.setattr(Tasks, "_variants", lambda self, desc: ["row", "row"])
+    found = emulated.do({"do": "exercise", "row": desc.name, "shape": "small", "m": 3})
+    assert len(found["skus"]) == 2
+    assert len(asked) == 1
 
 
 def _desc():

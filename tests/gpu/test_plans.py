@@ -152,5 +152,6 @@ def test_odd_and_empty_shapes_of_every_op_are_the_references(row, twin, shape, m
     expected = twin.run("cpu", desc, {name: array.copy() for name, array in arrays.items()})
     plan = plan_type(desc).select(twin.target, desc)
     got = twin.run("cuda:0", desc, {name: array.copy() for name, array in arrays.items()})
+    written = twin.lab.args(desc, arrays | expected)  # codes are as far apart as their scales are large
     for name, array in got.items():
-        assert differing(plan, twin.lab.args(desc, arrays), name, array, expected[name]) == 0, name
+        assert differing(plan, name, array, expected[name], lambda bound: bound.bounds(desc, written)) == 0, name
