@@ -102,7 +102,7 @@ def _desc():
 
 
 def test_guarantees_are_those_of_the_catalogues_problems(emulated):
-    found = emulated.do({"do": "guarantee", "op": "quantize", "numbers": [0]})
+    found = emulated.do({"do": "guarantee", "op": "quantize", "variant": "elementwise", "numbers": [0]})
     assert found["problems"] == []
     (plan,) = found["plans"]
     assert plan["sku"].startswith("quantize.elementwise.")
@@ -113,7 +113,28 @@ def test_guarantees_are_those_of_the_catalogues_problems(emulated):
 def test_problems_that_nothing_runs_are_none(emulated):
     catalogue = list(qp.QuantizePlan.catalogue())
     s4 = next(number for number, desc in enumerate(catalogue) if desc.output_element is qp.S4)
-    assert emulated.do({"do": "guarantee", "op": "quantize", "numbers": [s4]}) == {"plans": [], "problems": []}
+    task = {"do": "guarantee", "op": "quantize", "variant": "elementwise", "numbers": [s4]}
+    assert emulated.do(task) == {"plans": [], "problems": []}
+
+
+def test_what_is_about_to_run_is_told():
+    told = []
+    tasks = Tasks(EMULATED, told.append)
+    tasks.do({"do": "exercise", **TOKEN})
+    assert told == [SKU]
+    tasks.do({"do": "guarantee", "op": "quantize", "variant": "elementwise", "numbers": [0]})
+    assert all(text.startswith("quantize.elementwise.") and ", " in text for text in told[1:])
+    assert len(told) > 5
+
+
+def test_kernels_to_skip_do_not_run(emulated):
+    kernel = "dynamic_range_quantize.within_rows"
+    told = {"not run": f"{kernel}: it has taken processes along before"}
+    assert emulated.do({"do": "exercise", **TOKEN, "skip": [kernel]}) == {"skus": [], "wrong": {}, **told}
+    assert emulated.do({"do": "point", **TOKEN, "skip": [kernel]}) == told
+    task = {"do": "guarantee", "op": "dynamic_range_quantize", "variant": "within_rows", "numbers": [0]}
+    assert emulated.do({**task, "skip": [kernel]}) == told
+    assert emulated.do({"do": "exercise", **TOKEN, "skip": ["another.kernel"]})["skus"] == [SKU]
 
 
 def test_an_op_without_a_kernel_is_unsupported(emulated, monkeypatch):
