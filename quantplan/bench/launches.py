@@ -29,14 +29,14 @@ struct Params { void* nothing; };
 __device__ void nothing(const Params&) {}
 QP_KERNEL(empty, 32, Params, nothing)
 """
-_DESC = qp.DynamicRangeQuantizeDescriptor(m=16, k=4096, input_element=qp.BF16)
+DESC = qp.DynamicRangeQuantizeDescriptor(m=16, k=4096, input_element=qp.BF16)
 
 
 def measure(memory: GpuMemory) -> dict[str, Any]:
     """Return the microseconds of each way to launch, and of compiling a kernel."""
     stream = memory.stream
-    plan = qp.DynamicRangeQuantizePlan.select(stream, _DESC)
-    args = place.send(memory, _DESC, place.blocks(_DESC))
+    plan = qp.DynamicRangeQuantizePlan.select(stream, DESC)
+    args = place.send(memory, DESC, place.blocks(DESC))
     bound = plan.bind(None, args)
     replay = memory.capture([lambda: bound.run(stream)])
     raw, driver = _empty(memory)
@@ -93,7 +93,7 @@ def _empty(memory: GpuMemory) -> tuple[Callable[[], object], Callable[[], object
 
 def _compile_seconds(memory: GpuMemory) -> float:
     """Return how long a kernel of a family takes to compile, past the compiler's own start."""
-    specs = qp.DynamicRangeQuantizePlan.choose(memory.target, _DESC).kernels(_DESC)
+    specs = qp.DynamicRangeQuantizePlan.choose(memory.target, DESC).kernels(DESC)
     spent = []
     for spec in specs[:2]:
         start = time.perf_counter()

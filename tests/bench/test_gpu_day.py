@@ -221,14 +221,14 @@ def test_a_day_that_is_killed_keeps_its_points_and_goes_on(tmp_path):
 def test_a_day_that_is_asked_to_end_ends_what_it_has_started(tmp_path):
     process = command(tmp_path, "--only", "tests")
     end = time.monotonic() + 120
-    while time.monotonic() < end and not list(tmp_path.glob(".smoke-*-tests.jsonl")):
+    while time.monotonic() < end and not list(tmp_path.glob("smoke-*-tests.jsonl")):
         time.sleep(0.05)
     process.terminate()
     process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     (path,) = tmp_path.glob("smoke-*.json")
     assert "tests" not in json.loads(path.read_text(encoding="utf-8"))["stages"]
-    (outcomes,) = tmp_path.glob(".smoke-*-tests.jsonl")
+    (outcomes,) = tmp_path.glob("smoke-*-tests.jsonl")
     size = outcomes.stat().st_size
     time.sleep(1.0)
     assert outcomes.stat().st_size == size, "the tests still run"
