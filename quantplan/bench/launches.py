@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from quantplan.bench.memory import GpuMemory
 
+DRIVER = "cuLaunchKernel alone"
+"""What no launch can take less than: the driver's own call, with arguments that are ready."""
 CALLS = 200
 """Launches in a row: less than a stream holds, so that none waits for the GPU."""
 _ROUNDS, _LIMIT_S = 15, 6.0
@@ -45,7 +47,7 @@ def measure(memory: GpuMemory) -> dict[str, Any]:
         "bound run": lambda: bound.run(stream),
         "graph replay": replay,
         "RawKernel alone": raw,
-        "cuLaunchKernel alone": driver,
+        DRIVER: driver,
     }
     timers = {name: _timer(call, stream) for name, call in calls.items()}
     with memory.cupy.cuda.Device(memory.target.index):

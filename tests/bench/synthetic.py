@@ -51,7 +51,7 @@ def run(date="2031-02-03", **changes):
                 "first_lines": [],
             }
         },
-        "host": {"launch": {"us": times(run=7.5, bound__run=3.5, graph__replay=4.0), "compile_s": 0.4}},
+        "host": {"launch": {"us": times(run=7.5, bound__run=3.5, cuLaunchKernel__alone=2.0), "compile_s": 0.4}},
         "points": {
             "quantize s8 token | 8192 | 8192": {
                 "sku": SKUS[0],
