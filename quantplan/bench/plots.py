@@ -85,7 +85,8 @@ def _products(axes: Any, points: list[Measured], roofs: Roofs) -> None:  # noqa:
         if roofs.bandwidth is not None:
             knee = rate / roofs.bandwidth
             xs = sorted({low, min(max(knee, low), high), high})
-            axes.plot(xs, [min(x * roofs.bandwidth, rate) / 1e12 for x in xs], linewidth=1, label=f"roof, torch's {name}")
+            ys = [min(x * roofs.bandwidth, rate) / 1e12 for x in xs]
+            axes.plot(xs, ys, linewidth=1, label=f"roof, torch's {name}")
     for row, marker in _by_row(points):
         mine = [p for p in points if p.row == row]
         axes.scatter(

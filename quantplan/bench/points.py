@@ -18,7 +18,7 @@ _RATES = {row.name: row.rate for row in ROWS}
 
 @attrs.frozen
 class Roofs:
-    """What a GPU was seen to do: no bound of the hardware, for a kernel may be faster than what they were measured with.
+    """What a GPU was seen to do: no bound of the hardware, for a kernel may be faster than what was measured.
 
     Parameters
     ----------
