@@ -63,7 +63,9 @@ def _file() -> Path:
 
 def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:  # noqa: ANN401 - pytest's own
     """Leave out what has come to an end, or takes every process along; the rest waits, some ops before the others."""
-    known, left, out = read(_file()), [], []
+    known = read(_file())
+    left: list[Any] = []
+    out: list[Any] = []
     lost = Counter(subject(test) for test, entry in known.items() if entry.get("lost"))
     for item in items:
         test, about = item.nodeid, subject(item.nodeid)

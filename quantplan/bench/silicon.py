@@ -224,8 +224,9 @@ def _below(results: Sequence[Data], data: Data) -> Iterator[str]:
     yield f"Measured {data['date']} on {data['machine']['device']['name']}{copied}, in CUDA graphs."
     yield "Where operations bound a product instead of bytes, they are told a second."
     timed = {name for point in data["points"].values() for name in point.get("us", {})}
-    absent = dict.fromkeys(name for point in data["points"].values() for name in point.get("absent", {}))
-    if absent := [name for name in absent if name not in timed]:
+    named = (name for point in data["points"].values() for name in point.get("absent", {}))
+    absent = [name for name in dict.fromkeys(named) if name not in timed]
+    if absent:
         yield f"Absent peers: {'; '.join(absent)}."
     ran = {kernel.partition(".")[0] for result in results for kernel in runs.tried(result)}
     never = [op for op in dict.fromkeys(row.op for row in ROWS) if op not in ran]

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _PACKAGE = Path(__file__).resolve().parents[2]
 _TOLD = 300
 """Characters of an error that a result keeps."""
+_START_S = 20.0
+"""Seconds that a worker may take to start: it imports whatever its first task needs."""
 _END_S = 20.0
 """Seconds that a worker may take to end."""
 _SUSPECT_S = 10.0
@@ -60,6 +62,11 @@ class Worker:
         self._process: subprocess.Popen[str] | None = None
         self._at = ""
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    @property
+    def runs(self) -> bool:
+        """Whether there is a process that need not be started."""
+        return self._process is not None
 
     def ask(self, task: Task, limit_s: float) -> Answer:
         """Return the answer to a task; ``{"error": …}`` where it crashed, or took too long and was killed.
@@ -184,7 +191,7 @@ def share_out(
     deadline : Deadline
         When no further task begins, and one that runs is killed.
     limit_s : float
-        Seconds that one task may take.
+        Seconds that one task may take, besides the start of a process.
     done : callable
         Called with each task and its answer, one at a time. A task that is cut short by the deadline is told only
         where it had time enough for most.
@@ -207,10 +214,11 @@ def share_out(
                 task = next(waiting, None)
             if task is None:
                 return
-            limit = min(limit_s, deadline.left)
+            allowed = limit_s + (0 if worker.runs else _START_S)
+            limit = min(allowed, deadline.left)
             answer = worker.ask(task, limit)
             with lock:
-                if limit < limit_s and "hung: " in answer.get("error", ""):
+                if limit < allowed and "hung: " in answer.get("error", ""):
                     cut = True
                     if limit >= _SUSPECT_S:
                         done(task, {"error": f"{answer['at'] or task['do']}: hung or cut after {limit:.0f} s"})

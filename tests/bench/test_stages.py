@@ -27,7 +27,7 @@ class Worker:
     """Answers what a function says, and remembers what it was asked."""
 
     def __init__(self, answer, prefix=(), code=0):
-        self.answer, self.prefix, self.code, self.asked = answer, prefix, code, []
+        self.answer, self.prefix, self.code, self.asked, self.runs = answer, prefix, code, [], True
 
     def ask(self, task, limit_s):
         self.asked.append(task)

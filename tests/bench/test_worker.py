@@ -119,12 +119,21 @@ def test_a_task_that_is_cut_after_a_good_while_is_told(make, monkeypatch):
     assert told == {"error": "op.kernel.bf16: hung or cut after 2 s"}
 
 
-def test_a_task_that_takes_too_long_is_told_and_the_next_one_begins(make):
+def test_a_task_that_takes_too_long_is_told_and_the_next_one_begins(make, monkeypatch):
+    monkeypatch.setattr(module, "_START_S", 5.0)
     told = {}
-    tasks = iter([{"do": "hang"}, {"do": "b"}])
+    tasks = iter([{"do": "a"}, {"do": "hang"}, {"do": "b"}])
     assert share_out(tasks, [make()], soon(), 0.5, lambda task, answer: told.update({task["do"]: answer}))
-    assert told["hang"]["error"].startswith("hung")
+    assert told["hang"]["error"] == "hung: no answer within 0 s"
     assert told["b"]["did"] == "b"
+
+
+def test_the_first_task_of_a_process_has_time_for_its_start(make, monkeypatch):
+    monkeypatch.setattr(module, "_START_S", 1.5)
+    told = []
+    tasks = iter([{"do": "hang"}])
+    assert share_out(tasks, [make()], soon(), 0.5, lambda task, answer: told.append(answer["error"]))
+    assert told == ["hung: no answer within 2 s"]
 
 
 def test_what_fails_while_an_answer_is_kept_ends_the_workers(make):
