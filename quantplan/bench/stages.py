@@ -302,10 +302,10 @@ class Stage:
 STAGES = (
     Stage("machine", 0.06, machine),
     Stage("compile", 0.06, compiled),
-    Stage("tests", 0.20, tests),
+    Stage("tests", 0.25, tests),
     Stage("guarantees", 0.14, guarantees),
     Stage("exercises", 0.06, exercises),
     Stage("host", 0.03, host),
     Stage("sanitizers", 0.11, sanitizers),
-    Stage("benchmarks", 0.34, benchmarks),
+    Stage("benchmarks", 0.29, benchmarks),
 )
