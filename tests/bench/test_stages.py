@@ -307,6 +307,25 @@ def test_a_kernel_that_has_taken_two_processes_along_is_left_alone(make):
     assert day.exercise(row("dequantize s8 token"), row("dequantize s8 token").small, 1)["skip"] == day.struck
 
 
+def test_what_a_kernel_did_stands_when_a_run_goes_on(make):
+    sku = "dequantize.elementwise.bf16.s8"
+    lost = {"error": f"{sku}: hung: no answer within 25 s", "lost": True, "at": sku}
+    day = make(lambda task: {"not run": "it hung"}, ops=("dequantize",))
+    keys = [f"dequantize s8 token | 8192 | {m}" for m in FEW[:2]]
+    day.run.data["points"] |= dict.fromkeys(keys, lost)
+    assert stages.benchmarks(day, soon())
+    assert all(task["skip"] == ["dequantize.elementwise"] for task in day.asked)
+    assert [day.run.data["points"][key] for key in keys] == [{**lost, "not run": "it hung"}] * 2
+
+
+def test_what_has_no_rows_is_compared_once(make):
+    day = make(lambda task: {"skus": [], "wrong": {}}, ops=("repack_marlin", "quantize s8 static"))
+    assert stages.exercises(day, soon())
+    asked = [task["row"] for task in day.asked]
+    assert asked.count("repack_marlin awq") == 1
+    assert asked.count("quantize s8 static") == 3
+
+
 def test_ops_that_no_result_knows_come_first(make):
     ranks = dict.fromkeys(runs.kernels(), 2) | {"fp8_gemm.mma-16x32": 0, "norm_quantize.row": 1}
     day = make(lambda task: {"us": {}}, ranks=ranks)
