@@ -88,6 +88,12 @@ def save(spec: KernelSpec, arch: str, folder: Path) -> Path:
     return path
 
 
+def is_precompiled(spec: KernelSpec, arch: str, *folders: Path) -> bool:
+    """Whether a kernel's cubin lies in one of some folders, or where ``QUANTPLAN_CUBIN_PATH`` says."""
+    name = file_name(spec, key_of(spec, arch))
+    return any((folder / name).is_file() for folder in (*folders, *_folders()))
+
+
 def sha256(content: bytes) -> str:
     """Return the digest that lies beside a cubin."""
     return _sha256(content)
@@ -97,9 +103,13 @@ def _digest_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
+def _folders() -> list[Path]:
+    return [Path(folder) for folder in os.environ.get(PATH_VARIABLE, "").split(os.pathsep) if folder]
+
+
 def _precompiled(spec: KernelSpec, key: str) -> bytes | None:
-    for folder in filter(None, os.environ.get(PATH_VARIABLE, "").split(os.pathsep)):
-        path = Path(folder, file_name(spec, key))
+    for folder in _folders():
+        path = folder / file_name(spec, key)
         try:
             content, digest = path.read_bytes(), _digest_path(path).read_bytes().strip()
         except OSError:

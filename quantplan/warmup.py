@@ -61,13 +61,22 @@ def warmup(
     where = Target.parse(target)
     if where.kind not in (TargetKind.ARCH, TargetKind.CUDA):
         raise InvalidProblem(op="warmup", field="target", expected="an architecture such as sm_90a", got=where)
-    specs = list(_of_catalogue(where) if descriptors is None else _of_problems(where, descriptors))
+    return save(
+        _of_catalogue(where) if descriptors is None else _of_problems(where, descriptors), where.arch, out, progress
+    )
+
+
+def save(
+    kernels: Iterable[KernelSpec], arch: str, out: Path, progress: Callable[[int, int], None] | None = None
+) -> list[Path]:
+    """Compile kernels into a folder, in their order, on all processors; see `warmup`."""
+    specs = list(kernels)
     out.mkdir(parents=True, exist_ok=True)
     made = []
     # NVRTC compiles one program at a time in a process
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(len(specs), os.cpu_count() or 1) or 1, mp_context=context) as pool:
-        for done in as_completed([pool.submit(cubins.save, spec, where.arch, out) for spec in specs]):
+        for done in as_completed([pool.submit(cubins.save, spec, arch, out) for spec in specs]):
             made.append(done.result())
             if progress is not None:
                 progress(len(made), len(specs))

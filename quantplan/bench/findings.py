@@ -58,8 +58,9 @@ def summary(data: Data, stage: str) -> str:
     if "absent" in part:
         return f"absent: {part['absent']}"
     if stage == "tests":
-        skipped = sum(part.get("skipped", {}).values())
-        return f"{part.get('passed', 0)} passed, {len(part.get('failed', ()))} failed, {skipped} skipped"
+        skipped, missed = (sum(part.get(name, {}).values()) for name in ("skipped", "not run"))
+        told = f"{part.get('passed', 0)} passed, {len(part.get('failed', ()))} failed, {skipped} skipped"
+        return f"{told}, {missed} not run" if missed else told
     if stage == "guarantees":
         plans = [plan for _, answer in entries(part) for plan in answer.get("plans", ())]
         cases = sum(plan["cases"] for plan in plans)
@@ -68,13 +69,21 @@ def summary(data: Data, stage: str) -> str:
     if stage == "compile":
         return "what is not compiled yet is compiled when it is needed"
     bad = sum("error" in answer or bool(answer.get("wrong")) for _, answer in entries(part))
-    return f"{len(part)} answers, {bad} bad"
+    missed = sum("not run" in answer for _, answer in entries(part))
+    return f"{len(part)} answers, {bad} bad" + (f", {missed} not run" if missed else "")
+
+
+def _left_out(data: Data) -> Iterator[Data]:
+    """Yield an answer for each reason why kernels were left alone."""
+    answers = (answer for part in ("guarantees", "exercises", "points") for _, answer in entries(data[part]))
+    yield from {answer["not run"]: answer for answer in answers if "not run" in answer}.values()
 
 
 def last_lines(run: Run) -> list[str]:
     """Return the lines that a run ends with: what was cut, what failed, and where the result is."""
     data = run.data
     lines = [f"{name} was cut: {s['reason']}" for name, s in data["stages"].items() if s["status"] == "cut"]
+    lines += [f"not run: {answer['not run']}" for answer in _left_out(data)]
     found = failures(data)
     alike: dict[str, list[str]] = {}
     for line in found:

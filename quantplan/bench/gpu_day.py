@@ -15,10 +15,10 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantplan.bench import findings, options, runs
+from quantplan.bench import findings, options, runs, wanted
 from quantplan.bench.budget import Budget
 from quantplan.bench.problems import ROWS
-from quantplan.bench.stages import STAGES, Day
+from quantplan.bench.stages import STAGES, Day, wants
 from quantplan.devices.target import Target, TargetKind
 from quantplan.errors import DriverError, DriverNotFound, InvalidProblem
 from quantplan.ops import PLANS
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from quantplan.bench.runs import Run
     from quantplan.bench.stages import Stage
+
+_RESULTS = Path(__file__).resolve().parents[2] / "docs" / "performance" / "results"
 
 
 def run_day(
@@ -79,7 +81,7 @@ def run_day(
     earlier = runs.latest(out, target, smoke=smoke) if resume else None
     run = runs.Run(earlier, runs.read(earlier)) if earlier else runs.Run.begin(out, target, smoke=smoke)
     limited = Budget(budget, clock)
-    day = Day(run, target, out / "gpu-day.log", smoke, say, tuple(ops))
+    day = Day(run, target, out / "gpu-day.log", smoke, say, tuple(ops), runs.ranks(_known(out)))
     wanted = [stage for stage in STAGES if stage.name in only or not only or stage.name == "machine"]
     try:
         for number, stage in enumerate(wanted):
@@ -89,6 +91,29 @@ def run_day(
     finally:
         day.run.save()
     return day.run
+
+
+def compile_only(folder: Path, out: Path | None, *, target: str, ops: Sequence[str] = ()) -> int:
+    """Compile the kernels of a day into a folder for ``QUANTPLAN_CUBIN_PATH``, which needs no GPU; return how many.
+
+    Those that no result has run come first.
+
+    Raises
+    ------
+    InvalidProblem
+        There is no such op, or the target runs no cubins.
+    """
+    _check("ops", ops, [*PLANS, *(row.name for row in ROWS)])
+    if Target.parse(target).kind not in (TargetKind.ARCH, TargetKind.CUDA):
+        raise InvalidProblem(op="bench", field="target", expected="an architecture such as sm_90a", got=target)
+    rows = [row for row in ROWS if wants(row, ops)]
+    return wanted.compile_all(target, folder, rows, runs.ranks(_known(out)))
+
+
+def _known(out: Path | None) -> list[runs.Data]:
+    """Return the results of a folder, and those of the checkout."""
+    places = {place.resolve() for place in (out, _RESULTS) if place is not None and place.is_dir()}
+    return [data for place in sorted(places) for data in runs.load(place)]
 
 
 def _stop(number: int, frame: object) -> None:  # noqa: ARG001 - a handler's arguments
@@ -128,10 +153,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a day; return 1 where anything failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     options.add(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the result file")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the result file")
+    parser.add_argument("--compile-only", type=Path, metavar="DIR", help="compile a day's kernels there, and end")
     chosen = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, _stop)
     try:
+        if chosen.compile_only is not None:
+            count = compile_only(chosen.compile_only, chosen.out, target=chosen.target, ops=chosen.ops)
+            print(f"{count} kernels are compiled: QUANTPLAN_CUBIN_PATH={chosen.compile_only} finds them")
+            return 0
+        if chosen.out is None:
+            parser.error("--out DIR is required: the folder of the result file")
         run = run_day(chosen.out, say=lambda line: print(line, flush=True), **options.given(chosen))
     except (InvalidProblem, DriverNotFound, DriverError) as error:
         parser.error(str(error))

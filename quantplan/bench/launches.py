@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from quantplan.bench.memory import GpuMemory
 
+DRIVER = "cuLaunchKernel alone"
+"""What no launch can take less than: the driver's own call, with arguments that are ready."""
 CALLS = 200
 """Launches in a row: less than a stream holds, so that none waits for the GPU."""
 _ROUNDS, _LIMIT_S = 15, 6.0
@@ -29,14 +31,14 @@ struct Params { void* nothing; };
 __device__ void nothing(const Params&) {}
 QP_KERNEL(empty, 32, Params, nothing)
 """
-_DESC = qp.DynamicRangeQuantizeDescriptor(m=16, k=4096, input_element=qp.BF16)
+DESC = qp.DynamicRangeQuantizeDescriptor(m=16, k=4096, input_element=qp.BF16)
 
 
 def measure(memory: GpuMemory) -> dict[str, Any]:
     """Return the microseconds of each way to launch, and of compiling a kernel."""
     stream = memory.stream
-    plan = qp.DynamicRangeQuantizePlan.select(stream, _DESC)
-    args = place.send(memory, _DESC, place.blocks(_DESC))
+    plan = qp.DynamicRangeQuantizePlan.select(stream, DESC)
+    args = place.send(memory, DESC, place.blocks(DESC))
     bound = plan.bind(None, args)
     replay = memory.capture([lambda: bound.run(stream)])
     raw, driver = _empty(memory)
@@ -45,7 +47,7 @@ def measure(memory: GpuMemory) -> dict[str, Any]:
         "bound run": lambda: bound.run(stream),
         "graph replay": replay,
         "RawKernel alone": raw,
-        "cuLaunchKernel alone": driver,
+        DRIVER: driver,
     }
     timers = {name: _timer(call, stream) for name, call in calls.items()}
     with memory.cupy.cuda.Device(memory.target.index):
@@ -93,7 +95,7 @@ def _empty(memory: GpuMemory) -> tuple[Callable[[], object], Callable[[], object
 
 def _compile_seconds(memory: GpuMemory) -> float:
     """Return how long a kernel of a family takes to compile, past the compiler's own start."""
-    specs = qp.DynamicRangeQuantizePlan.choose(memory.target, _DESC).kernels(_DESC)
+    specs = qp.DynamicRangeQuantizePlan.choose(memory.target, DESC).kernels(DESC)
     spent = []
     for spec in specs[:2]:
         start = time.perf_counter()

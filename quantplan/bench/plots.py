@@ -29,7 +29,10 @@ _MARKERS = "osD^vP*X<>phd8H"
 
 
 def roofline(data: Data) -> list[Panel]:
-    """Show what each op reaches below the roofs: matrix products by intensity, the others by how much they move."""
+    """Show what each op reaches beside the roofs: matrix products by intensity, the others by how much they move.
+
+    Roofs are what a copy and torch's products reached in the same run, and an op may reach more.
+    """
     points = measured(data)
     products = [p for p in points if p.operations]
     moves = [p for p in points if not p.operations and p.bandwidth is not None]
@@ -82,7 +85,8 @@ def _products(axes: Any, points: list[Measured], roofs: Roofs) -> None:  # noqa:
         if roofs.bandwidth is not None:
             knee = rate / roofs.bandwidth
             xs = sorted({low, min(max(knee, low), high), high})
-            axes.plot(xs, [min(x * roofs.bandwidth, rate) / 1e12 for x in xs], linewidth=1, label=f"roof, {name}")
+            ys = [min(x * roofs.bandwidth, rate) / 1e12 for x in xs]
+            axes.plot(xs, ys, linewidth=1, label=f"roof, torch's {name}")
     for row, marker in _by_row(points):
         mine = [p for p in points if p.row == row]
         axes.scatter(

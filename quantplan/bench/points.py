@@ -18,14 +18,14 @@ _RATES = {row.name: row.rate for row in ROWS}
 
 @attrs.frozen
 class Roofs:
-    """What a GPU can do at most.
+    """What a GPU was seen to do: no bound of the hardware, for a kernel may be faster than what was measured.
 
     Parameters
     ----------
     bandwidth : float, optional
         Bytes a second that a copy reads and writes.
     rates : dict[str, float]
-        Multiplications and additions a second, by element.
+        Multiplications and additions a second that a large product of torch's takes, by element.
     """
 
     bandwidth: float | None
@@ -98,16 +98,20 @@ class Measured:
 
     @property
     def floor(self) -> float | None:
-        """Microseconds that no kernel can be faster than; None where the roof that bounds it was not measured."""
+        """Microseconds that a copy takes to move its bytes; None where it may be bound by its operations.
+
+        It is where they take longer at the rate that was measured, or where that was not.
+        """
         element, bandwidth = _RATES.get(self.row), self.roofs.bandwidth
         if bandwidth is None or (element is not None and element not in self.roofs.rates):
             return None
-        computing = self.operations / self.roofs.rates[element] if element is not None else 0.0
-        return max(self.nbytes / bandwidth, computing) * 1e6
+        moving = self.nbytes / bandwidth * 1e6
+        computing = self.operations / self.roofs.rates[element] * 1e6 if element is not None else 0.0
+        return moving if moving >= computing else None
 
     @property
     def fraction(self) -> float | None:
-        """The floor, as a part of our time: 1 is as fast as it can be."""
+        """The floor, as a part of our time: 1 is as fast as a copy."""
         return None if self.floor is None else self.floor / self.ours
 
     def speedup(self, peer: str) -> float | None:

@@ -55,6 +55,8 @@ WIDTHS = (
 )
 SMALL_LINEAR, SMALL_WIDTH = Shape("small", 136, 256), Shape("small", 0, 392)
 """What the emulated device and the sanitizers can be asked to do; neither is a multiple of every tile."""
+BOUNDED = Shape("512 × 4096", 512, 4096)
+"""Where each product is bounded by itself, which takes a CPU long: several tiles each way, and a long sum."""
 
 
 @attrs.frozen(kw_only=True)
@@ -71,6 +73,8 @@ class Row:
         Its problems, those first that tell most.
     small : Shape
         Its problem where little can be afforded.
+    compared : Shape
+        Its problem whose whole result is compared with the reference's: the first one, unless that takes a CPU minutes.
     ms : tuple[int, ...]
         Rows that it is measured at; one number where there are none.
     rate : str, optional
@@ -83,6 +87,7 @@ class Row:
     make: Callable[[int, int, int], Any]
     shapes: tuple[Shape, ...]
     small: Shape
+    compared: Shape = attrs.field(default=attrs.Factory(lambda row: row.shapes[0], takes_self=True))
     ms: tuple[int, ...] = MS
     rate: str | None = None
     peers: tuple[str, ...] = ()
@@ -108,7 +113,8 @@ def _linear(name: str, kind: Any, rate: str, peers: tuple[str, ...], **fields: A
     def make(m: int, n: int, k: int) -> Any:  # noqa: ANN401 - the same
         return kind(m=m, n=n, k=k, **fields)
 
-    return Row(name=name, make=make, shapes=LINEARS, small=SMALL_LINEAR, rate=rate, peers=peers)
+    compared = LINEARS[0] if rate == "int8" else BOUNDED
+    return Row(name=name, make=make, shapes=LINEARS, small=SMALL_LINEAR, compared=compared, rate=rate, peers=peers)
 
 
 def _repack(name: str, **fields: Any) -> Row:  # noqa: ANN401 - the same
@@ -224,6 +230,11 @@ class Point:
     def key(self) -> str:
         """What tells it from every other point."""
         return f"{self.row.name} | {self.shape.label} | {self.m}"
+
+    @property
+    def tells_most(self) -> bool:
+        """Whether it is one of the few that tell most of its op."""
+        return self.m in FEW and self.shape == self.row.shapes[0]
 
     @property
     def descriptor(self) -> Any:  # noqa: ANN401 - each op has its own

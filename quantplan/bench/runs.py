@@ -21,7 +21,7 @@ from quantplan.ops import PLANS
 from quantplan.programs import KernelVariant
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
 SCHEMA = 1
@@ -50,6 +50,24 @@ def kernels() -> dict[str, str]:
 def kernel_of(sku: str) -> str:
     """Return the ``op.variant`` that a SKU's name begins with."""
     return ".".join(sku.split(".")[:2])
+
+
+def tried(data: Data) -> set[str]:
+    """Return what ran of the kernels: those whose promises or results were looked at, or whose time was taken."""
+    answers = [answer for part in ("guarantees", "exercises", "points") for answer in data[part].values()]
+    skus = [sku for answer in answers for sku in answer.get("skus", ())] + [a["sku"] for a in answers if "us" in a]
+    skus += [plan["sku"] for answer in answers for plan in answer.get("plans", ())]
+    return {kernel_of(sku) for sku in skus}
+
+
+def ranks(results: Iterable[Data]) -> dict[str, int]:
+    """Return for each kernel: 0 where none of some runs has run it, 1 where its sources have changed since, else 2."""
+    now, found = sources(), dict.fromkeys(kernels(), 0)
+    for data in results:
+        for kernel in tried(data) & found.keys():
+            source = kernels()[kernel]
+            found[kernel] = max(found[kernel], 1 + (data["sources"].get(source) == now[source]))
+    return found
 
 
 @attrs.define

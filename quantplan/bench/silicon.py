@@ -1,4 +1,4 @@
-"""What GPU days found, as sections of a page: what is validated, how fast it is, and which goals are met."""
+"""What GPU days found, as sections of a page: what ran, how fast it is, and which goals are met."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import importlib.util
 from functools import partial
 from typing import TYPE_CHECKING
 
-import attrs
-
 from quantplan.bench import findings, goals, plots, runs
 from quantplan.bench.page import Figure, Section, Table, table
 from quantplan.bench.points import Roofs, measured
-from quantplan.bench.problems import FEW
+from quantplan.bench.problems import FEW, ROWS
+from quantplan.bench.validation import SAYS, validations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -27,80 +26,6 @@ NOTHING_YET = (
     "move, as their launches state it. Whether a kernel reaches the memory's bandwidth, only a measurement can tell."
 )
 HOW = "`python -m quantplan.bench.gpu_day --out docs/performance/results` on a machine with a GPU changes that."
-
-
-# ---- what is validated
-
-
-@attrs.frozen
-class Validation:
-    """What is known of one kernel on silicon.
-
-    Parameters
-    ----------
-    kernel : str
-        ``op.variant``.
-    source : str
-        Its family's file.
-    status : str
-        ``yes``, ``no``, ``source changed since``, or ``never``.
-    detail : str
-        How many SKUs and cases, on which GPU and when; or what failed.
-    """
-
-    kernel: str
-    source: str
-    status: str
-    detail: str = ""
-
-
-def validations(results: Sequence[Data]) -> list[Validation]:
-    """Return the status of each kernel that there is now; of several runs the newest of the same sources counts."""
-    now = runs.sources()
-    found = []
-    for kernel, source in runs.kernels().items():
-        ran = [data for data in results if _tried(data, kernel)]
-        same = [data for data in ran if data["sources"].get(source) == now[source]]
-        if same:
-            found.append(_validation(same[-1], kernel, source))
-        elif ran:
-            detail = f"{ran[-1]['machine']['device']['name']}, {ran[-1]['date']}"
-            found.append(Validation(kernel, source, "source changed since", detail))
-        else:
-            found.append(Validation(kernel, source, "never"))
-    return found
-
-
-def _plans(data: Data, kernel: str) -> list[Data]:
-    answers = (answer for _, answer in findings.entries(data["guarantees"]))
-    plans = (plan for answer in answers for plan in answer.get("plans", ()))
-    return [plan for plan in plans if runs.kernel_of(plan["sku"]) == kernel]
-
-
-def _tried(data: Data, kernel: str) -> bool:
-    return bool(_plans(data, kernel)) or any(kernel in problem for problem in _blamed(data))
-
-
-def _blamed(data: Data) -> Iterator[str]:
-    """Yield what went wrong, each with the name of the kernel or op that it went wrong with."""
-    for key, answer in findings.entries(data["guarantees"]):
-        yield from answer.get("problems", ())
-        if "error" in answer:
-            yield f"{key}: {answer['error']}"
-    for key, answer in findings.entries(data["exercises"]):
-        yield from (f"{what}: {key} is wrong" for what in answer.get("wrong", ()))
-
-
-def _validation(data: Data, kernel: str, source: str) -> Validation:
-    plans, op = _plans(data, kernel), kernel.partition(".")[0]
-    wrong = [text for text in _blamed(data) if text.startswith((f"{kernel}.", f"{op} ["))]
-    wrong += [f"test {name}" for name in data["tests"].get("failed", {})]
-    wrong += [name for name, answer in findings.entries(data["sanitizers"]) if findings.is_bad(answer)]
-    where = f"{data['machine']['device']['name']}, {data['date']}"
-    if wrong:
-        return Validation(kernel, source, "no", f"{wrong[0]}; {where}")
-    cases = sum(plan["cases"] for plan in plans)
-    return Validation(kernel, source, "yes", f"{len({p['sku'] for p in plans})} SKUs, {cases} cases; {where}")
 
 
 # ---- sections
@@ -128,11 +53,8 @@ def smoke(data: Data) -> Section:
 
 def _validated(results: Sequence[Data]) -> Section:
     rows = tuple((f"`{v.kernel}`", f"`{v.source}`", v.status, v.detail) for v in validations(results))
-    says = (
-        "A kernel is validated when its SKUs kept their guarantees under attack on a GPU, the tests of `tests/gpu` "
-        "passed there, and no sanitizer found anything, all with the sources as they are now."
-    )
-    return Section("Validated on silicon", (says, Table(("Kernel", "Sources", "Validated", "What ran"), rows)))
+    table = Table(("Kernel", "Sources", "Validated", "What ran"), rows)
+    return Section("Validated on silicon", (SAYS, table))
 
 
 def _figures(data: Data) -> Iterator[Section]:
@@ -140,7 +62,7 @@ def _figures(data: Data) -> Iterator[Section]:
     marked = " (synthetic: nobody measured this)" if data.get("synthetic") else ""
     yield Section(f"{name}: the run{marked}", tuple(_run(data)))
     if points:
-        yield Section(f"{name}: how near the floor", (*_floor(data, points), *_plots(data)))
+        yield Section(f"{name}: how near the roofs", (*_floor(data, points), *_plots(data)))
         yield Section(f"{name}: beside the peers", tuple(_beside(data, points)))
     yield Section(f"{name}: goals", (_goals(goals.verdicts(data)),))
 
@@ -164,32 +86,61 @@ def _run(data: Data) -> Iterator[Block]:
             for name, s in data["stages"].items()
         ),
     )
+    yield from _tests(data["tests"])
     failed = findings.failures(data)
     if failed:
         yield "**What failed:**"
         yield "\n".join(f"- {line}" for line in failed)
 
 
+def _tests(found: Data) -> Iterator[Block]:
+    """Sum up the log of `tests/gpu`; results of earlier versions have less of it."""
+    if "files" not in found:
+        return
+    columns = ("passed", "failed", "skipped", "not run")
+    files = {name: [counts.get(column, 0) for column in columns] for name, counts in found["files"].items()}
+    seconds = {name: counts.get("s", 0) for name, counts in found["files"].items()}
+    whole = [sum(column) for column in zip(*files.values(), strict=True)]
+    rows = [(f"`{name}`", *map(str, counts), f"{seconds[name]:.0f}") for name, counts in files.items()]
+    rows.append(("all", *map(str, whole), f"{sum(seconds.values()):.0f}"))
+    yield Table(("Tests", "Passed", "Failed", "Skipped", "Not run", "Seconds"), tuple(rows))
+    for title, reasons in (("Skipped", found["skipped"]), ("Not run", found["not run"])):
+        if reasons:
+            yield f"{title}:"
+            yield "\n".join(f"- {count} × {' '.join(reason.split())}" for reason, count in reasons.items())
+    properties = [(name, value) for test in found["properties"].values() for name, value in test.items()]
+    if properties:
+        yield Table(("What tests recorded", ""), tuple(properties))
+
+
 def _floor(data: Data, points: Sequence[Measured]) -> Iterator[Block]:
     yield (
-        "The floor of a problem is the larger of the time that a copy takes to move its bytes, each operand once, and "
-        "the time that its operations take at the rate measured here, which is what torch's product reaches: more than "
-        "100% is faster than that. Times are medians in CUDA graphs, over operands that rotate beyond the L2 cache; ± "
-        "is half the distance of the quartiles."
+        "Where a copy of a problem's bytes, each operand once, takes longer than its operations at the rate that "
+        "torch's product reaches here, its part of the copy's bandwidth is told. Where it does not, the operations a "
+        "second are, and no part of a roof: a kernel may be faster than torch's. Times are medians in CUDA graphs, "
+        "over operands that rotate beyond the L2 cache; ± is half the distance of the quartiles."
     )
     rows = []
     for point in points:
         if point.shape == _first_shape(points, point.row):
-            fraction = "" if point.fraction is None else f"{point.fraction:.0%}"
-            rate = f"{point.rate / 1e12:.0f}" if point.operations else ""
             moved = f"{point.nbytes / point.ours / 1e6:.2f}"
             time = f"{point.ours:.1f} µs ± {point.spread / 2:.0%}"
-            rows.append((point.row, point.shape, str(point.m), time, moved, rate, fraction))
-    yield Table(("Op", "Shape", "M", "Time", "TB/s", "T op/s", "Of the floor"), tuple(rows))
-    missing = {name: reason for name, reason in data["machine"].get("rows", {}).items() if reason}
+            rows.append((point.row, point.shape, str(point.m), time, moved, _rate(point), _fraction(point)))
+    yield Table(("Op", "Shape", "M", "Time", "TB/s", "T op/s", "Of the copy's bandwidth"), tuple(rows))
+    known = data["machine"].get("rows", {})
+    missing = {name: reason for name, reason in known.items() if reason}
+    missing |= {row.name: "quantplan had no such op" for row in ROWS if known and row.name not in known}
     if missing:
-        yield "No kernel runs, and nothing was measured, of:"
+        yield "When this ran there was no kernel for:"
         yield "\n".join(f"- {name}: {reason}" for name, reason in missing.items())
+
+
+def _rate(point: Measured) -> str:
+    return f"{point.rate / 1e12:.0f}" if point.operations else ""
+
+
+def _fraction(point: Measured) -> str:
+    return "" if point.fraction is None else f"{point.fraction:.0%}"
 
 
 def _plots(data: Data) -> Iterator[Block]:
@@ -245,6 +196,9 @@ def _first_shape(points: Sequence[Measured], row: str) -> str:
 
 # ---- the README's table
 
+_PART_OF_THE_WORK = {"torch._int_mm"}
+"""Peers that leave out what the op does besides: their product has no scales."""
+
 
 def summary(results: Sequence[Data]) -> str:
     """Return the README's few lines on GPUs: the newest run's ops at few M, or that there is none."""
@@ -252,16 +206,29 @@ def summary(results: Sequence[Data]) -> str:
         return "No GPU has run quantplan yet: there are no figures."
     data = results[-1]
     found, most = measured(data), FEW[:2]  # of ops that only move bytes, a decode batch and a prefill say enough
-    points = [p for p in found if p.m in (FEW if p.operations else most) and p.shape == _first_shape(found, p.row)]
+    wanted = [p for p in found if p.m in ((*FEW, 64) if p.operations else most)]
     rows = []
-    for p in points:
-        fraction = "" if p.fraction is None else f"{p.fraction:.0%}"
-        rivals = [(p.us[name], name) for name in p.peers]
+    for p in (p for p in wanted if p.shape == _first_shape(found, p.row)):
+        rivals = [(p.us[name], name) for name in p.peers if name not in _PART_OF_THE_WORK]
         best = f"{min(rivals)[0] / p.ours:.2f} × {min(rivals)[1]}" if rivals else ""
-        rows.append((f"{p.row}, {p.shape}", str(p.m), f"{p.ours:.1f} µs", fraction, best))
-    header = ("Op", "M", "Median", "Of the floor", "Fastest peer")
-    device = data["machine"]["device"]["name"]
+        rate = _rate(p) if p.fraction is None else ""
+        rows.append((f"{p.row}, {p.shape}", str(p.m), f"{p.ours:.1f} µs", _fraction(p), rate, best))
+    header = ("Op", "M", "Median", "Of the copy's bandwidth", "T op/s", "Fastest peer")
+    return f"{table(header, rows)}\n\n" + " ".join(_below(results, data))
+
+
+def _below(results: Sequence[Data], data: Data) -> Iterator[str]:
+    """Yield sentences of what the figures mean, and of what has none."""
     bandwidth = Roofs.of(data).bandwidth
     copied = f", copy bandwidth {bandwidth / 1e12:.2f} TB/s" if bandwidth else ""
-    floor = "The floor is what a copy, or torch's product of the same elements, would take."
-    return f"{table(header, rows)}\n\nMeasured {data['date']} on {device}{copied}, in CUDA graphs. {floor}"
+    yield f"Measured {data['date']} on {data['machine']['device']['name']}{copied}, in CUDA graphs."
+    yield "Where operations bound a product instead of bytes, they are told a second."
+    timed = {name for point in data["points"].values() for name in point.get("us", {})}
+    named = (name for point in data["points"].values() for name in point.get("absent", {}))
+    absent = [name for name in dict.fromkeys(named) if name not in timed]
+    if absent:
+        yield f"Absent peers: {'; '.join(absent)}."
+    ran = {kernel.partition(".")[0] for result in results for kernel in runs.tried(result)}
+    never = [op for op in dict.fromkeys(row.op for row in ROWS) if op not in ran]
+    if never:
+        yield f"Not run on a GPU: {', '.join(f'`{op}`' for op in never)}."

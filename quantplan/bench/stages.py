@@ -5,39 +5,44 @@ Nothing here touches a GPU: what does is a worker, a sanitizer's child, or pytes
 
 from __future__ import annotations
 
+import itertools
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from quantplan.bench import problems, suite
+from quantplan.bench import problems, sanitizer, suite, wanted
 from quantplan.bench.machine import clocks
-from quantplan.bench.runs import Run
-from quantplan.bench.worker import Worker, kill, share_out
-from quantplan.cubins import PATH_VARIABLE
+from quantplan.bench.runs import Run, kernel_of
+from quantplan.bench.worker import STRIKES, Worker, kill, share_out
+from quantplan.devices.target import Target
 from quantplan.ops import PLANS
+from quantplan.verify.runner import sample
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from quantplan.bench.budget import Deadline
     from quantplan.bench.worker import Answer, Task
 
 ROOFS = ("copy", "copy, torch", "bf16", "f16", "int8", "fp8")
-TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-_HOW_TO_GET_SANITIZER = "compute-sanitizer comes with the CUDA toolkit: put its bin folder into PATH"
-_FOUND = 86
-"""Exit code by which a sanitizer says that it found something."""
-_STRIDES, _CHUNK = (97, 31, 7, 1), 4
-"""A catalogue is sampled ever more densely; so many of its problems make a task."""
-_TASK_S, _SANITIZED_S = 90.0, 120.0
+_CHUNK = 4
+"""So many problems make a task of guarantees."""
+_MACHINE_S, _TASK_S, _EMULATED_S = 90.0, 25.0, 120.0
+"""Seconds that a machine takes to tell what it is, at most; a task whose kernels are compiled; and any other."""
+_WITH_KERNELS = ("guarantees", "exercises", "points")
 _PROGRESS_S = 15.0
 """Seconds after which a stage that goes on says so."""
+
+
+def wants(row: problems.Row, ops: Sequence[str]) -> bool:
+    """Whether a line of `problems.ROWS` is asked for: by its name or its op's, or because none is named."""
+    return not ops or any(op in (row.name, row.op) for op in ops)
 
 
 @attrs.define
@@ -58,6 +63,8 @@ class Day:
         Prints a line.
     ops : sequence of str
         Only these, where any are given.
+    ranks : mapping
+        By kernel, what earlier results know of it; see `runs.ranks`. The lowest ones come first.
     """
 
     run: Run
@@ -66,6 +73,13 @@ class Day:
     smoke: bool
     say: Callable[[str], None]
     ops: Sequence[str] = ()
+    ranks: Mapping[str, int] = attrs.field(factory=dict)
+
+    @property
+    def arch(self) -> Target:
+        """The architecture, for questions that need no GPU."""
+        device = self.run.data["machine"].get("device", {})
+        return Target.parse(device["arch"] if "arch" in device else Target.parse(self.target).arch)
 
     @property
     def emulated(self) -> bool:
@@ -82,13 +96,27 @@ class Day:
 
     @property
     def rows(self) -> list[problems.Row]:
-        """The ops that have a kernel for the device."""
+        """The ops that have a kernel for the device, those first that no earlier result knows."""
         support = self.run.data["machine"].get("rows", {})
-        return [row for row in problems.ROWS if self.wants(row) and not support.get(row.name)]
+        found = [row for row in problems.ROWS if wants(row, self.ops) and not support.get(row.name)]
+        return sorted(found, key=self.rank)
 
-    def wants(self, row: problems.Row) -> bool:
-        """Whether a row is asked for."""
-        return not self.ops or any(op in (row.name, row.op) for op in self.ops)
+    def rank(self, row: problems.Row) -> int:
+        """Return the lowest rank of an op's kernels."""
+        return min((rank for kernel, rank in self.ranks.items() if kernel.partition(".")[0] == row.op), default=0)
+
+    @property
+    def struck(self) -> list[str]:
+        """The kernels that have taken more than one process along, and are left alone from now on."""
+        answers = (answer for part in _WITH_KERNELS for answer in self.run.data[part].values())
+        lost = Counter(kernel_of(answer["at"]) for answer in answers if answer.get("lost") and answer["at"])
+        return [kernel for kernel, count in lost.items() if count >= STRIKES]
+
+    def exercise(self, row: problems.Row, shape: problems.Shape, m: int) -> Task:
+        """Return the task of comparing one whole result."""
+        key = problems.Point(row, shape, m).key
+        task = {"do": "exercise", "key": key, "row": row.name, "shape": shape.label, "m": m}
+        return {**task, "skip": self.struck} if self.struck else task
 
     def settle(self, machine: Answer) -> None:
         """Take note of the machine, and name the file after it; an earlier run of another GPU is not gone on with."""
@@ -103,22 +131,29 @@ class Day:
     def do(self, workers: Sequence[Worker], tasks: Iterator[Task], deadline: Deadline, part: str) -> bool:
         """Have tasks done whose answers a part of the run does not hold yet, by key; tell whether all were."""
         found = self.run.data[part]
-        waiting = (task for task in tasks if "error" in found.get(task["key"], {"error": "nobody has tried"}))
+        unknown = {"error": "nobody has tried"}
+        waiting = (task for task in tasks if "error" in found.get(task["key"], unknown))
+        if part in _WITH_KERNELS:
+            waiting = ({**task, "skip": self.struck} if self.struck else task for task in waiting)
 
         told = deadline.left
 
         def done(task: Task, answer: Answer) -> None:
             nonlocal told
-            found[task["key"]] = answer
+            earlier = found.get(task["key"], {})
+            kept = earlier if earlier.get("lost") and "not run" in answer else {}  # what a kernel did stands
+            found[task["key"]] = {**kept, **answer}
             if "error" in answer:
                 self.say(f"  {part}: {task['key']}: {answer['error']}")
+            if "not run" in answer:
+                self.say(f"  {part}: {task['key']}: not run: {answer['not run']}")
             if told - deadline.left >= _PROGRESS_S:
                 told = deadline.left
                 self.say(f"  {part}: {len(found)} done, the last one {task['key']}; {told:.0f} s are left")
             self.run.tick()
 
         try:
-            return share_out(waiting, workers, deadline, _TASK_S, done)
+            return share_out(waiting, workers, deadline, _EMULATED_S if self.emulated else _TASK_S, done)
         finally:
             for worker in workers:
                 worker.close()
@@ -130,7 +165,7 @@ class Day:
 def machine(day: Day, deadline: Deadline) -> bool:
     """Ask what the machine is, and measure its roofs."""
     worker = day.worker()
-    answer = worker.ask({"do": "machine"}, max(_TASK_S, deadline.left))  # without it there is no result
+    answer = worker.ask({"do": "machine"}, max(_MACHINE_S, deadline.left))  # without it there is no result
     if "error" in answer:
         worker.kill()
         raise RuntimeError(answer["error"])
@@ -150,11 +185,12 @@ def machine(day: Day, deadline: Deadline) -> bool:
 
 
 def compiled(day: Day, deadline: Deadline) -> bool:
-    """Compile kernels on all processors into the cache, so that no stage behind waits for one that it needs."""
-    if day.emulated or os.environ.get(PATH_VARIABLE):
+    """Compile the day's kernels on all processors into the cache, so that no stage behind waits for one."""
+    if day.emulated:
         return True
     with tempfile.TemporaryDirectory() as folder, day.log.open("a", encoding="utf-8") as log:
-        command = [sys.executable, "-m", "quantplan", "warmup", "--json", "--target", day.target, "--out", folder]
+        command = [sys.executable, "-m", "quantplan.bench.gpu_day", "--compile-only", folder, "--target", day.arch.arch]
+        command += ["--out", str(day.run.path.parent), *(["--ops", *day.ops] if day.ops else [])]
         process = subprocess.Popen(command, stdout=log, stderr=log, text=True, start_new_session=True)  # noqa: S603 - our own module
         try:
             return process.wait(timeout=deadline.left) == 0
@@ -162,7 +198,7 @@ def compiled(day: Day, deadline: Deadline) -> bool:
             return False
         finally:
             kill(process)
-            day.say(f"  {len(list(Path(folder).glob('*.cubin')))} kernels")
+            day.say(f"  {len(list(Path(folder).glob('*.cubin')))} kernels were not precompiled")
 
 
 # ---- 2: correctness
@@ -174,39 +210,44 @@ def tests(day: Day, deadline: Deadline) -> bool:
 
 
 def guarantees(day: Day, deadline: Deadline) -> bool:
-    """Hold SKUs to their guarantees under attack: few of every op, then ever more."""
-    rows = {row.op for row in day.rows}
-    return day.do(day.workers(), _guarantee_tasks(sorted(rows), smoke=day.smoke), deadline, "guarantees")
+    """Hold SKUs to their guarantees under attack: few of every kernel, then whatever two parts of a name meet."""
+    ops = dict.fromkeys(row.op for row in day.rows)
+    strengths = wanted.STRENGTHS[:1] if day.smoke else wanted.STRENGTHS
+    return day.do(day.workers(), _guarantee_tasks(list(ops), day.arch, strengths), deadline, "guarantees")
 
 
-def _guarantee_tasks(ops: Sequence[str], *, smoke: bool) -> Iterator[Task]:
-    sizes = {op: sum(1 for _ in PLANS[op].catalogue()) for op in ops}
-    seen: dict[str, set[int]] = {op: set() for op in ops}
-    for stride in _STRIDES[:1] if smoke else _STRIDES:
-        waves = {op: [n for n in range(0, size, stride) if n not in seen[op]] for op, size in sizes.items()}
-        for op, wave in waves.items():
-            seen[op].update(wave)
-        for start in range(0, max(map(len, waves.values()), default=0), _CHUNK):
-            for op, wave in waves.items():
-                numbers = wave[start : start + _CHUNK]
-                if numbers:
-                    yield {"do": "guarantee", "key": f"{op} {numbers}", "op": op, "numbers": numbers}
+def _guarantee_tasks(ops: Sequence[str], arch: Target, strengths: Sequence[int]) -> Iterator[Task]:
+    """Yield some problems of one variant at a time, every op in turn: a kernel that hangs or faults takes few along."""
+    seen: set[tuple[str, str, int]] = set()
+    for strength in strengths:
+        waves = []
+        for op in ops:
+            place = {desc: number for number, desc in enumerate(PLANS[op].catalogue())}
+            numbers: dict[str, list[int]] = {}
+            for subject in sample(op, arch, strength):
+                if (op, subject.variant.name, place[subject.desc]) not in seen:
+                    numbers.setdefault(subject.variant.name, []).append(place[subject.desc])
+            seen.update((op, variant, number) for variant, some in numbers.items() for number in some)
+            parts = (
+                (v, some[start : start + _CHUNK])
+                for v, some in numbers.items()
+                for start in range(0, len(some), _CHUNK)
+            )
+            waves.append([_guarantee(op, *part) for part in parts])
+        for turn in itertools.zip_longest(*waves):
+            yield from filter(None, turn)
+
+
+def _guarantee(op: str, variant: str, numbers: list[int]) -> Task:
+    return {"do": "guarantee", "key": f"{op}.{variant} {numbers}", "op": op, "variant": variant, "numbers": numbers}
 
 
 def exercises(day: Day, deadline: Deadline) -> bool:
     """Compare whole results at the sizes of models with the reference's."""
-    return day.do(day.workers(), _exercise_tasks(day.rows, smoke=day.smoke), deadline, "exercises")
-
-
-def _exercise_tasks(rows: Sequence[problems.Row], *, smoke: bool) -> Iterator[Task]:
-    for m in (19,) if smoke else (16, 1, 300):
-        for row in rows:
-            yield _exercise(row, row.small if smoke else row.shapes[0], m)
-
-
-def _exercise(row: problems.Row, shape: problems.Shape, m: int) -> Task:
-    point = problems.Point(row, shape, m)
-    return {"do": "exercise", "key": point.key, "row": row.name, "shape": shape.label, "m": m}
+    ms = (wanted.SMALL,) if day.smoke else wanted.EXERCISED
+    rows = ((m, row) for m in ms for row in day.rows if row.ms == problems.MS or m == ms[0])
+    tasks = (day.exercise(row, row.small if day.smoke else row.compared, m) for m, row in rows)
+    return day.do(day.workers(), tasks, deadline, "exercises")
 
 
 # ---- 3: sanitizers
@@ -214,50 +255,7 @@ def _exercise(row: problems.Row, shape: problems.Shape, m: int) -> Task:
 
 def sanitizers(day: Day, deadline: Deadline) -> bool:
     """Run a short set under each of compute-sanitizer's tools."""
-    found = day.run.data["sanitizers"]
-    if day.emulated:
-        found["absent"] = "the emulated device checks every access by itself"
-        return True
-    tool = shutil.which("compute-sanitizer")
-    if tool is None:
-        found["absent"] = _HOW_TO_GET_SANITIZER
-        day.say(f"  absent: {_HOW_TO_GET_SANITIZER}")
-        return True
-    for number, name in enumerate(TOOLS):
-        if name not in found and not _sanitize(day, tool, name, deadline, later=len(TOOLS) - number - 1):
-            return False
-    return True
-
-
-def _sanitize(day: Day, tool: str, name: str, deadline: Deadline, *, later: int) -> bool:
-    """Run one tool; tell whether it came to its end."""
-    log = day.run.path.with_name(f"{day.run.path.stem}-{name}.log")
-    prefix = (tool, "--tool", name, "--error-exitcode", str(_FOUND), "--log-file", str(log))
-    worker, answers, complete = day.worker(*prefix), {}, True
-    part = deadline.within(deadline.left / (later + 1))
-    for row in day.rows:
-        if part.over:
-            complete = False
-            break
-        task = _exercise(row, row.small, 19)
-        answers[row.name] = worker.ask(task, min(_SANITIZED_S, part.left))
-        if "error" in answers[row.name]:
-            break  # a tool that cannot run here fails for each op alike
-    code = worker.close()
-    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
-    lines = [line.removeprefix("=========").strip() for line in text.splitlines()]
-    wrong = {row: answer for row, answer in answers.items() if answer.get("error") or answer.get("wrong")}
-    day.run.data["sanitizers"][name] = {
-        "exit_code": code,
-        "found": code == _FOUND,
-        "ran": sorted(answers),
-        "wrong": wrong,
-        "complete": complete,
-        "first_lines": [line for line in lines if line][:20] if code else [],
-    }
-    day.say(f"  {name}: {len(answers)} ops, exit code {code}{'' if complete else ', cut'}")
-    day.run.save()
-    return complete
+    return sanitizer.run(day, deadline)
 
 
 # ---- 4: time
@@ -282,8 +280,7 @@ def benchmarks(day: Day, deadline: Deadline) -> bool:
 def _point(point: problems.Point) -> Task:
     """Ask for a point; where it tells most, beside all of our variants, for selection rests on estimates of theirs."""
     task = {"do": "point", "key": point.key, "row": point.row.name, "shape": point.shape.label, "m": point.m}
-    few = point.m in problems.FEW and point.shape == point.row.shapes[0]
-    return {**task, "every_variant": True} if few else task
+    return {**task, "every_variant": True} if point.tells_most else task
 
 
 @attrs.frozen
@@ -308,10 +305,10 @@ class Stage:
 STAGES = (
     Stage("machine", 0.06, machine),
     Stage("compile", 0.06, compiled),
-    Stage("tests", 0.20, tests),
+    Stage("tests", 0.25, tests),
     Stage("guarantees", 0.14, guarantees),
     Stage("exercises", 0.06, exercises),
     Stage("host", 0.03, host),
     Stage("sanitizers", 0.11, sanitizers),
-    Stage("benchmarks", 0.34, benchmarks),
+    Stage("benchmarks", 0.29, benchmarks),
 )

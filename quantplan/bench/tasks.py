@@ -6,7 +6,7 @@ On the emulated device nothing is timed; the same plans run, and their results a
 from __future__ import annotations
 
 import gc
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,15 +22,17 @@ from quantplan.plan import plan_type
 from quantplan.types import PlanPreference
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from quantplan.plan import Plan
+    from quantplan.types import ErrorBound
 
 Answer = dict[str, Any]
 _ROUNDS, _POINT_S = 25, 0.6
 _TOLD = 200
+_LOST = "it has taken processes along before"
 
 
 class Tasks:
@@ -40,10 +42,12 @@ class Tasks:
     ----------
     target : str
         ``cuda:0`` or ``emulated:sm_90a``.
+    begin : callable
+        Told the name of each SKU before it runs.
     """
 
-    def __init__(self, target: str) -> None:
-        self.target = Target.parse(target)
+    def __init__(self, target: str, begin: Callable[[str], object] = str) -> None:
+        self.target, self.begin = Target.parse(target), begin
 
     def do(self, task: dict[str, Any]) -> Answer:
         """Do a task: ``{"do": name, "key": what its answer is kept under, …}``."""
@@ -114,29 +118,35 @@ class Tasks:
 
     # ---- correctness
 
-    def guarantee(self, op: str, numbers: list[int]) -> Answer:
-        """Hold the SKUs of some problems of an op's catalogue to their guarantees."""
+    def guarantee(self, op: str, numbers: list[int], variant: str, skip: Sequence[str] = ()) -> Answer:
+        """Hold the SKUs that a variant has for some problems of its op's catalogue to their guarantees."""
         from quantplan.verify import verify  # noqa: PLC0415 - exact arithmetic is needed here only
 
+        if f"{op}.{variant}" in skip:
+            return {"not run": f"{op}.{variant}: {_LOST}"}
         wanted = set(numbers)
         descs = [desc for number, desc in enumerate(PLANS[op].catalogue()) if number in wanted]
-        report = verify(self.target, op, descs)
+        report = verify(self.target, op, descs, variant=variant, begin=self.begin)
         plans = [{"sku": p.sku, "cases": p.cases, "mismatches": p.mismatches} for p in report.plans]
         problems_found = [text for text in report.problems if not text.startswith("nothing was verified")]
         return {"plans": plans, "problems": problems_found}
 
-    def exercise(self, row: str, shape: str, m: int) -> Answer:
-        """Run one problem with every variant, and compare every element with the reference's."""
+    def exercise(self, row: str, shape: str, m: int, skip: Sequence[str] = ()) -> Answer:
+        """Run one problem with every variant but those to skip, and compare every element with the reference's."""
         desc = _point(row, shape, m).descriptor
         kind, values = plan_type(desc), arrays(desc)
         names = self._variants(desc)
         if not names:
             return {"unsupported": self._support(problems.row(row))}
+        left_out = [kernel for name in names if (kernel := f"{kind.op.value}.{name}") in skip]
+        names = [name for name in names if f"{kind.op.value}.{name}" not in skip]
         expected = send(HostMemory(), desc, values)
         kind.select("cpu", desc).run(None, None, expected)
+        bounds = cache(lambda bound: bound.bounds(desc, expected))  # many variants have the same
         skus, wrong = [], {}
         for name in names:
             plan = kind.select(self.target, desc, PlanPreference(variant=name))
+            self.begin(plan.sku.name)
             args = send(self.memory, desc, values)
             plan.run(self.memory.stream, workspace(plan), args)
             skus.append(plan.sku.name)
@@ -144,9 +154,10 @@ class Tasks:
                 if operand.output:
                     got = self.memory.fetch(getattr(args, operand.name))
                     right = HostMemory().fetch(getattr(expected, operand.name))
-                    if count := differing(plan, expected, name, got, right):
+                    if count := differing(plan, operand.name, got, right, bounds):
                         wrong[f"{plan.sku.name} {operand.name}"] = count
-        return {"skus": skus, "wrong": wrong}
+        not_run = {"not run": f"{', '.join(left_out)}: {_LOST}"} if left_out else {}
+        return {"skus": skus, "wrong": wrong, **not_run}
 
     def _variants(self, desc: Any) -> list[str]:  # noqa: ANN401 - any descriptor
         """Return the variants that run a problem, the one that is selected first."""
@@ -154,13 +165,16 @@ class Tasks:
 
     # ---- time
 
-    def point(self, row: str, shape: str, m: int, *, every_variant: bool = False) -> Answer:
-        """Time one problem beside its peers, and beside the variants that were not selected."""
+    def point(self, row: str, shape: str, m: int, *, every_variant: bool = False, skip: Sequence[str] = ()) -> Answer:
+        """Time one problem beside its peers, and beside variants that were not selected, but for those to skip."""
         point = _point(row, shape, m)
         desc = point.descriptor
         names = self._variants(desc)
         if not names:
             return {"unsupported": self._support(problems.row(row))}
+        op = plan_type(desc).op.value
+        if f"{op}.{names[0]}" in skip:
+            return {"not run": f"{op}.{names[0]}: {_LOST}"}
         plan = plan_type(desc).select(self.target, desc)
         size = problems.nbytes(desc)
         answer: Answer = {"sku": plan.sku.name, "bytes": size, "operations": problems.operations(desc)}
@@ -170,7 +184,7 @@ class Tasks:
         count = graphs.sets(size, int(self.gpu.properties()["l2CacheSize"]), self.gpu.free() // 3)
         operands = [send(self.gpu, desc, blocks(desc)) for _ in range(count)]
         timers = {OURS: self._timer(plan, operands)}
-        for name in names[1:] if every_variant else ():
+        for name in (name for name in names[1:] if every_variant and f"{op}.{name}" not in skip):
             other = plan_type(desc).select(self.target, desc, PlanPreference(variant=name))
             timers[f"{OURS} {name}"] = self._timer(other, operands)
         beside, absent = self._peers(point, count)
@@ -183,6 +197,7 @@ class Tasks:
 
     def _timer(self, plan: Plan[Any, Any], operands: Sequence[Any]) -> Callable[[], float]:
         """Return the timer of a plan over sets of operands, which share scratch memory as on one stream they may."""
+        self.begin(plan.sku.name)
         scratch = workspace(plan)
         calls = [partial(plan.bind(scratch, args).run, self.gpu.stream) for args in operands]
         return graphs.timer(self.gpu, calls, self.gpu.capture)
@@ -196,6 +211,7 @@ class Tasks:
         torch = graphs.TorchGraphs(self.torch, self.gpu)
         bench = Bench(self.torch, torch.device, point.m, point.shape.n, point.shape.k, count)
         for name in point.row.peers:
+            self.begin(name)
             try:
                 calls = torch.prepare(PEERS[name].prepare, bench)
                 timers[name] = graphs.timer(self.gpu, calls, torch.capture)
@@ -220,20 +236,31 @@ class Tasks:
 
 def _point(row: str, shape: str, m: int) -> problems.Point:
     found = problems.row(row)
-    return problems.Point(found, next(s for s in (*found.shapes, found.small) if s.label == shape), m)
+    return problems.Point(found, next(s for s in (*found.shapes, found.small, found.compared) if s.label == shape), m)
 
 
 def differing(
     plan: Plan[Any, Any],
-    expected: Any,  # noqa: ANN401 - each op has its own Args
     name: str,
     got: NDArray[Any],
     right: NDArray[Any],
+    bounds: Callable[[ErrorBound], Mapping[str, NDArray[np.float64]]],
 ) -> int:
-    """Count an output's elements that break the guarantee: other bits, or further away than both bounds together."""
+    """Count an output's elements that break the guarantee: other bits, or further away than both bounds together.
+
+    Parameters
+    ----------
+    plan : Plan
+        What promises.
+    name : str
+        The operand.
+    got, right : ndarray
+        What the plan wrote, and what the reference did.
+    bounds : callable
+        Returns what an error bound allows each operand of the problem; it is asked only where a bound is promised.
+    """
     guarantee = plan.precision_guarantee
     if guarantee.bit_identical_to_reference and plan.sku.epilogue.exact:
         return int(np.count_nonzero(got.view(f"u{got.itemsize}") != right.view(f"u{right.itemsize}")))
-    bound = guarantee.error_bound.bounds(plan.descriptor, expected)[name]
     away = np.abs(got.astype(np.float64) - right.astype(np.float64))
-    return int(np.count_nonzero(~(away <= 2 * bound)))
+    return int(np.count_nonzero(~(away <= 2 * bounds(guarantee.error_bound)[name])))

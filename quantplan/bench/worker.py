@@ -30,8 +30,14 @@ if TYPE_CHECKING:
 _PACKAGE = Path(__file__).resolve().parents[2]
 _TOLD = 300
 """Characters of an error that a result keeps."""
+_START_S = 20.0
+"""Seconds that a worker may take to start: it imports whatever its first task needs."""
 _END_S = 20.0
 """Seconds that a worker may take to end."""
+_SUSPECT_S = 10.0
+"""Seconds that most tasks end in: one that is cut by the deadline after more of them is told."""
+STRIKES = 2
+"""So many processes a kernel may take along before it is left alone."""
 
 Task = dict[str, Any]
 Answer = dict[str, Any]
@@ -54,11 +60,20 @@ class Worker:
         self.command = [*prefix, sys.executable, "-m", "quantplan.bench.worker", "--target", target]
         self.log = log
         self._process: subprocess.Popen[str] | None = None
+        self._at = ""
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
+    @property
+    def runs(self) -> bool:
+        """Whether there is a process that need not be started."""
+        return self._process is not None
+
     def ask(self, task: Task, limit_s: float) -> Answer:
-        """Return the answer to a task; ``{"error": …}`` where it crashed, or took too long and was killed."""
-        process = self._process or self._start()
+        """Return the answer to a task; ``{"error": …}`` where it crashed, or took too long and was killed.
+
+        Where the process is lost with the task, ``"lost"`` stands there too, and ``"at"`` is what it was about to do.
+        """
+        process, self._at = self._process or self._start(), ""
         try:
             assert process.stdin is not None  # noqa: S101 - it is a pipe
             process.stdin.write(json.dumps(task) + "\n")
@@ -68,13 +83,16 @@ class Worker:
             answer = None
         except TimeoutError:
             self.kill()
-            return {"error": f"hung: no answer within {limit_s:.0f} s"}
+            return self._lost(f"hung: no answer within {limit_s:.0f} s")
         if answer is None:
-            code = self._wait()
-            return {"error": f"crashed: exit code {code}"}
+            return self._lost(f"crashed: exit code {self._wait()}")
         if answer.pop("poisoned", False):  # a GPU's error that every later call of the process would report again
             self.kill()
+            return {**answer, "lost": True, "at": self._at}
         return answer
+
+    def _lost(self, error: str) -> Answer:
+        return {"error": f"{self._at}: {error}" if self._at else error, "lost": True, "at": self._at}
 
     def close(self) -> int | None:
         """Let it end; return its exit code, or None where it never ran or did not end."""
@@ -114,8 +132,9 @@ class Worker:
                 return None
             with contextlib.suppress(ValueError):  # a sanitizer's own lines
                 answer = json.loads(line)
-                if isinstance(answer, dict):
+                if isinstance(answer, dict) and set(answer) != {"at"}:
                     return answer
+                self._at = answer["at"] if isinstance(answer, dict) else self._at
 
     def _wait(self) -> int | None:
         process, self._process = self._process, None
@@ -172,9 +191,10 @@ def share_out(
     deadline : Deadline
         When no further task begins, and one that runs is killed.
     limit_s : float
-        Seconds that one task may take.
+        Seconds that one task may take, besides the start of a process.
     done : callable
-        Called with each task and its answer, one at a time. A task that is cut short by the deadline is not told.
+        Called with each task and its answer, one at a time. A task that is cut short by the deadline is told only
+        where it had time enough for most.
 
     Returns
     -------
@@ -194,11 +214,14 @@ def share_out(
                 task = next(waiting, None)
             if task is None:
                 return
-            limit = min(limit_s, deadline.left)
+            allowed = limit_s + (0 if worker.runs else _START_S)
+            limit = min(allowed, deadline.left)
             answer = worker.ask(task, limit)
             with lock:
-                if limit < limit_s and answer.get("error", "").startswith("hung"):
+                if limit < allowed and "hung: " in answer.get("error", ""):
                     cut = True
+                    if limit >= _SUSPECT_S:
+                        done(task, {"error": f"{answer['at'] or task['do']}: hung or cut after {limit:.0f} s"})
                     return
                 done(task, answer)
 
@@ -218,24 +241,37 @@ def share_out(
 
 
 def serve(target: str, requests: TextIO, answers: TextIO) -> None:
-    """Do one task after another until there are no more."""
+    """Do one task after another until there are no more; say before each kernel which one it is."""
     from quantplan.bench.tasks import Tasks  # noqa: PLC0415 - the parent needs no CUDA
 
-    tasks: Tasks | None = None
+    at, tasks = "", None
+
+    def tell(answer: Answer) -> None:
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+    def begin(what: str) -> None:
+        nonlocal at
+        at = what
+        tell({"at": what})
+
     for line in requests:
+        at = ""
         try:
-            tasks = tasks or Tasks(target)
+            tasks = tasks or Tasks(target, begin)
             answer = tasks.do(json.loads(line))
         except Exception as error:  # noqa: BLE001 - whatever it is, it is told
             traceback.print_exc()
-            answer = {"error": f"{type(error).__name__}: {error}"[:_TOLD], "poisoned": is_sticky(str(error))}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+            told = f"{type(error).__name__}: {error}"
+            told = f"{at}: {told}" if at not in told else told
+            answer = {"error": told[:_TOLD], "poisoned": is_sticky(str(error))}
+        tell(answer)
 
 
 _STICKY = (
     *("ILLEGAL", "MISALIGNEDADDRESS", "LAUNCHFAIL", "LAUNCHTIMEOUT", "HARDWARESTACK", "ERRORASSERT", "SIDEASSERT"),
-    *("ECCUNCORRECTABLE", "CONTEXTISDESTROYED"),
+    *("ECCUNCORRECTABLE", "CONTEXTISDESTROYED", "ERRORUNKNOWN", "INVALIDADDRESSSPACE", "SHAREDADDRESSSPACE"),
+    *("INVALIDPC", "INVALIDPROGRAMCOUNTER"),
 )
 
 

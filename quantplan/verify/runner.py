@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from fractions import Fraction
 
+    from quantplan.kernels import KernelSpec
     from quantplan.plan import Plan
     from quantplan.variant import Variant
 
@@ -102,6 +103,8 @@ def verify(
     descriptors: Iterable[Any] | None = None,
     *,
     strength: int | None = STRENGTH,
+    variant: str | None = None,
+    begin: Callable[[str], object] = str,
 ) -> VerifyReport:
     """Hold plans of a target to their guarantees under attacking inputs.
 
@@ -118,6 +121,10 @@ def verify(
         Every SKU of these, instead of some of the ops' catalogues.
     strength : int, optional
         How many parts of a SKU's name are attacked in all their combinations; None for every SKU of the catalogues.
+    variant : str, optional
+        Only this variant of each op.
+    begin : callable, optional
+        Called with a SKU and a case before each launch: what hangs or takes the process along is the last one.
 
     Returns
     -------
@@ -133,6 +140,8 @@ def verify(
         Nothing runs on the target.
     DriverNotFound
         A GPU is named, and there is no driver, or no CuPy.
+    RuntimeError
+        A launch left a GPU with which nothing more can be done; the error names the SKU and the case.
     """
     where = Target.parse(target)
     if op is not None and op not in PLANS:
@@ -147,10 +156,11 @@ def verify(
         if suite is None:
             problems.append(f"{name}: there is no oracle for it")
             continue
-        subjects = list(_subjects(plan_type, given, where))
+        subjects = list(_subjects(plan_type, given, where, variant))
         skus = list(dict.fromkeys(subject.sku for subject in subjects))
         chosen = skus if given is not None or strength is None else [skus[place] for place in covering(skus, strength)]
-        found = _attacked(plan_type, suite, where, memory, [s for s in subjects if s.sku in set(chosen)])
+        wanted = [subject for subject in subjects if subject.sku in set(chosen)]
+        found = _attacked(plan_type, suite, where, memory, wanted, begin=begin)
         problems += [f"{sku}: no attack reached it" for sku in map(".".join, chosen) if sku not in found]
         tallies |= found
         if skus:
@@ -165,36 +175,62 @@ def verify(
 
 
 @attrs.frozen
-class _Subject:
+class Subject:
     """A problem, a variant that runs it, and the parts of the name of the SKU that they have together."""
 
     desc: Any
     variant: Variant
     sku: tuple[str, ...]
 
+    def kernels(self, cases: Iterable[Any], target: Target) -> dict[KernelSpec, None]:
+        """Return the kernels of the variant for the problems of some cases, which may be others than its own."""
+        usable = (desc for desc in dict.fromkeys(cases) if self.variant.why_not(desc, target) is None)
+        return dict.fromkeys(kernel for desc in usable for kernel in self.variant.kernels(desc))
 
-def _subjects(plan_type: type[Plan[Any, Any]], descriptors: Sequence[Any] | None, target: Target) -> Iterator[_Subject]:
+
+def sample(op: str, target: Target, strength: int, variant: str | None = None) -> list[Subject]:
+    """Return what `verify` chooses of an op's catalogue: for each SKU the problem and the variant that have it."""
+    found = {subject.sku: subject for subject in reversed([*_subjects(PLANS[op], None, target, variant)])}
+    skus = list(reversed(found))
+    return [found[skus[place]] for place in covering(skus, strength)]
+
+
+def attacked(op: str, desc: Any) -> list[Any]:  # noqa: ANN401 - any descriptor
+    """Return the problems that the attacks on a problem pose."""
+    plan_type = PLANS[op]
+    return list(dict.fromkeys(case.desc for case in SUITES[plan_type.op].attacks(plan_type, desc)))
+
+
+def _subjects(
+    plan_type: type[Plan[Any, Any]], descriptors: Iterable[Any] | None, target: Target, only: str | None = None
+) -> Iterator[Subject]:
     """Yield whatever a target runs of an op's share of some descriptors, or of its catalogue."""
     for desc in plan_type.catalogue() if descriptors is None else descriptors:
         if plan_type_of(desc) is plan_type:
             op, parts = plan_type.op.value, plan_type.identity(desc).parts
-            usable = (variant for variant in plan_type.variants if variant.why_not(desc, target) is None)
-            yield from (_Subject(desc, variant, (op, variant.name, *parts)) for variant in usable)
+            wanted = (variant for variant in plan_type.variants if only in (None, variant.name))
+            usable = (variant for variant in wanted if variant.why_not(desc, target) is None)
+            yield from (Subject(desc, variant, (op, variant.name, *parts)) for variant in usable)
 
 
 def _attacked(
-    plan_type: type[Plan[Any, Any]], suite: Suite, target: Target, memory: Placement, subjects: Sequence[_Subject]
+    plan_type: type[Plan[Any, Any]],
+    suite: Suite,
+    target: Target,
+    memory: Placement,
+    subjects: Sequence[Subject],
+    *,
+    begin: Callable[[str], object],
 ) -> dict[str, _Tally]:
     """Put subjects to the test; return what was seen of each SKU, by its name."""
     cases = {subject.desc: tuple(suite.attacks(plan_type, subject.desc)) for subject in subjects}
     if target.kind is not TargetKind.CPU:
         # all kernels together, which costs less than one by one; some attacks need others than their descriptor does
-        wanted = ((subject.variant, case.desc) for subject in subjects for case in cases[subject.desc])
-        usable = (variant.kernels(desc) for variant, desc in wanted if variant.why_not(desc, target) is None)
-        open_device(target).load(dict.fromkeys(kernel for kernels in usable for kernel in kernels))
+        needed = (subject.kernels((case.desc for case in cases[subject.desc]), target) for subject in subjects)
+        open_device(target).load(dict.fromkeys(kernel for kernels in needed for kernel in kernels))
     tallies: dict[str, _Tally] = {}
     for subject in subjects:
-        trial = _Trial(plan_type, suite, target, memory, PlanPreference(variant=subject.variant.name))
+        trial = _Trial(plan_type, suite, target, memory, PlanPreference(variant=subject.variant.name), begin)
         for case in cases[subject.desc]:
             trial.hold(case, tallies)
     return tallies
@@ -259,6 +295,7 @@ class _Trial:
     target: Target
     memory: Placement
     preference: PlanPreference
+    begin: Callable[[str], object]
 
     def hold(self, case: Case, tallies: dict[str, _Tally]) -> None:
         """Put the plan of a case to the test; where the target has none, there is nothing to hold to anything."""
@@ -296,6 +333,7 @@ class _Trial:
                 memories[operand.name] = outputs[operand.name] = memory
             else:
                 memories[operand.name] = case.inputs[operand.name].memory(operand.alignment)
+        self.begin(f"{plan.sku.name}, {case.name}")
         operands = {name: self.memory.send(memory) for name, memory in memories.items()}
         try:
             with schedule(accumulation=Accumulation.TRUNCATED):  # where it is emulated: what bounds allow for
@@ -304,8 +342,14 @@ class _Trial:
             raise
         except Exception as error:
             raise _CrashError from error
+        try:
+            for name, memory in memories.items():
+                self.memory.fetch(memory, operands[name])
+        except (
+            RuntimeError
+        ) as error:  # a GPU tells only now of a launch that went wrong, and from now on of nothing else
+            raise RuntimeError(f"{plan.sku.name}, {case.name}: {error}") from error
         for name, memory in memories.items():
-            self.memory.fetch(memory, operands[name])
             for fault in memory.faults():
                 tally.blame(fault, f"{case.name}: {name}")
             if name not in outputs and memory.load() != case.inputs[name].codes:

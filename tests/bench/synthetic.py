@@ -26,7 +26,10 @@ def run(date="2031-02-03", **changes):
         "sources": runs.sources(),
         "kernels": runs.kernels(),
         "stages": {
-            "machine": {"status": "done", "allotted_s": 9.0, "spent_s": 4.0},
+            **{
+                stage: {"status": "done", "allotted_s": 9.0, "spent_s": 4.0}
+                for stage in ("machine", "tests", "guarantees", "sanitizers")
+            },
             "benchmarks": {"status": "cut", "allotted_s": 9.0, "spent_s": 9.0, "reason": "its share was over"},
         },
         "machine": {"device": DEVICE, "software": {"numpy": "2.4"}, "peers": {"torch": "2.11"}, "rows": {}},
@@ -45,13 +48,13 @@ def run(date="2031-02-03", **changes):
             "memcheck": {
                 "exit_code": 0,
                 "found": False,
-                "ran": ["quantize s8 token"],
+                "ran": ["quantize s8 static", "quantize s8 token"],
                 "wrong": {},
                 "complete": True,
                 "first_lines": [],
             }
         },
-        "host": {"launch": {"us": times(run=7.5, bound__run=3.5, graph__replay=4.0), "compile_s": 0.4}},
+        "host": {"launch": {"us": times(run=7.5, bound__run=3.5, cuLaunchKernel__alone=2.0), "compile_s": 0.4}},
         "points": {
             "quantize s8 token | 8192 | 8192": {
                 "sku": SKUS[0],

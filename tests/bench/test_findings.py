@@ -57,6 +57,8 @@ def test_stages_are_summed_up():
     assert findings.summary(data, "tests") == "90 passed, 0 failed, 1 skipped"
     assert findings.summary(data, "guarantees") == "2 SKUs, 80 cases, 0 problems"
     assert findings.summary(data, "benchmarks") == "4 answers, 0 bad"
+    data["tests"]["not run"] = {"time was over": 3}
+    assert findings.summary(data, "tests") == "90 passed, 0 failed, 1 skipped, 3 not run"
 
 
 def test_the_last_lines_say_what_was_cut_what_failed_and_where_the_result_is():
@@ -67,6 +69,14 @@ def test_the_last_lines_say_what_was_cut_what_failed_and_where_the_result_is():
         "FAILED roofs: copy: x",
         "1 failures; result: some.json",
     ]
+
+
+def test_kernels_that_were_left_alone_are_told_once():
+    reason = "op.kernel: it has taken processes along before"
+    points = {f"row | shape | {m}": {"not run": reason} for m in range(3)}
+    data = synthetic.run(points=points)
+    assert findings.last_lines(Run(Path("some.json"), data))[1] == f"not run: {reason}"
+    assert findings.summary(data, "benchmarks") == "3 answers, 0 bad, 3 not run"
 
 
 def test_failures_of_one_cause_are_one_line():

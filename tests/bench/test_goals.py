@@ -40,7 +40,21 @@ def test_the_worst_point_decides():
 def test_points_that_a_goal_does_not_speak_of_do_not_count():
     points = {"quantize s8 token | 8192 | 16": point(16, 900.0, nbytes=300_000)}
     assert verdict(synthetic.run(points=points), "quantize by token or group, from 64 MB on", "").met is None
-    assert verdict(synthetic.run(points=points), "quantize, M ≤ 64", "≤ 2.5 µs").met is False
+    name = "quantize by token or group, K ≤ 8192, M ≤ 64"
+    assert verdict(synthetic.run(points=points), name, "≤ 2.5 µs").met is False
+
+
+def test_small_quantizations_have_a_goal_by_scope_where_rows_are_short():
+    token, tensor = (f"quantize by {scope}, K ≤ 8192, M ≤ 64" for scope in ("token or group", "tensor, in one launch"))
+    points = {
+        "quantize mxfp8 | Qwen2.5 7B | 16": point(16, 2.0, nbytes=300_000),
+        "quantize s8 token | Llama-3 70B down | 16": point(16, 9.0, nbytes=300_000),
+        "quantize fp8 tensor | 8192 | 16": point(16, 5.0, nbytes=300_000),
+        "quantize s8 token | 8192 | 128": point(128, 9.0, nbytes=300_000),
+    }
+    data = synthetic.run(points=points)
+    assert (verdict(data, token, "").met, verdict(data, token, "").points) == (True, 1)
+    assert (verdict(data, tensor, "").met, verdict(data, tensor, "").worst) == (False, "5.0 µs")
 
 
 def test_a_peer_that_was_not_there_leaves_a_goal_open():
@@ -64,7 +78,10 @@ def test_act_order_is_compared_with_the_same_problem_without(us, met):
 
 def test_the_host_has_goals_too():
     data = synthetic.run()
-    assert verdict(data, "host, bound run", "≤ 3.0 µs").met is False
-    assert verdict(data, "host, run", "≤ 8.0 µs").met is True
+    bound = verdict(data, "host, bound run, beyond the driver's call", "≤ 3.0 µs")
+    assert (bound.met, bound.worst) == (True, "1.5 µs"), "3.5 µs, of which the driver takes 2.0"
+    assert verdict(data, "host, run, beyond the driver's call", "≤ 8.0 µs").worst == "5.5 µs"
+    del data["host"]["launch"]["us"]["cuLaunchKernel alone"]
+    assert verdict(data, "host, bound run, beyond the driver's call", "").met is None
     assert verdict(data, "host, compiling a kernel", "≤ 1.00 s").met is True
-    assert verdict(synthetic.run(host={}), "host, run", "").met is None
+    assert verdict(synthetic.run(host={}), "host, run, beyond the driver's call", "").met is None

@@ -240,14 +240,14 @@ def test_a_day_that_is_killed_keeps_its_points_and_goes_on(tmp_path):
 def test_a_day_that_is_asked_to_end_ends_what_it_has_started(tmp_path):
     process = command(tmp_path, "--only", "tests")
     end = time.monotonic() + 120
-    while time.monotonic() < end and not list(tmp_path.glob(".smoke-*-tests.jsonl")):
+    while time.monotonic() < end and not list(tmp_path.glob("smoke-*-tests.jsonl")):
         time.sleep(0.05)
     process.terminate()
     process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     (path,) = tmp_path.glob("smoke-*.json")
     assert "tests" not in json.loads(path.read_text(encoding="utf-8"))["stages"]
-    (outcomes,) = tmp_path.glob(".smoke-*-tests.jsonl")
+    (outcomes,) = tmp_path.glob("smoke-*-tests.jsonl")
     size = outcomes.stat().st_size
     time.sleep(1.0)
     assert outcomes.stat().st_size == size, "the tests still run"
@@ -255,8 +255,8 @@ def test_a_day_that_is_asked_to_end_ends_what_it_has_started(tmp_path):
 
 @pytest.mark.slow
 def test_a_smoke_on_the_emulated_device_runs_every_stage(tmp_path):
-    process = command(tmp_path)
-    out, _ = process.communicate(timeout=600)
+    process = command(tmp_path, "--budget", "1200")
+    out, _ = process.communicate(timeout=1200)
     assert process.returncode == 0, out
     (path,) = tmp_path.glob("smoke-*.json")
     data = json.loads(path.read_text(encoding="utf-8"))

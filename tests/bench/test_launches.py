@@ -15,7 +15,7 @@ from tests.kernels.twin import preload
 
 @pytest.fixture
 def memory(gpus):
-    preload([launches._DESC], checked=False)
+    preload([launches.DESC], checked=False)
     return GpuMemory(qp.Target.parse("cuda:0"))
 
 

@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TESTS = """
 import os, pathlib, pytest
 
-def test_good():
+def test_good(record_property):
+    record_property("answer", 42)
     with pathlib.Path("ran").open("a") as file:
         file.write("x")
 
@@ -62,6 +63,64 @@ def test_every_outcome_is_told_with_its_reason(run):
     }
     assert "assert 1 == 2" in found["test_bad"]["message"]
     assert "no need" in found["test_left_out"]["message"]
+
+
+def test_recorded_properties_and_seconds_stand_there(run):
+    _, found = run()
+    assert found["test_good"]["properties"] == {"answer": "42"}
+    assert found["test_good"]["s"] >= 0
+
+
+def test_what_waits_or_was_cut_is_run_again(run, tmp_path):
+    file = tmp_path / "outcomes.jsonl"
+    for outcome in ("waiting", "cut"):
+        outcomes.write(file, test=f"test_some.py::test_{'good' if outcome == 'cut' else 'bad'}", outcome=outcome)
+    outcomes.write(file, test="test_some.py::test_deadly", outcome="failed", message="hung", lost=True)
+    _, found = run()
+    assert found["test_good"]["outcome"] == "passed"
+    assert found["test_bad"]["outcome"] == "failed"
+    assert found["test_deadly"]["message"] == "hung", "what hung is not"
+
+
+PARAMETRIZED = """
+import pytest
+
+@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("row", ["fp8_gemm mx", "fp8_gemm tensor"])
+def test_rows(row, number):
+    print(row, number, file=open("order", "a"))
+
+def test_others():
+    print("others", file=open("order", "a"))
+"""
+
+
+def test_an_op_that_has_taken_two_processes_along_is_not_run(run, tmp_path):
+    file = tmp_path / "outcomes.jsonl"
+    for number in range(2):
+        test = f"test_some.py::test_rows[fp8_gemm mx-{number}]"
+        outcomes.write(file, test=test, outcome="failed", message="CUDA error", lost=True)
+    (tmp_path / "test_some.py").write_text(PARAMETRIZED, encoding="utf-8")
+    _, found = run()
+    assert found["test_rows[fp8_gemm mx-2]"]["outcome"] == "not run"
+    assert found["test_rows[fp8_gemm mx-2]"]["message"] == "not run: fp8_gemm mx hung or faulted 2 times"
+    assert {found[f"test_rows[fp8_gemm tensor-{n}]"]["outcome"] for n in range(3)} == {"passed"}
+
+
+def test_ops_that_are_named_come_first(run, tmp_path, monkeypatch):
+    monkeypatch.setenv(outcomes.FIRST, '["fp8_gemm tensor"]')
+    (tmp_path / "test_some.py").write_text(PARAMETRIZED, encoding="utf-8")
+    run()
+    order = (tmp_path / "order").read_text().splitlines()
+    assert order[:3] == ["fp8_gemm tensor 0", "fp8_gemm tensor 1", "fp8_gemm tensor 2"]
+    assert order[3:] == ["fp8_gemm mx 0", "fp8_gemm mx 1", "fp8_gemm mx 2", "others"]
+
+
+def test_tests_are_about_kernels_and_ops_or_else_their_function():
+    about = outcomes.subject
+    assert about("tests/gpu/test_plans.py::test_x[strided-int4_marlin_gemm act-order]") == "int4_marlin_gemm act-order"
+    assert about("tests/gpu/test_verify.py::test_x[fp8_gemm.mma-16x32-fast-1]") == "fp8_gemm.mma-16x32-fast"
+    assert about("tests/gpu/test_ptx.py::test_mma[f16-normal]") == "tests/gpu/test_ptx.py::test_mma"
 
 
 @pytest.mark.slow  # a pytest in a process of its own

@@ -24,7 +24,7 @@ def test_a_plot_is_svg_and_the_same_every_time(panels):
 
 def test_the_roofline_shows_roofs_and_every_op():
     text = draw(plots.roofline, synthetic.run())
-    for label in ("roof, int8", "quantized_linear int8", "quantize s8 token", "part of the copy bandwidth"):
+    for label in ("roof, torch's int8", "quantized_linear int8", "quantize s8 token", "part of the copy bandwidth"):
         assert label in text
 
 

@@ -35,11 +35,22 @@ def test_the_floor_of_what_only_moves_is_that_of_a_copy(points):
     assert point.bandwidth == pytest.approx(point.fraction)
 
 
-def test_the_floor_of_a_product_is_the_larger_of_both(points):
+def test_a_product_has_a_floor_where_its_bytes_bound_it(points):
     point = points["quantized_linear int8", 16]
-    moving, computing = 67_534_912 / 4e12 * 1e6, 2 * 16 * 8192 * 8192 / 1.6e15 * 1e6
-    assert point.floor == pytest.approx(max(moving, computing))
+    assert point.floor == pytest.approx(67_534_912 / 4e12 * 1e6)
     assert point.rate == pytest.approx(2 * 16 * 8192 * 8192 / 20e-6)
+
+
+def test_what_its_operations_bound_is_no_part_of_a_roof_that_it_may_exceed():
+    data = synthetic.run()
+    m = 4096
+    data["points"][f"quantized_linear int8 | 8192 × 8192 | {m}"] = {
+        **data["points"]["quantized_linear int8 | 8192 × 8192 | 16"],
+        "operations": 2 * m * 8192 * 8192,
+    }
+    (point,) = (p for p in measured(data) if p.m == m)
+    assert (point.floor, point.fraction) == (None, None)
+    assert point.rate == pytest.approx(2 * m * 8192 * 8192 / 20e-6)
 
 
 def test_without_the_roof_that_bounds_it_there_is_no_floor():

@@ -107,3 +107,14 @@ def test_a_run_never_goes_on_with_what_is_synthetic_or_something_else(tmp_path):
     put(tmp_path, "list.json", [1])
     (tmp_path / "broken.json").write_text("{", encoding="utf-8")
     assert runs.latest(tmp_path, "cuda:0", smoke=False) is None
+
+
+def test_kernels_are_ranked_by_what_results_know_of_them():
+    data, other = synthetic.run(), synthetic.run()
+    ranks = runs.ranks([data])
+    assert ranks["quantize.elementwise"] == ranks["dynamic_range_quantize.within_rows"] == 2
+    assert {rank for kernel, rank in ranks.items() if "quantize" not in kernel} == {0}
+    other["sources"] = {**data["sources"], "quantize.cu": "another digest"}
+    assert runs.ranks([other])["quantize.elementwise"] == 1
+    assert runs.ranks([data, other])["quantize.elementwise"] == 2
+    assert runs.ranks([]) == dict.fromkeys(runs.kernels(), 0)

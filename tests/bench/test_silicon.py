@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from quantplan.bench import silicon
+from quantplan.bench import silicon, validation
 from quantplan.bench.page import markdown
 from tests.bench import synthetic
 
@@ -12,7 +12,7 @@ KERNEL = "dynamic_range_quantize.within_rows"
 
 
 def status(results, kernel=KERNEL):
-    return next(v for v in silicon.validations(results) if v.kernel == kernel)
+    return next(v for v in validation.validations(results) if v.kernel == kernel)
 
 
 def page(*results):
@@ -22,7 +22,7 @@ def page(*results):
 def test_without_results_the_page_says_so_and_has_no_figure():
     text = page()
     assert "No speed has been measured on a GPU yet" in text
-    assert {v.status for v in silicon.validations([])} == {"never"}
+    assert {v.status for v in validation.validations([])} == {"never"}
     assert not re.search(r"µs|TB/s|%", text)
     assert silicon.summary([]) == "No GPU has run quantplan yet: there are no figures."
 
@@ -48,13 +48,24 @@ def test_of_several_runs_the_newest_of_the_same_sources_counts():
     assert status([old, changed, newer]).detail.endswith("2031-03-03")
 
 
+SANITIZED = {"exit_code": 0, "found": False, "ran": ["quantize s8 token"], "wrong": {}, "first_lines": []}
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         {"guarantees": {"some": {"plans": [], "problems": [f"{KERNEL}.bf16.s8: breaks its guarantee, e.g. x"]}}},
-        {"tests": {"passed": 3, "failed": {"tests/gpu/test_ptx.py::test_mma": "differ"}, "skipped": {}}},
+        {"guarantees": {f"{KERNEL} [0, 3]": {"error": "hung: no answer within 25 s"}}},
+        {"guarantees": {"another.kernel [0]": {"error": f"{KERNEL}.bf16.s8, ties: RuntimeError: CUDA_ERROR_X"}}},
+        {"tests": {"passed": 3, "failed": {"test_plans.py::test_x[quantize s8 token-1]": "differ"}, "skipped": {}}},
+        {"tests": {"passed": 3, "failed": {f"test_verify.py::test_x[{KERNEL}-1]": "differ"}, "skipped": {}}},
+        {"tests": {"passed": 3, "failed": {"family.py::test_x[dynamic_range_quantize-case1]": ""}, "skipped": {}}},
         {"exercises": {"row | shape | 16": {"skus": [], "wrong": {f"{KERNEL}.bf16.s8 q": 3}}}},
-        {"sanitizers": {"racecheck": {"exit_code": 86, "found": True, "wrong": {}, "first_lines": ["race"]}}},
+        {"exercises": {"quantize s8 token | 8192 | 16": {"error": "ValueError: no"}}},
+        {"points": {"row | shape | 16": {"error": f"{KERNEL}.bf16.s8: hung: no answer within 25 s"}}},
+        {"sanitizers": {"racecheck": {**SANITIZED, "exit_code": 86, "found": True, "first_lines": ["race"]}}},
+        {"sanitizers": {"racecheck": {**SANITIZED, "found": True, "blamed": ["quantize s8 token"]}}},
+        {"sanitizers": {"racecheck": {**SANITIZED, "wrong": {"quantize s8 token": {"error": "x"}}}}},
     ],
 )
 def test_whatever_failed_it_is_not_validated(changes):
@@ -63,10 +74,49 @@ def test_whatever_failed_it_is_not_validated(changes):
     assert "Abacus 9000" in status([data]).detail
 
 
-def test_another_kernels_fault_is_not_held_against_it():
-    problem = "quantize.elementwise.bf16.s8: breaks its guarantee"
+@pytest.mark.parametrize(
+    "changes, reason",
+    [
+        ({"stages": {"tests": {"status": "cut"}}}, "tests: cut; guarantees: not run; sanitizers: not run"),
+        ({"tests": {"absent": "only a checkout has them"}}, "tests: only a checkout has them"),
+        (
+            {"tests": {"passed": 3, "failed": {"test_ptx.py::test_mma[f16]": "differ"}, "skipped": {}}},
+            "test_mma[f16] failed",
+        ),
+        ({"guarantees": {}}, "no guarantee of it was attacked"),
+        ({"sanitizers": {"memcheck": {**SANITIZED, "ran": []}}}, "no sanitizer has seen it"),
+    ],
+)
+def test_what_did_not_come_to_its_end_validates_in_part(changes, reason):
+    found = status([synthetic.run(**changes)])
+    assert found.status == "in part"
+    assert reason in found.detail
+
+
+def test_a_machine_without_sanitizers_validates_all_the_rest():
+    found = status([synthetic.run(sanitizers={"absent": "the device is not supported"})])
+    assert found.status == "yes, but for sanitizers"
+    assert found.detail.startswith("the device is not supported; 1 SKUs, 40 cases")
+
+
+def test_a_task_that_time_cut_is_nobodys_fault():
     data = synthetic.run()
-    data["guarantees"]["other"] = {"plans": [], "problems": [problem]}
+    data["guarantees"][f"{KERNEL} [9]"] = {"error": f"{KERNEL}.bf16.s8, ties: hung or cut after 12 s"}
+    assert status([data]).status == "yes"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"guarantees": {"other": {"plans": [], "problems": ["quantize.elementwise.bf16.s8: breaks its guarantee"]}}},
+        {"tests": {"failed": {"test_plans.py::test_x[quantize s8 static-1]": "differ"}}},
+        {"sanitizers": {"racecheck": {**SANITIZED, "found": True, "blamed": ["quantize s8 static"]}}},
+    ],
+)
+def test_another_ops_fault_is_not_held_against_it(fault):
+    data = synthetic.run()
+    for part, entries in fault.items():
+        data[part] = {**data[part], **entries}
     assert status([data]).status == "yes"
     assert status([data], "quantize.elementwise").status == "no"
 
@@ -74,8 +124,9 @@ def test_another_kernels_fault_is_not_held_against_it():
 def test_a_page_has_times_fractions_speedups_and_goals():
     text = page(synthetic.run())
     assert "| quantize s8 token | 8192 | 8192 | 52.0 µs ± 2% | 3.87 |  | 97% |" in text
+    assert "- quantize fp8 token: quantplan had no such op" not in text, "what rows there were is not known"
     assert "| 8192, M = 8192 | 10.00 |" in text
-    assert "| host, bound run | ≤ 3.0 µs | 3.5 µs | 1 | missed |" in text
+    assert "| host, bound run, beyond the driver's call | ≤ 3.0 µs | 1.5 µs | 1 | met |" in text
     assert "| W4A16, M = 32 | ≥ 2.70 × torch f16 |  |  | not measured |" in text
     assert "- vLLM int8 quantize: vLLM is not installed" in text
     assert "![What each op reaches of the roofs of Abacus 9000](figures/roofline-abacus-9000.svg)" in text
@@ -116,15 +167,64 @@ def test_each_gpu_has_its_newest_run_shown():
     assert "2030-05-05" not in text
 
 
-def test_the_readme_has_the_newest_run_beside_the_fastest_peer():
+def test_the_readme_has_the_newest_run_beside_the_fastest_peer_that_does_all_of_the_work():
     data = synthetic.run()
     data["points"]["quantized_linear int8 | 8192 × 8192 | 16"]["us"] |= synthetic.times(
         torch__f16=43.0, quantplan__other=1.0
     )
+    data["points"]["quantized_linear int8 | 8192 × 8192 | 16"]["us"]["torch._int_mm"] = {"median": 30.0}
     text = silicon.summary([synthetic.run("2030-05-05"), data])
-    assert "| quantized_linear int8, 8192 × 8192 | 16 | 20.0 µs | 84% | 2.15 × torch f16 |" in text
+    assert "| quantized_linear int8, 8192 × 8192 | 16 | 20.0 µs | 84% |  | 2.15 × torch f16 |" in text
     assert "Measured 2031-02-03 on Abacus 9000, copy bandwidth 4.00 TB/s" in text
     assert "8192 | 8192 |" not in text, "only few M"
+
+
+def test_the_readme_says_what_has_no_figure():
+    text = silicon.summary([synthetic.run()])
+    assert "Absent peers: vLLM int8 quantize." in text
+    ops = text.partition("Not run on a GPU: ")[2]
+    assert ops.endswith(".")
+    assert {"`dequantize`", "`fp8_gemm`", "`repack_marlin`"} <= set(ops.rstrip(".").split(", "))
+    assert "`quantize`" not in ops
+    assert "`dynamic_range_quantize`" not in ops
+
+
+def test_what_its_operations_bound_has_them_a_second_and_no_fraction():
+    data = synthetic.run()
+    given = data["points"]["quantized_linear int8 | 8192 × 8192 | 16"]
+    operations = 2 * 4096 * 8192 * 8192
+    data["points"]["quantized_linear int8 | 8192 × 8192 | 4096"] = {**given, "operations": operations}
+    rate = f"{operations / 20e-6 / 1e12:.0f}"
+    assert f"| 4096 | 20.0 µs |  | {rate} | 2.20 × torch bf16 |" in silicon.summary([data])
+    assert f" | 3.38 | {rate} |  |" in page(data)
+
+
+def test_ops_without_kernels_and_ops_that_came_later_are_told():
+    data = synthetic.run()
+    data["machine"] = {**data["machine"], "rows": {"quantize s8 token": "", "fp8_gemm mx": "runs on cpu only"}}
+    text = page(data)
+    assert "When this ran there was no kernel for:\n\n- fp8_gemm mx: runs on cpu only\n- quantize fp8 token:" in text
+    assert "- quantize s8 token:" not in text
+
+
+def test_the_log_of_the_tests_is_summed_up():
+    tests = {
+        "passed": 3,
+        "failed": {},
+        "skipped": {"no  such\nthing": 1},
+        "not run": {"time was over": 2},
+        "files": {
+            "tests/gpu/test_ptx.py": {"passed": 3, "skipped": 1, "s": 4.2},
+            "tests/gpu/test_x.py": {"not run": 2, "s": 0},
+        },
+        "properties": {"tests/gpu/test_ptx.py::test_a": {"e4m3xe4m3 truncated": "100.00 % equal"}},
+    }
+    text = page(synthetic.run(tests=tests))
+    assert "| `tests/gpu/test_ptx.py` | 3 | 0 | 1 | 0 | 4 |" in text
+    assert "| all | 3 | 0 | 1 | 2 | 4 |" in text
+    assert "Skipped:\n\n- 1 × no such thing" in text
+    assert "Not run:\n\n- 2 × time was over" in text
+    assert "| e4m3xe4m3 truncated | 100.00 % equal |" in text
 
 
 def test_without_matplotlib_the_page_tells_how_to_get_plots(monkeypatch):

@@ -1,6 +1,7 @@
 """What a worker does: guarantees, whole results, points; on the emulated device, and on a pretended GPU."""
 
 import attrs
+import numpy as np
 import pytest
 
 import quantplan as qp
@@ -65,12 +66,43 @@ def test_every_variant_that_runs_a_problem_is_compared(emulated, monkeypatch):
     assert len(set(found["skus"])) == len(usable) == 3
 
 
+def test_results_are_held_to_their_bounds_operand_by_operand(emulated, monkeypatch):
+    task = {"do": "exercise", "row": "activation_quantize s8 token", "shape": "small", "m": 3}
+    desc = row(task["row"]).descriptor(3, row(task["row"]).small)
+    promised = qp.ActivationQuantizePlan.select(EMULATED, desc).precision_guarantee
+    assert not promised.bit_identical_to_reference
+    assert emulated.do(task)["wrong"] == {}
+    fetch = HostMemory.fetch
+
+    def wrong(self, view):
+        array = fetch(self, view)
+        if self is emulated.memory and array.dtype == np.int8:
+            array[0, :2] ^= 64
+        return array
+
+    monkeypatch.setattr(HostMemory, "fetch", wrong)
+    (count,) = emulated.do(task)["wrong"].values()
+    assert count == 2
+
+
+def test_a_bound_is_computed_once_for_all_variants(emulated, monkeypatch):
+    asked = []
+    kind, desc = qp.ActivationQuantizePlan, row("activation_quantize s8 token")
+    bound = kind.select(EMULATED, desc.descriptor(3, desc.small)).precision_guarantee.error_bound
+    bounds = type(bound).bounds
+    monkeypatch.setattr(type(bound), "bounds", lambda *which: asked.append(which) or bounds(*which))
+    monkeypatch.setattr(Tasks, "_variants", lambda self, desc: ["row", "row"])
+    found = emulated.do({"do": "exercise", "row": desc.name, "shape": "small", "m": 3})
+    assert len(found["skus"]) == 2
+    assert len(asked) == 1
+
+
 def _desc():
     return row("quantized_linear int8").descriptor(3, row("quantized_linear int8").small)
 
 
 def test_guarantees_are_those_of_the_catalogues_problems(emulated):
-    found = emulated.do({"do": "guarantee", "op": "quantize", "numbers": [0]})
+    found = emulated.do({"do": "guarantee", "op": "quantize", "variant": "elementwise", "numbers": [0]})
     assert found["problems"] == []
     (plan,) = found["plans"]
     assert plan["sku"].startswith("quantize.elementwise.")
@@ -81,7 +113,28 @@ def test_guarantees_are_those_of_the_catalogues_problems(emulated):
 def test_problems_that_nothing_runs_are_none(emulated):
     catalogue = list(qp.QuantizePlan.catalogue())
     s4 = next(number for number, desc in enumerate(catalogue) if desc.output_element is qp.S4)
-    assert emulated.do({"do": "guarantee", "op": "quantize", "numbers": [s4]}) == {"plans": [], "problems": []}
+    task = {"do": "guarantee", "op": "quantize", "variant": "elementwise", "numbers": [s4]}
+    assert emulated.do(task) == {"plans": [], "problems": []}
+
+
+def test_what_is_about_to_run_is_told():
+    told = []
+    tasks = Tasks(EMULATED, told.append)
+    tasks.do({"do": "exercise", **TOKEN})
+    assert told == [SKU]
+    tasks.do({"do": "guarantee", "op": "quantize", "variant": "elementwise", "numbers": [0]})
+    assert all(text.startswith("quantize.elementwise.") and ", " in text for text in told[1:])
+    assert len(told) > 5
+
+
+def test_kernels_to_skip_do_not_run(emulated):
+    kernel = "dynamic_range_quantize.within_rows"
+    told = {"not run": f"{kernel}: it has taken processes along before"}
+    assert emulated.do({"do": "exercise", **TOKEN, "skip": [kernel]}) == {"skus": [], "wrong": {}, **told}
+    assert emulated.do({"do": "point", **TOKEN, "skip": [kernel]}) == told
+    task = {"do": "guarantee", "op": "dynamic_range_quantize", "variant": "within_rows", "numbers": [0]}
+    assert emulated.do({**task, "skip": [kernel]}) == told
+    assert emulated.do({"do": "exercise", **TOKEN, "skip": ["another.kernel"]})["skus"] == [SKU]
 
 
 def test_an_op_without_a_kernel_is_unsupported(emulated, monkeypatch):

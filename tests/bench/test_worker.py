@@ -9,6 +9,7 @@ import pytest
 
 from quantplan.bench import worker as module
 from quantplan.bench.budget import Deadline
+from quantplan.bench.tasks import Tasks
 from quantplan.bench.worker import Worker, is_sticky, serve, share_out
 
 CHILD = """
@@ -17,6 +18,9 @@ print("a library's own line", flush=True)
 for line in sys.stdin:
     task = json.loads(line)
     if task["do"] == "hang":
+        time.sleep(60)
+    if task["do"].startswith("run "):
+        print(json.dumps({"at": task["do"][4:]}), flush=True)
         time.sleep(60)
     if task["do"] == "crash":
         os._exit(7)
@@ -54,13 +58,25 @@ def test_one_process_answers_many_tasks(make):
 def test_one_that_hangs_is_killed_and_the_next_task_has_another(make):
     worker = make()
     before = worker.ask({"do": "a"}, 20)["pid"]
-    assert worker.ask({"do": "hang"}, 0.3) == {"error": "hung: no answer within 0 s"}
+    assert worker.ask({"do": "hang"}, 0.3) == {"error": "hung: no answer within 0 s", "lost": True, "at": ""}
     assert worker.ask({"do": "a"}, 20)["pid"] != before
+
+
+def test_what_hangs_is_named_by_what_it_was_about_to_do(make):
+    worker = make()
+    worker.ask({"do": "a"}, 20)
+    assert worker.ask({"do": "run op.kernel.bf16"}, 1.0) == {
+        "error": "op.kernel.bf16: hung: no answer within 1 s",
+        "lost": True,
+        "at": "op.kernel.bf16",
+    }
+    worker.ask({"do": "a"}, 20)
+    assert worker.ask({"do": "hang"}, 0.3)["at"] == "", "an earlier task has nothing to do with it"
 
 
 def test_a_crash_is_told_with_its_exit_code(make):
     worker = make()
-    assert worker.ask({"do": "crash"}, 20) == {"error": "crashed: exit code 7"}
+    assert worker.ask({"do": "crash"}, 20) == {"error": "crashed: exit code 7", "lost": True, "at": ""}
     assert worker.ask({"do": "a"}, 20)["did"] == "a"
 
 
@@ -68,6 +84,7 @@ def test_after_a_fault_that_stays_another_process_goes_on(make):
     worker = make()
     answer = worker.ask({"do": "poison"}, 20)
     assert "poisoned" not in answer
+    assert answer["lost"]
     assert worker.ask({"do": "a"}, 20)["pid"] != answer["pid"]
 
 
@@ -93,12 +110,30 @@ def test_a_task_that_the_deadline_cuts_is_not_told_as_hung(make):
     assert told == ["a"]
 
 
-def test_a_task_that_takes_too_long_is_told_and_the_next_one_begins(make):
+def test_a_task_that_is_cut_after_a_good_while_is_told(make, monkeypatch):
+    monkeypatch.setattr(module, "_SUSPECT_S", 0.5)
+    worker, told = make(), {}
+    worker.ask({"do": "a"}, 20)
+    tasks = iter([{"do": "run op.kernel.bf16"}])
+    assert not share_out(tasks, [worker], soon(2.0), 20, lambda task, answer: told.update(answer))
+    assert told == {"error": "op.kernel.bf16: hung or cut after 2 s"}
+
+
+def test_a_task_that_takes_too_long_is_told_and_the_next_one_begins(make, monkeypatch):
+    monkeypatch.setattr(module, "_START_S", 5.0)
     told = {}
-    tasks = iter([{"do": "hang"}, {"do": "b"}])
+    tasks = iter([{"do": "a"}, {"do": "hang"}, {"do": "b"}])
     assert share_out(tasks, [make()], soon(), 0.5, lambda task, answer: told.update({task["do"]: answer}))
-    assert told["hang"]["error"].startswith("hung")
+    assert told["hang"]["error"] == "hung: no answer within 0 s"
     assert told["b"]["did"] == "b"
+
+
+def test_the_first_task_of_a_process_has_time_for_its_start(make, monkeypatch):
+    monkeypatch.setattr(module, "_START_S", 1.5)
+    told = []
+    tasks = iter([{"do": "hang"}])
+    assert share_out(tasks, [make()], soon(), 0.5, lambda task, answer: told.append(answer["error"]))
+    assert told == ["hung: no answer within 2 s"]
 
 
 def test_what_fails_while_an_answer_is_kept_ends_the_workers(make):
@@ -124,6 +159,22 @@ def test_the_child_answers_each_line_and_tells_errors(capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
+def test_the_child_says_what_it_is_about_to_run_and_names_it_in_errors(monkeypatch, capsys):
+    def exercise(self, row):
+        self.begin("op.kernel.bf16")
+        raise RuntimeError("CUDA_ERROR_ILLEGAL_ADDRESS")
+
+    monkeypatch.setattr(Tasks, "exercise", exercise)
+    answers = io.StringIO()
+    lines = '{"do": "exercise", "key": "x", "row": "r"}\n{"do": "none", "key": "x"}\n'
+    serve("emulated:sm_90a", io.StringIO(lines), answers)
+    first, second, third = map(json.loads, answers.getvalue().splitlines())
+    assert first == {"at": "op.kernel.bf16"}
+    assert second == {"error": "op.kernel.bf16: RuntimeError: CUDA_ERROR_ILLEGAL_ADDRESS", "poisoned": True}
+    assert third["error"] == "KeyError: 'none'"
+    assert "Traceback" in capsys.readouterr().err
+
+
 def test_a_worker_of_the_real_module_answers(tmp_path):
     worker = Worker("emulated:sm_90a", tmp_path / "log")
     try:
@@ -141,6 +192,14 @@ def test_a_worker_of_the_real_module_answers(tmp_path):
         ("cudaErrorLaunchFailure: unspecified launch failure", True),
         ("CUDA error: an illegal memory access was encountered", True),
         ("CUDA error: device-side assert triggered", True),
+        ("CUDA_ERROR_INVALID_ADDRESS_SPACE: operation not supported on global/shared address space", True),
+        ("cudaErrorInvalidPc: invalid program counter", True),
+        ("CUDA error: invalid program counter", True),
+        ("CUDA error: operation not supported on global/shared address space", True),
+        ("cudaErrorUnknown: unknown error", True),
+        ("CUDA_ERROR_UNKNOWN", True),
+        ("CUDA_ERROR_INVALID_VALUE: unknown attribute", False),
+        ("CUDA_ERROR_NOT_SUPPORTED: operation not supported", False),
         ("CUDA_ERROR_INVALID_VALUE: invalid argument", False),
         ("CUDA_ERROR_OUT_OF_MEMORY: out of memory", False),
         ("illegal argument", False),

@@ -4,9 +4,7 @@ import pytest
 
 import quantplan as qp
 from quantplan.devices import cuda, gpu
-from quantplan.warmup import warmup
 from tests.gpu.twin import GpuTwin
-from tests.kernels.test_quantize_family import SAMPLE, descriptor
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,10 +36,3 @@ def stream(cupy):
 @pytest.fixture
 def twin(lab, target):
     return GpuTwin(lab, target)
-
-
-@pytest.fixture(scope="session")
-def sampled(target, tmp_path_factory):
-    """Compile the kernels of the sample, in parallel; the cache keeps them."""
-    descriptors = [descriptor(op, case) for op, case in SAMPLE]
-    warmup(target.arch, tmp_path_factory.mktemp("cubins"), descriptors)

@@ -2,6 +2,7 @@
 
 import attrs
 import numpy as np
+import pytest
 
 import quantplan as qp
 from quantplan.devices import gpu
@@ -20,12 +21,15 @@ class GpuTwin(Twin):
         with self.cupy.cuda.Device(target.index):
             self.stream = self.cupy.cuda.Stream(non_blocking=True)
 
-    def run(self, target, desc, arrays, **how):
-        """Run on the CPU, or on the GPU whatever else the target is; return its outputs' arrays."""
+    def run(self, target, desc, arrays, variant=None, **how):
+        """Run on the CPU, or on the GPU whatever else the target is; return its outputs' arrays.
+
+        A variant that this GPU does not run skips the test, with the reason.
+        """
         if target == "cpu":
             return super().run(target, desc, arrays, **how)
         kind = plan_type(desc)
-        plan = kind.select(self.target, desc)
+        plan = self.plan(desc, variant)
         assert plan.sku.backend is qp.BackendKind.BESPOKE
         args, copies = self.send(desc, arrays)
         workspace = qp.Workspace.allocate(plan.workspace_size, self.target) if plan.workspace_size else None
@@ -34,6 +38,15 @@ class GpuTwin(Twin):
         for name, array in outputs.items():
             _root(array)[...] = copies[name].get(stream=self.stream)
         return outputs
+
+    def plan(self, desc, variant):
+        """Select a plan for the GPU, of a variant if it is named."""
+        try:
+            return plan_type(desc).select(self.target, desc, qp.PlanPreference(variant=variant))
+        except qp.Unsupported as error:
+            if variant is None:
+                raise
+            pytest.skip(str(error))
 
     def send(self, desc, arrays):
         """Return the op's Args with copies of arrays, and the copies: of all the memory that an array is a part of."""

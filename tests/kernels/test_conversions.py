@@ -16,9 +16,8 @@ ARCHS = ("sm_80", "sm_90a")  # FP8 by integer arithmetic, and by the hardware's 
 REAL = ("f64", "f32", "f16", "bf16")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def built():
-    """Build the kernels of this file together."""
+def problems():
+    """Return the problems of most of this file's kernels."""
     wanted = []
     for real, quantized in itertools.product(REAL, QUANTIZED):
         fp8 = quantized in FP8
@@ -34,6 +33,13 @@ def built():
             wanted += [qp.QuantizeDescriptor(m=1, k=64, **into, **mode, scope="token") for mode in modes]
         if fp8:
             wanted.append(qp.QuantizeDescriptor(m=1, k=64, **into, scope="token", scale_element="e8m0"))
+    return wanted
+
+
+@pytest.fixture(scope="module", autouse=True)
+def built():
+    """Build the kernels of this file together."""
+    wanted = problems()
     preload(wanted, ["sm_90a"], checked=False)
     codes = [desc for desc in wanted if isinstance(desc, qp.QuantizeDescriptor) and desc.output_element.is_fp8]
     preload(codes, ["sm_80"], checked=False)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import quantplan as qp
+from quantplan.bench.problems import row
 from quantplan.devices import gpu
 from tests import fake_cupy
 from tests.gpu import test_operands, test_quantize_family, test_streams
@@ -46,6 +47,21 @@ def test_a_gpus_twin_notices_a_launch_that_does_nothing(twin, gpus, monkeypatch)
     monkeypatch.setattr(gpus, "launched", lambda *details: None)
     with pytest.raises(AssertionError, match="differ"):
         twin.check(DESCS[0])
+
+
+def test_a_gpus_twin_runs_the_variant_that_is_named(twin, monkeypatch):
+    desc = DESCS[0].replace(k=71)
+    asked = []
+    select = qp.QuantizePlan.select
+    monkeypatch.setattr(qp.QuantizePlan, "select", lambda *which: asked.append(which) or select(*which))
+    twin.check(desc, variant="elementwise")
+    assert [which[2].variant for which in asked if which[0] is twin.target] == ["elementwise"]
+
+
+def test_a_variant_that_the_gpu_does_not_run_skips_with_the_reason(twin):
+    desc = row("fp8_gemm tensor").descriptor(3, row("fp8_gemm tensor").small)
+    with pytest.raises(pytest.skip.Exception, match=r"wgmma-8x64.*sm_90a"):
+        twin.check(desc, variant="wgmma-8x64")
 
 
 def test_operands_keep_their_place_in_memory(twin):

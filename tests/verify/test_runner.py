@@ -16,6 +16,7 @@ import quantplan.ops.dynamic_range_quantize
 import quantplan.ops.quantize
 import quantplan.ops.quantized_linear
 import quantplan.ops.smoothquant_linear
+from quantplan.devices.target import Target
 from quantplan.errors import InvalidProblem, Unsupported
 from quantplan.ops import PLANS
 from quantplan.ops.dequantize import DequantizeDescriptor, DequantizePlan
@@ -31,7 +32,9 @@ from quantplan.variant import ReferenceVariant
 from quantplan.verify import runner, verify
 from quantplan.verify.attacks_linear import linear_attacks
 from quantplan.verify.attacks_quantize import quantize_attacks
+from quantplan.verify.placement import HostPlacement
 from quantplan.verify.quantize import quantize
+from quantplan.verify.runner import sample
 
 NAN32 = np.uint32(0x7FFFFFFF).view(np.float32)
 SMALLEST = np.finfo(np.float32).smallest_normal
@@ -537,6 +540,36 @@ def test_a_plan_that_crashes_is_found_out(monkeypatch):
 
     report = hold(monkeypatch, QuantizePlan, disturbed(before=crash), STATIC[0])
     assert "crashes, e.g. ties: ZeroDivisionError('no columns')" in report.problems[0]
+
+
+def test_a_fault_that_a_gpu_tells_of_late_names_the_sku_and_the_case(monkeypatch):
+    """It is the copy back that fails, and the process can do nothing more."""
+
+    def fault(self, memory, operand):
+        raise RuntimeError("cudaErrorIllegalAddress: an illegal memory access was encountered")
+
+    monkeypatch.setattr(HostPlacement, "fetch", fault)
+    begun = []
+    with pytest.raises(RuntimeError) as error:
+        verify("cpu", "quantize", STATIC[:1], begin=begun.append)
+    assert str(error.value) == f"{begun[-1]}: cudaErrorIllegalAddress: an illegal memory access was encountered"
+    assert begun[-1].startswith("quantize.reference.")
+
+
+def test_only_a_variant_that_is_named_is_attacked():
+    found = {
+        variant: verify("cpu", "fp8_gemm", [next(PLANS["fp8_gemm"].catalogue())], variant=variant)
+        for variant in ("reference", "reference_fast")
+    }
+    for variant, report in found.items():
+        assert {plan.sku.split(".")[1] for plan in report.plans} == {variant}
+
+
+def test_a_sample_is_what_verify_attacks():
+    chosen = sample("dequantize", Target.parse("cpu"), 1)
+    assert len(chosen) == len({subject.sku for subject in chosen}) > 1
+    report = verify("cpu", "dequantize", strength=1)
+    assert {plan.sku for plan in report.plans} == {".".join(subject.sku) for subject in chosen}
 
 
 # ---- targets
