@@ -199,10 +199,10 @@ __device__ void int4_wgmma(const MappedInt4Params& mapped) {
         if (ZeroPoint && Group != 0) zero_points = factors[step / fold_steps].zero_points;
         if (step > 0 || Group == 0) {  // after a fold, nothing is under way
           ptx::wgmma_wait_group<1>();  // the fragments of the step before the last are free
-          if (Group == 0 && step == 1 && part > first) {
+          if (Group == 0 && step == 1) {  // not a branch on `part`: ptxas lets no wgmma be under way around one
             __syncwarp();  // all lanes have their words
-            ring.release(before, lane);
-            before.advance();
+            ring.release(before, part > first ? lane : 32);
+            before = at;
           }
         }
         unsigned(&fragments)[Words][4] = a[step % 2];
