@@ -22,17 +22,26 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from quantplan.programs import Call
+    from quantplan.tensor import TensorView
     from quantplan.types import PrecisionGuarantee
 
 Desc: TypeAlias = Any
 """Int4MarlinGemm's descriptor."""
 
-MAPPED_PARAMS = ParamStruct("MappedInt4Params", (("act_map", "T"), ("weight_map", "T"), *portable.INT4_PARAMS.fields))
+MAPPED_PARAMS = ParamStruct(
+    "MappedInt4Params",
+    (
+        *(("act_map", "T"), ("weight_map", "T"), ("scale_map", "T"), ("zero_point_map", "T")),
+        *portable.INT4_PARAMS.fields,
+    ),
+)
 
 _GROUPS = 2  # warp groups that multiply
 _LINE = 64  # columns of activations that a box brings: a line of the swizzle
 _TILE_ROWS = 16  # of Marlin's tiles
+_CODES_OF_WORD = 8
 _BOX_WORDS = 256  # two tiles of 64 columns
+_BOX_BEGINS = 128  # bytes that a box's place in shared memory is a multiple of
 _THREADS = 384
 _MOST_COLUMNS = 2**30 - 512  # the same of columns, which have two words each
 _SHARING = 0.03  # of a tile's time: what a cluster's exchange costs
@@ -80,15 +89,19 @@ class Int4WgmmaTile:
         """Name of the variant."""
         return f"wgmma-{self.tokens}x{self.bn}"
 
-    @property
-    def stage_bytes(self) -> int:
-        """Bytes of a buffer of the ring: weights and activations."""
-        return self.bn * self.bk // 2 + self.tokens * self.bk * 2
+    def groups(self, desc: Desc) -> int:
+        """Return the groups whose scales come with a stage; none where one scale holds for all of K."""
+        group = portable.group_rows(desc)
+        return max(1, self.bk // group) if group else 0
 
-    @property
-    def shared_bytes(self) -> int:
-        """Shared memory of a block: ring and mbarriers; the ring becomes the sums that the epilogue reads."""
-        return self.stages * (self.stage_bytes + BARRIERS)
+    def stage_bytes(self, desc: Desc) -> int:
+        """Return the bytes of a buffer of the ring: weights, activations, scales and zero points."""
+        factors = self.groups(desc) * self.bn * (2.5 if desc.zero_point else 2)
+        return self.bn * self.bk // 2 + self.tokens * self.bk * 2 + ceil_div(int(factors), _BOX_BEGINS) * _BOX_BEGINS
+
+    def shared_bytes(self, desc: Desc) -> int:
+        """Return a block's shared memory: ring and mbarriers; the ring becomes the sums that the epilogue reads."""
+        return self.stages * (self.stage_bytes(desc) + BARRIERS)
 
     def cluster(self, desc: Desc) -> int:
         """Return how many blocks share K, by what fills the GPU best: a function of N and K alone."""
@@ -113,7 +126,7 @@ class Int4WgmmaTile:
             bn=self.bn,
             bk=self.bk,
             stages=self.stages,
-            shared_bytes=self.shared_bytes,
+            shared_bytes=self.shared_bytes(desc),
             cycles=max(self.tokens, 16) * self.bn / (gpu.wgmma_macs / 2) + issued / 2,
             row_bytes=desc.act_element.itemsize,
             column_bytes=0.5,
@@ -173,7 +186,7 @@ class Int4WgmmaProgram:
                 body=f"int4_wgmma<{portable.template(desc)}, Int4WgmmaShape<{', '.join(map(str, numbers))}>>",
                 threads=_THREADS,
                 params=MAPPED_PARAMS,
-                shared_bytes=tile.shared_bytes,
+                shared_bytes=tile.shared_bytes(desc),
                 cluster=cluster,
             ),
         )
@@ -189,10 +202,26 @@ class Int4WgmmaProgram:
         *values, _, output_aligned = portable.int4_values(call)
         yield Launch(
             spec,
-            Grid(tile.tiles(desc) * spec.cluster, tile.shared_bytes),
-            (act_map, weight_map, *values, int(mapped), output_aligned),
+            Grid(tile.tiles(desc) * spec.cluster, spec.shared_bytes),
+            (act_map, weight_map, *self._factor_maps(call), *values, int(mapped), output_aligned),
             written=("output",),
-            ring_bytes=tile.stages * tile.stage_bytes,
+            ring_bytes=tile.stages * tile.stage_bytes(call.selected),
+        )
+
+    def _factor_maps(self, call: Call) -> tuple[TensorMap | None, TensorMap | None]:
+        """Return the maps of scales and zero points: beyond the groups that K has, no padding but zeros."""
+        desc, args, groups = call.desc, call.args, self.tile.groups(call.selected)
+        if not groups:
+            return None, None
+
+        def of(operand: str, view: TensorView, columns: int) -> TensorMap:
+            whole = TensorMap.of(operand, view, box=(groups, columns))
+            return attrs.evolve(whole, shape=(ceil_div(desc.k, desc.group_size), *whole.shape[1:]))
+
+        zeros, columns = args.weight_zero_point, self.tile.bn
+        return (
+            of("weight_scale", args.weight_scale, columns),
+            None if zeros is None else of("weight_zero_point", zeros, columns // _CODES_OF_WORD),
         )
 
 

@@ -195,17 +195,19 @@ class TestEach:
 
     def test_what_the_padding_holds_changes_nothing(self, twin, variant):
         """Not even where it is NaN: scales of columns and groups that do not exist meet no sum."""
-        desc = described(**SAME).replace(k=130, n=67)
-        arrays = operands(twin.lab, desc)
-        spoilt = {name: array.copy() for name, array in arrays.items()}
         real = np.isin(
             np.arange(128), [column // 64 * 64 + 8 * (column % 8) + column % 64 // 8 for column in range(67)]
         )
-        spoilt["weight_scale"][:, ~real] = np.nan
-        spoilt["weight_q"][9:] = -1
-        expected = twin.run("cpu", desc, arrays)
-        got = twin.run(f"emulated:{ARCH[variant]}", desc, spoilt, variant=variant)
-        np.testing.assert_array_equal(got["output"], expected["output"])
+        for group_size in (64, 32):  # five of 32 rows, and a sixth that is padding
+            desc = described(**SAME).replace(k=130, n=67, group_size=group_size)
+            arrays = operands(twin.lab, desc)
+            spoilt = {name: array.copy() for name, array in arrays.items()}
+            spoilt["weight_scale"][:, ~real] = np.nan
+            spoilt["weight_scale"][-(-130 // group_size) :] = np.nan
+            spoilt["weight_q"][9:] = -1
+            expected = twin.run("cpu", desc, arrays)
+            got = twin.run(f"emulated:{ARCH[variant]}", desc, spoilt, variant=variant)
+            np.testing.assert_array_equal(got["output"], expected["output"])
 
     def test_an_infinite_scale_meets_sums_of_rows_that_exist(self, twin, variant):
         """A warp that has no rows of a group adds nothing: not 0 · ∞."""
