@@ -42,6 +42,8 @@ class Tile:
         What the tile takes of an SM for each step along K.
     row_bytes, column_bytes : float
         What each step along K has of a row of activations, and of a column of the weight.
+    gathered : float
+        Bytes that come to an SM for each one of a row: more where a row's elements lie apart.
     split : int
         Blocks that share the K of one tile.
     below : int
@@ -58,6 +60,7 @@ class Tile:
     cycles: float
     row_bytes: float = 1
     column_bytes: float = 1
+    gathered: float = 1
     split: int = 1
     below: int = 1
     persistent: bool = False
@@ -84,13 +87,13 @@ def expected_seconds(desc: Desc, gpu: Chip, tile: Tile) -> float:
     blocks = ceil_div(desc.m, together) * tile.below * ceil_div(desc.n, tile.bn) * tile.split
     fit = max(1, gpu.shared_bytes // (tile.shared_bytes + _RESERVED))
     rows, columns = min(tile.bm, desc.m) * tile.row_bytes, min(tile.bn, desc.n) * tile.column_bytes
-    copied = rows + columns * (_MULTICAST if tile.below > 1 and tile.bm < desc.m else 1)
+    copied = rows * tile.gathered + columns * (_MULTICAST if tile.below > 1 and tile.bm < desc.m else 1)
 
     depth = ceil_div(desc.k, tile.bk) * tile.bk / tile.split
     in_turn = ceil_div(blocks, gpu.sms)
     math = in_turn * depth * tile.cycles / gpu.clock
     arriving = in_turn * depth * copied / (gpu.sm_bytes * gpu.clock)
-    cached = blocks // tile.split * (rows + columns / tile.below) * desc.k / gpu.l2_bandwidth
+    cached = blocks // tile.split * (rows * tile.gathered + columns / tile.below) * desc.k / gpu.l2_bandwidth
 
     ring = (rows + columns) * min(tile.bk * tile.stages, depth)
     under_way = max(1.0, min(blocks, fit * gpu.sms) * ring)
