@@ -45,6 +45,7 @@ _BOX_BEGINS = 128  # bytes that a box's place in shared memory is a multiple of
 _THREADS = 384
 _MOST_COLUMNS = 2**30 - 512  # the same of columns, which have two words each
 _SHARING = 0.03  # of a tile's time: what a cluster's exchange costs
+_IN_CLUSTERS = 120  # SMs that clusters of more than two surely find: a chip's parts differ, and each has some left over
 _UNPACKED = 12  # instructions that make a fragment of a word
 
 
@@ -59,15 +60,18 @@ class Int4WgmmaTile:
     words : int
         Marlin's words that a lane has of each 16 rows of K: 64 columns each to a warp group.
     share_k : bool
-        Whether the two warp groups share K, and with them the blocks of a cluster; else they share columns.
+        Whether the two warp groups share K; else they share columns.
     stages : int
         Buffers of the ring.
+    clusters : tuple[int, ...]
+        How many blocks may share K: those of a cluster.
     """
 
     tokens: int
     words: int
     share_k: bool
     stages: int
+    clusters: tuple[int, ...] = CLUSTERS
 
     @property
     def groups_k(self) -> int:
@@ -87,7 +91,8 @@ class Int4WgmmaTile:
     @property
     def name(self) -> str:
         """Name of the variant."""
-        return f"wgmma-{self.tokens}x{self.bn}"
+        always_split = "-split" if min(self.clusters) > 1 else ""
+        return f"wgmma-{self.tokens}x{self.bn}{always_split}"
 
     def groups(self, desc: Desc) -> int:
         """Return the groups whose scales come with a stage; none where one scale holds for all of K."""
@@ -105,11 +110,13 @@ class Int4WgmmaTile:
 
     def cluster(self, desc: Desc) -> int:
         """Return how many blocks share K, by what fills the GPU best: a function of N and K alone."""
-        if not self.share_k:
-            return 1
         tiles, depth = ceil_div(desc.n, self.bn), ceil_div(desc.k, self.bk)
-        fit = [c for c in CLUSTERS if c == 1 or 2 * c <= depth]
-        return min(fit, key=lambda c: ceil_div(tiles * c, SMS) * (1 / c + _SHARING))
+
+        def turns(c: int) -> int:
+            return ceil_div(tiles, (SMS if c <= 2 else _IN_CLUSTERS) // c)  # noqa: PLR2004 - SMs come in pairs
+
+        fit = [c for c in self.clusters if 2 * c <= depth] or [1]
+        return min(fit, key=lambda c: turns(c) * (1 / c + _SHARING))
 
     def tiles(self, desc: Desc) -> int:
         """Return the tiles of a problem's output."""
@@ -130,6 +137,7 @@ class Int4WgmmaTile:
             cycles=max(self.tokens, 16) * self.bn / (gpu.wgmma_macs / 2) + issued / 2,
             row_bytes=desc.act_element.itemsize,
             column_bytes=0.5,
+            gathered=portable.gathered(desc),
             split=self.cluster(desc),
         )
         return expected_seconds(desc, gpu, tile)
@@ -147,7 +155,8 @@ TILES = (
     Int4WgmmaTile(16, words=4, share_k=True, stages=8),
     Int4WgmmaTile(32, words=4, share_k=True, stages=7),
     Int4WgmmaTile(64, words=2, share_k=True, stages=7),
-    Int4WgmmaTile(128, words=1, share_k=False, stages=8),
+    Int4WgmmaTile(128, words=1, share_k=False, stages=8, clusters=(2, 4)),
+    Int4WgmmaTile(128, words=1, share_k=False, stages=8, clusters=(1,)),
 )
 
 

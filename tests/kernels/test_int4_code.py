@@ -28,7 +28,7 @@ def found(request):
 
 def test_instructions_and_registers(found):
     arch, kernels = found
-    assert len({name for name, _ in kernels}) == (10 if arch == "sm_90a" else 5)
+    assert len({name for name, _ in kernels}) == (11 if arch == "sm_90a" else 5)
     for variant, kernel in kernels:
         where = f"{variant}: {kernel.kernel} on {arch}: {kernel}"
         hold(kernel.code, WANTED[kernel.kernel.partition("<")[0]], where)

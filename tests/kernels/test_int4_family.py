@@ -258,10 +258,10 @@ class TestSelection:
     def test_few_rows_and_many_rows_have_kernels_of_their_own(self):
         names = {}
         for arch in ("sm_80", "sm_90a"):
-            for m in (1, 16, 32, 64, 4096):
+            for m in (1, 16, 32, 64, 128, 4096):
                 plan = qp.Int4MarlinGemmPlan.select(arch, qp.Int4MarlinGemmDescriptor(m=m, n=8192, k=8192))
                 names[arch, m] = plan.sku.name.split(".")[1]
-        assert [names["sm_90a", m] for m in (1, 16, 32, 64, 4096)] == list(WGMMA)
+        assert [names["sm_90a", m] for m in (1, 16, 32, 64, 128, 4096)] == list(WGMMA)
         assert names["sm_80", 1] == "mma-8x64"
         assert names["sm_80", 4096] == "mma-128x128"
 
@@ -278,10 +278,19 @@ class TestSelection:
                 clusters = {tile.cluster(qp.Int4MarlinGemmDescriptor(m=m, n=n, k=k)) for m in (1, 5, 500)}
                 assert len(clusters) == 1
         few = WGMMA["wgmma-8x256"]
-        assert few.cluster(qp.Int4MarlinGemmDescriptor(m=1, n=4096, k=4096)) == 8
+        assert few.cluster(qp.Int4MarlinGemmDescriptor(m=1, n=3840, k=4096)) == 8
+        assert few.cluster(qp.Int4MarlinGemmDescriptor(m=1, n=4096, k=4096)) == 4  # 16 of 8 might not fit at once
         assert few.cluster(qp.Int4MarlinGemmDescriptor(m=1, n=28672, k=8192)) == 1
         assert few.cluster(qp.Int4MarlinGemmDescriptor(m=1, n=4096, k=130)) == 1
-        assert WGMMA["wgmma-128x128"].cluster(qp.Int4MarlinGemmDescriptor(m=1, n=64, k=8192)) == 1
+        many = qp.Int4MarlinGemmDescriptor(m=128, n=8192, k=8192)
+        assert WGMMA["wgmma-128x128"].cluster(many) == 1
+        assert WGMMA["wgmma-128x128-split"].cluster(many) == 2
+
+    def test_activations_in_act_order_have_their_price(self):
+        for name, tile in VARIANTS.items():
+            capability = (8, 0) if name in PORTABLE else (9, 0)
+            desc = qp.Int4MarlinGemmDescriptor(m=64, n=4096, k=4096)
+            assert tile.cost(desc.replace(act_order=True), capability) > tile.cost(desc, capability), name
 
     @pytest.mark.parametrize("fields, reason", [({"k": 0}, "K=0"), ({"n": 2**30}, "tensor maps count up to")])
     def test_what_tensor_maps_cannot_describe_has_other_kernels(self, fields, reason):
