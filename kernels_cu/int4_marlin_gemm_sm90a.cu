@@ -10,9 +10,9 @@
 //   Words = 2   w0 w0 w1 w1     w2 w2 w3 w3
 //   Words = 4   w0 w0 w0 w0     w1 w1 w1 w1     w2 w2 w2 w2     w3 w3 w3 w3
 //
-// Two warp groups multiply. They share the columns of a block, or, for few tokens, the rows of each stage, 64 each. For
-// few tokens the blocks of a cluster share K, too; sums are added in the order of ranks, and of groups within them. Parts
-// of K are a function of N and K alone.
+// Two warp groups multiply. They share the columns of a block, or, for few tokens, the rows of each stage, 64 each. Where
+// tiles are few the blocks of a cluster share K, too; sums are added in the order of ranks, and of groups within them.
+// Parts of K are a function of N and K alone.
 //
 // A warp group of its own brings everything: one thread by tensor maps, the scales and zero points of a stage's groups with
 // its weights. Activations that those cannot describe (odd rows, act-order) are brought by its warps, each of which fills

@@ -44,8 +44,21 @@ _BOX_WORDS = 256  # two tiles of 64 columns
 _BOX_BEGINS = 128  # bytes that a box's place in shared memory is a multiple of
 _THREADS = 384
 _MOST_COLUMNS = 2**30 - 512  # the same of columns, which have two words each
-_SHARING = 0.03  # of a tile's time: what a cluster's exchange costs
-_IN_CLUSTERS = 120  # SMs that clusters of more than two surely find: a chip's parts differ, and each has some left over
+_TURN = 0.08  # of a whole tile's time: what a block begins and ends with, a cluster's exchange included
+_PAIR = 2  # SMs come in pairs
+_IN_CLUSTERS = 120
+"""SMs that larger clusters surely fill at once.
+
+A cluster lies within a part of the chip. Parts have two SMs more or fewer from chip to chip, and what one has left over
+helps no other: if 132 SMs get 32 clusters of 4, one of them may have to wait until all others are done.
+"""
+
+
+def _sms(cluster: int) -> int:
+    """Return how many SMs clusters of so many blocks surely fill at once."""
+    return SMS if cluster <= _PAIR else _IN_CLUSTERS
+
+
 _UNPACKED = 12  # instructions that make a fragment of a word
 
 
@@ -64,7 +77,7 @@ class Int4WgmmaTile:
     stages : int
         Buffers of the ring.
     clusters : tuple[int, ...]
-        How many blocks may share K: those of a cluster.
+        How many blocks may share K: those of a cluster. Without 1, a tile is shared wherever K is long enough.
     """
 
     tokens: int
@@ -91,8 +104,7 @@ class Int4WgmmaTile:
     @property
     def name(self) -> str:
         """Name of the variant."""
-        always_split = "-split" if min(self.clusters) > 1 else ""
-        return f"wgmma-{self.tokens}x{self.bn}{always_split}"
+        return f"wgmma-{self.tokens}x{self.bn}{'' if 1 in self.clusters else '-split'}"
 
     def groups(self, desc: Desc) -> int:
         """Return the groups whose scales come with a stage; none where one scale holds for all of K."""
@@ -101,8 +113,9 @@ class Int4WgmmaTile:
 
     def stage_bytes(self, desc: Desc) -> int:
         """Return the bytes of a buffer of the ring: weights, activations, scales and zero points."""
-        factors = self.groups(desc) * self.bn * (2.5 if desc.zero_point else 2)
-        return self.bn * self.bk // 2 + self.tokens * self.bk * 2 + ceil_div(int(factors), _BOX_BEGINS) * _BOX_BEGINS
+        zeros = self.bn // 2 if desc.zero_point else 0
+        factors = ceil_div(self.groups(desc) * (2 * self.bn + zeros), _BOX_BEGINS) * _BOX_BEGINS
+        return self.bn * self.bk // 2 + self.tokens * self.bk * 2 + factors
 
     def shared_bytes(self, desc: Desc) -> int:
         """Return a block's shared memory: ring and mbarriers; the ring becomes the sums that the epilogue reads."""
@@ -111,12 +124,8 @@ class Int4WgmmaTile:
     def cluster(self, desc: Desc) -> int:
         """Return how many blocks share K, by what fills the GPU best: a function of N and K alone."""
         tiles, depth = ceil_div(desc.n, self.bn), ceil_div(desc.k, self.bk)
-
-        def turns(c: int) -> int:
-            return ceil_div(tiles, (SMS if c <= 2 else _IN_CLUSTERS) // c)  # noqa: PLR2004 - SMs come in pairs
-
         fit = [c for c in self.clusters if 2 * c <= depth] or [1]
-        return min(fit, key=lambda c: turns(c) * (1 / c + _SHARING))
+        return min(fit, key=lambda c: ceil_div(tiles, _sms(c) // c) * (1 / c + _TURN))
 
     def tiles(self, desc: Desc) -> int:
         """Return the tiles of a problem's output."""
@@ -139,6 +148,7 @@ class Int4WgmmaTile:
             column_bytes=0.5,
             gathered=portable.gathered(desc),
             split=self.cluster(desc),
+            sms=_sms(self.cluster(desc)),
         )
         return expected_seconds(desc, gpu, tile)
 
@@ -155,8 +165,8 @@ TILES = (
     Int4WgmmaTile(16, words=4, share_k=True, stages=8),
     Int4WgmmaTile(32, words=4, share_k=True, stages=7),
     Int4WgmmaTile(64, words=2, share_k=True, stages=7),
-    Int4WgmmaTile(128, words=1, share_k=False, stages=8, clusters=(2, 4)),
     Int4WgmmaTile(128, words=1, share_k=False, stages=8, clusters=(1,)),
+    Int4WgmmaTile(128, words=1, share_k=False, stages=8, clusters=(2, 4)),
 )
 
 

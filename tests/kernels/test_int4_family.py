@@ -256,14 +256,13 @@ def test_many_tiles_are_each_written_once(twin):
 
 class TestSelection:
     def test_few_rows_and_many_rows_have_kernels_of_their_own(self):
-        names = {}
-        for arch in ("sm_80", "sm_90a"):
-            for m in (1, 16, 32, 64, 128, 4096):
-                plan = qp.Int4MarlinGemmPlan.select(arch, qp.Int4MarlinGemmDescriptor(m=m, n=8192, k=8192))
-                names[arch, m] = plan.sku.name.split(".")[1]
-        assert [names["sm_90a", m] for m in (1, 16, 32, 64, 128, 4096)] == list(WGMMA)
-        assert names["sm_80", 1] == "mma-8x64"
-        assert names["sm_80", 4096] == "mma-128x128"
+        def chosen(arch, m, n=14336, k=4096):
+            return qp.Int4MarlinGemmPlan.select(arch, qp.Int4MarlinGemmDescriptor(m=m, n=n, k=k)).sku.name.split(".")[1]
+
+        assert [chosen("sm_90a", m) for m in (1, 16, 32, 64, 4096)] == list(WGMMA)[:5]
+        assert chosen("sm_90a", 128, n=8192, k=8192) == "wgmma-128x128-split"
+        assert chosen("sm_80", 1) == "mma-8x64"
+        assert chosen("sm_80", 4096) == "mma-128x128"
 
     def test_candidates_are_ranked_by_cost(self):
         reports = qp.Int4MarlinGemmPlan.why_not("sm_90a", qp.Int4MarlinGemmDescriptor(m=100, n=4096, k=4096))
@@ -280,6 +279,7 @@ class TestSelection:
         few = WGMMA["wgmma-8x256"]
         assert few.cluster(qp.Int4MarlinGemmDescriptor(m=1, n=3840, k=4096)) == 8
         assert few.cluster(qp.Int4MarlinGemmDescriptor(m=1, n=4096, k=4096)) == 4  # 16 of 8 might not fit at once
+        assert few.cluster(qp.Int4MarlinGemmDescriptor(m=1, n=8192, k=8192)) == 2  # nor 32 of 4
         assert few.cluster(qp.Int4MarlinGemmDescriptor(m=1, n=28672, k=8192)) == 1
         assert few.cluster(qp.Int4MarlinGemmDescriptor(m=1, n=4096, k=130)) == 1
         many = qp.Int4MarlinGemmDescriptor(m=128, n=8192, k=8192)
