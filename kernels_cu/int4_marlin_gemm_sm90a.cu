@@ -10,12 +10,13 @@
 //   Words = 2   w0 w0 w1 w1     w2 w2 w3 w3
 //   Words = 4   w0 w0 w0 w0     w1 w1 w1 w1     w2 w2 w2 w2     w3 w3 w3 w3
 //
-// Two warp groups multiply. They share the columns of a block, or, for few tokens, the rows of each stage, 64 each. For
-// few tokens the blocks of a cluster share K, too; sums are added in the order of ranks, and of groups within them. Parts
-// of K are a function of N and K alone.
+// Two warp groups multiply. They share the columns of a block, or, for few tokens, the rows of each stage, 64 each. Where
+// tiles are few the blocks of a cluster share K, too; sums are added in the order of ranks, and of groups within them.
+// Parts of K are a function of N and K alone.
 //
-// A warp group of its own brings everything: one thread by tensor maps. Activations that those cannot describe (odd rows,
-// act-order) are brought by its warps, each of which fills every fourth stage.
+// A warp group of its own brings everything: one thread by tensor maps, the scales and zero points of a stage's groups with
+// its weights. Activations that those cannot describe (odd rows, act-order) are brought by its warps, each of which fills
+// every fourth stage.
 #pragma once
 
 #include <qp/int4.cuh>
@@ -32,6 +33,7 @@ namespace qp {
 struct MappedInt4Params {
   ptx::TensorMap act_map;  // boxes of copied_rows() rows of 64 columns, swizzled by 128 bytes; unused if not act_mapped
   ptx::TensorMap weight_map;  // boxes of a stage's rows of tiles, two tiles wide
+  ptx::TensorMap scale_map, zero_point_map;  // boxes of a stage's groups, of those that K has; unused if all of K is one
   Int4Params problem;
 };
 
@@ -52,27 +54,14 @@ struct Int4WgmmaShape {
   static_assert(Tokens % Cluster == 0, "each block finishes as many tokens");
 };
 
-// What a lane multiplies its sums by, of one group of K: the scales of the two columns of each of its words; and the zero
-// points of its tile, eight of them.
-template <class Act, int Words>
-struct GroupFactors {
-  Chunk<Act, 2 * Words> scales;
-  unsigned zero_points;
+// The scales of a stage's groups, a row for each, and their zero points behind them.
+template <class Shape, int Group, bool ZeroPoint>
+struct StageFactors {
+  static constexpr int groups = Group == 0 ? 0 : Group < Shape::BK ? Shape::BK / Group : 1;
+  static constexpr int scale_bytes = 2 * Shape::BN, zero_bytes = Shape::BN / 2;  // of a row
+  static constexpr int zeros = groups * scale_bytes, copied = zeros + (ZeroPoint ? groups * zero_bytes : 0);
+  static constexpr int bytes = (copied + 127) / 128 * 128;  // where boxes may begin
 };
-
-template <class Act, int Words, bool ZeroPoint>
-__device__ inline GroupFactors<Act, Words> load_factors(const Int4Params& p, int64 group, int64 tile, int first_word, int lane,
-                                                        bool there) {
-  GroupFactors<Act, Words> factors = {{}, 0};
-  if (!there) return factors;
-  const int64 scales = group * p.scale_stride + 2 * (marlin_n * tile + 8 * (lane / 4) + 2 * first_word);
-  factors.scales = Chunk<Act, 2 * Words>::load(static_cast<const unsigned char*>(p.weight_scale) + scales);
-  if constexpr (ZeroPoint) {
-    const int64 zeros = group * p.zero_point_stride + 4 * (8 * tile + lane / 4);
-    factors.zero_points = ptx::load_4(static_cast<const unsigned char*>(p.weight_zero_point) + zeros);
-  }
-  return factors;
-}
 
 // Fills a stage's line of activations, which begins at row k of the weight, by one warp.
 template <class Shape>
@@ -100,10 +89,12 @@ template <class Act, class Out, int Group, bool ZeroPoint, class Shape>
 __device__ void int4_wgmma(const MappedInt4Params& mapped) {
   constexpr int BN = Shape::BN, BK = Shape::BK, Tokens = Shape::Tokens, Words = Shape::Words;
   constexpr int Cluster = Shape::Cluster, Stages = Shape::Stages;
-  constexpr int fold_steps = fold_rows<Group> / marlin_k, folds = int4_run / fold_rows<Group>;  // of a run
+  constexpr int fold_steps = fold_rows<Group> / marlin_k;
+  using Factors = StageFactors<Shape, Group, ZeroPoint>;
   const Int4Params& p = mapped.problem;
   unsigned char* const shared = ptx::shared_memory();
-  const Ring<Stages> ring(shared + Stages * Shape::stage_bytes);
+  unsigned char* const all_factors = shared + Stages * Shape::stage_bytes;  // lines of activations lie 1024 bytes apart
+  const Ring<Stages> ring(all_factors + Stages * Factors::bytes);
 
   const auto tiles = [](int64 extent, int tile) { return static_cast<unsigned>((extent + tile - 1) / tile); };
   const Place2d place = raster(blockIdx.x / Cluster, tiles(p.m, Tokens), tiles(p.n, BN));
@@ -113,6 +104,8 @@ __device__ void int4_wgmma(const MappedInt4Params& mapped) {
   if (threadIdx.x == 0) {
     ptx::prefetch_tensor_map(&mapped.weight_map);
     if (p.act_aligned) ptx::prefetch_tensor_map(&mapped.act_map);
+    if constexpr (Group != 0) ptx::prefetch_tensor_map(&mapped.scale_map);
+    if constexpr (Group != 0 && ZeroPoint) ptx::prefetch_tensor_map(&mapped.zero_point_map);
     ring.init(multipliers / 32, p.act_aligned ? 1 : 2);
   }
   const int act_rows = copied_rows<Tokens>(p.m);
@@ -133,11 +126,19 @@ __device__ void int4_wgmma(const MappedInt4Params& mapped) {
       if (threadIdx.x == 0) {
         unsigned long long* const full = &ring.full[at.stage];
         ring.wait_empty(at);
-        ring.announce(at, Shape::weight_bytes + (p.act_aligned ? Shape::ShareK * act_rows * wgmma_bk : 0));
+        ring.announce(at, Shape::weight_bytes + Factors::copied + (p.act_aligned ? Shape::ShareK * act_rows * wgmma_bk : 0));
 #pragma unroll
         for (int box = 0; box < BN / (2 * marlin_n); ++box)
           ptx::cp_async_bulk_tensor_load_2d(stage + box * Shape::box_bytes, &mapped.weight_map,
                                             static_cast<int>(column * 2) + box * 256, part * (BK / marlin_k), full);
+        if constexpr (Group != 0) {
+          unsigned char* const factors = all_factors + at.stage * Factors::bytes;
+          const int group = part * BK / Group;
+          ptx::cp_async_bulk_tensor_load_2d(factors, &mapped.scale_map, static_cast<int>(column), group, full);
+          if constexpr (ZeroPoint)
+            ptx::cp_async_bulk_tensor_load_2d(factors + Factors::zeros, &mapped.zero_point_map,
+                                              static_cast<int>(column / 8), group, full);
+        }
         if (p.act_aligned) {
 #pragma unroll
           for (int line = 0; line < Shape::ShareK; ++line)
@@ -167,42 +168,40 @@ __device__ void int4_wgmma(const MappedInt4Params& mapped) {
     const bool inside = own_tile * marlin_n < p.padded_n;  // of columns that do not exist nothing is read
     const int weight_at = tile / 2 * Shape::box_bytes + tile % 2 * marlin_tile_bytes + lane * 16 + first_word * 4 +
                           group_k * (int4_run / marlin_k * 2 * marlin_tile_bytes);
-    const auto factors_of = [&](int part, int fold) {
-      const int k = part * BK + group_k * int4_run + fold * fold_rows<Group>;
-      return load_factors<Act, Words, ZeroPoint>(p, k / group_rows<Group>, own_tile, first_word, lane,
-                                                 inside && part < last && k < p.k);
-    };
+    const int own_group = group_k * (Factors::groups / Shape::ShareK);  // of a stage's: its first row's
+    const int scales_at = own_group * Factors::scale_bytes + 2 * (tile * marlin_n + lane / 4 * 8 + 2 * first_word);
+    const int zeros_at = Factors::zeros + own_group * Factors::zero_bytes + 4 * (tile * 8 + lane / 4);
+
+    // Of the last stage a group may have no rows: then no scale may show, and it is not waited for.
+    const int end = min(last, (p.k - group_k * int4_run + BK - 1) / BK);
 
     f32 sums[Words][Tokens / 2] = {}, totals[Words][Tokens / 2] = {};
-    GroupFactors<Act, Words> factors[folds];
-    unsigned zero_points = 0;
-    if constexpr (Group != 0) {
-#pragma unroll
-      for (int i = 0; i < folds; ++i) factors[i] = factors_of(first, i);
-    } else if (ZeroPoint && inside) {  // a lane's are the same for all of K
+    Vec<Act, 2 * Words> scales = {};  // of the two columns of each word
+    unsigned zero_points = 0;  // of the tile: a lane's eight
+    if (ZeroPoint && Group == 0 && inside)  // the same for all of K
       zero_points = static_cast<const unsigned*>(p.weight_zero_point)[8 * own_tile + lane / 4];
-    }
     unsigned a[2][Words][4];  // one is made while the other is multiplied
     RingPlace<Stages> before = at;
-    for (int part = first; part < last; ++part, at.advance()) {
+    for (int part = first; part < end; ++part, at.advance()) {
       const unsigned char* const stage = shared + at.stage * Shape::stage_bytes;
       const ptx::MatrixDescriptor act = describe_tile(stage + Shape::weight_bytes + group_k * Shape::line_bytes);
-      GroupFactors<Act, Words> next[folds];
-      if constexpr (Group != 0) {
-#pragma unroll
-        for (int i = 0; i < folds; ++i) next[i] = factors_of(part + 1, i);
-      }
       ring.wait_full(at);
 #pragma unroll
       for (int step = 0; step < int4_run / marlin_k; ++step) {
         const auto words = *reinterpret_cast<const Vec<unsigned, Words>*>(stage + weight_at + step * 2 * marlin_tile_bytes);
-        if (ZeroPoint && Group != 0) zero_points = factors[step / fold_steps].zero_points;
+        if (Group != 0 && step % fold_steps == 0) {
+          const unsigned char* const factors = all_factors + at.stage * Factors::bytes;
+          const int group = step / fold_steps;
+          scales = *reinterpret_cast<const Vec<Act, 2 * Words>*>(factors + scales_at + group * Factors::scale_bytes);
+          if (ZeroPoint)
+            zero_points = *reinterpret_cast<const unsigned*>(factors + zeros_at + group * Factors::zero_bytes);
+        }
         if (step > 0 || Group == 0) {  // after a fold, nothing is under way
           ptx::wgmma_wait_group<1>();  // the fragments of the step before the last are free
-          if (Group == 0 && step == 1 && part > first) {
+          if (Group == 0 && step == 1) {  // not a branch on `part`: ptxas lets no wgmma be under way around one
             __syncwarp();  // all lanes have their words
-            ring.release(before, lane);
-            before.advance();
+            ring.release(before, part > first ? lane : 32);
+            before = at;
           }
         }
         unsigned(&fragments)[Words][4] = a[step % 2];
@@ -225,7 +224,6 @@ __device__ void int4_wgmma(const MappedInt4Params& mapped) {
             __syncwarp();
             ring.release(at, lane);
           }
-          const auto scales = unpack<Act, 2 * Words>(factors[step / fold_steps].scales);
 #pragma unroll
           for (int v = 0; v < Words; ++v) {
             ptx::wgmma_fence_operand(sums[v]);
@@ -235,21 +233,17 @@ __device__ void int4_wgmma(const MappedInt4Params& mapped) {
           }
         }
       }
-      if constexpr (Group != 0) {
-#pragma unroll
-        for (int i = 0; i < folds; ++i) factors[i] = next[i];
-      }
     }
     if constexpr (Group == 0) {
       ptx::wgmma_wait_group<0>();
-      const Act* const scales = static_cast<const Act*>(p.weight_scale);
+      const Act* const columns = static_cast<const Act*>(p.weight_scale);
 #pragma unroll
       for (int v = 0; v < Words; ++v) {
         ptx::wgmma_fence_operand(sums[v]);
-        if (inside && first * BK + group_k * int4_run < p.k) {  // without rows no scale may show
+        if (inside && first < end) {
           const int64 first_row = column + from_left + 16 * v + lane / 4;
-          const f32 scale[2] = {widen<f32>(scales[scale_place(first_row)]),
-                                widen<f32>(scales[scale_place(first_row + 8)])};
+          const f32 scale[2] = {widen<f32>(columns[scale_place(first_row)]),
+                                widen<f32>(columns[scale_place(first_row + 8)])};
 #pragma unroll
           for (int i = 0; i < Tokens / 2; ++i) totals[v][i] = multiply(sums[v][i], scale[i / 2 % 2]);
         }

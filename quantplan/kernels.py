@@ -20,6 +20,7 @@ from quantplan.tensor_maps import MAP_ALIGNMENT, MAP_BYTES
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
+    from typing import TextIO
 
 _PACKAGE = os.path.dirname(os.path.realpath(__file__))  # noqa: PTH120 - pathlib is imported where files are read
 _FOLDER = "kernels_cu"
@@ -288,8 +289,11 @@ def nvrtc_version() -> str:
     return f"{major}.{minor}"
 
 
-def compile_text(text: str, arch: str, to: str = "cubin") -> bytes:
-    """Compile a translation unit that may include our sources, to a cubin or to ``ptx``; see `compile_cubin`."""
+def compile_text(text: str, arch: str, to: str = "cubin", log: TextIO | None = None) -> bytes:
+    """Compile a translation unit that may include our sources, to a cubin or to ``ptx``; see `compile_cubin`.
+
+    What the compiler remarks upon where it succeeds goes to the log.
+    """
     try:
         from cuda.core import Program, ProgramOptions  # noqa: PLC0415 - importing quantplan touches no CUDA
     except ImportError as error:
@@ -307,7 +311,7 @@ def compile_text(text: str, arch: str, to: str = "cubin") -> bytes:
         prec_sqrt=True,
     )
     try:
-        return bytes(Program(text, "c++", options).compile(to).code)
+        return bytes(Program(text, "c++", options).compile(to, logs=log).code)
     except Exception as error:  # cuda.core's own errors have no public base
         if _lacks_nvrtc(error):
             raise _not_installed("NVRTC") from error

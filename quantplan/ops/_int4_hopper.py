@@ -22,20 +22,43 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from quantplan.programs import Call
+    from quantplan.tensor import TensorView
     from quantplan.types import PrecisionGuarantee
 
 Desc: TypeAlias = Any
 """Int4MarlinGemm's descriptor."""
 
-MAPPED_PARAMS = ParamStruct("MappedInt4Params", (("act_map", "T"), ("weight_map", "T"), *portable.INT4_PARAMS.fields))
+MAPPED_PARAMS = ParamStruct(
+    "MappedInt4Params",
+    (
+        *(("act_map", "T"), ("weight_map", "T"), ("scale_map", "T"), ("zero_point_map", "T")),
+        *portable.INT4_PARAMS.fields,
+    ),
+)
 
 _GROUPS = 2  # warp groups that multiply
 _LINE = 64  # columns of activations that a box brings: a line of the swizzle
 _TILE_ROWS = 16  # of Marlin's tiles
+_CODES_OF_WORD = 8
 _BOX_WORDS = 256  # two tiles of 64 columns
+_BOX_BEGINS = 128  # bytes that a box's place in shared memory is a multiple of
 _THREADS = 384
 _MOST_COLUMNS = 2**30 - 512  # the same of columns, which have two words each
-_SHARING = 0.03  # of a tile's time: what a cluster's exchange costs
+_TURN = 0.08  # of a whole tile's time: what a block begins and ends with, a cluster's exchange included
+_PAIR = 2  # SMs come in pairs
+_IN_CLUSTERS = 120
+"""SMs that larger clusters surely fill at once.
+
+A cluster lies within a part of the chip. Parts have two SMs more or fewer from chip to chip, and what one has left over
+helps no other: if 132 SMs get 32 clusters of 4, one of them may have to wait until all others are done.
+"""
+
+
+def _sms(cluster: int) -> int:
+    """Return how many SMs clusters of so many blocks surely fill at once."""
+    return SMS if cluster <= _PAIR else _IN_CLUSTERS
+
+
 _UNPACKED = 12  # instructions that make a fragment of a word
 
 
@@ -50,15 +73,18 @@ class Int4WgmmaTile:
     words : int
         Marlin's words that a lane has of each 16 rows of K: 64 columns each to a warp group.
     share_k : bool
-        Whether the two warp groups share K, and with them the blocks of a cluster; else they share columns.
+        Whether the two warp groups share K; else they share columns.
     stages : int
         Buffers of the ring.
+    clusters : tuple[int, ...]
+        How many blocks may share K: those of a cluster. Without 1, a tile is shared wherever K is long enough.
     """
 
     tokens: int
     words: int
     share_k: bool
     stages: int
+    clusters: tuple[int, ...] = CLUSTERS
 
     @property
     def groups_k(self) -> int:
@@ -78,25 +104,28 @@ class Int4WgmmaTile:
     @property
     def name(self) -> str:
         """Name of the variant."""
-        return f"wgmma-{self.tokens}x{self.bn}"
+        return f"wgmma-{self.tokens}x{self.bn}{'' if 1 in self.clusters else '-split'}"
 
-    @property
-    def stage_bytes(self) -> int:
-        """Bytes of a buffer of the ring: weights and activations."""
-        return self.bn * self.bk // 2 + self.tokens * self.bk * 2
+    def groups(self, desc: Desc) -> int:
+        """Return the groups whose scales come with a stage; none where one scale holds for all of K."""
+        group = portable.group_rows(desc)
+        return max(1, self.bk // group) if group else 0
 
-    @property
-    def shared_bytes(self) -> int:
-        """Shared memory of a block: ring and mbarriers; the ring becomes the sums that the epilogue reads."""
-        return self.stages * (self.stage_bytes + BARRIERS)
+    def stage_bytes(self, desc: Desc) -> int:
+        """Return the bytes of a buffer of the ring: weights, activations, scales and zero points."""
+        zeros = self.bn // 2 if desc.zero_point else 0
+        factors = ceil_div(self.groups(desc) * (2 * self.bn + zeros), _BOX_BEGINS) * _BOX_BEGINS
+        return self.bn * self.bk // 2 + self.tokens * self.bk * 2 + factors
+
+    def shared_bytes(self, desc: Desc) -> int:
+        """Return a block's shared memory: ring and mbarriers; the ring becomes the sums that the epilogue reads."""
+        return self.stages * (self.stage_bytes(desc) + BARRIERS)
 
     def cluster(self, desc: Desc) -> int:
         """Return how many blocks share K, by what fills the GPU best: a function of N and K alone."""
-        if not self.share_k:
-            return 1
         tiles, depth = ceil_div(desc.n, self.bn), ceil_div(desc.k, self.bk)
-        fit = [c for c in CLUSTERS if c == 1 or 2 * c <= depth]
-        return min(fit, key=lambda c: ceil_div(tiles * c, SMS) * (1 / c + _SHARING))
+        fit = [c for c in self.clusters if 2 * c <= depth] or [1]
+        return min(fit, key=lambda c: ceil_div(tiles, _sms(c) // c) * (1 / c + _TURN))
 
     def tiles(self, desc: Desc) -> int:
         """Return the tiles of a problem's output."""
@@ -113,11 +142,13 @@ class Int4WgmmaTile:
             bn=self.bn,
             bk=self.bk,
             stages=self.stages,
-            shared_bytes=self.shared_bytes,
+            shared_bytes=self.shared_bytes(desc),
             cycles=max(self.tokens, 16) * self.bn / (gpu.wgmma_macs / 2) + issued / 2,
             row_bytes=desc.act_element.itemsize,
             column_bytes=0.5,
+            gathered=portable.gathered(desc),
             split=self.cluster(desc),
+            sms=_sms(self.cluster(desc)),
         )
         return expected_seconds(desc, gpu, tile)
 
@@ -134,7 +165,8 @@ TILES = (
     Int4WgmmaTile(16, words=4, share_k=True, stages=8),
     Int4WgmmaTile(32, words=4, share_k=True, stages=7),
     Int4WgmmaTile(64, words=2, share_k=True, stages=7),
-    Int4WgmmaTile(128, words=1, share_k=False, stages=8),
+    Int4WgmmaTile(128, words=1, share_k=False, stages=8, clusters=(1,)),
+    Int4WgmmaTile(128, words=1, share_k=False, stages=8, clusters=(2, 4)),
 )
 
 
@@ -169,7 +201,7 @@ class Int4WgmmaProgram(Program):
                 body=f"int4_wgmma<{portable.template(desc)}, Int4WgmmaShape<{', '.join(map(str, numbers))}>>",
                 threads=_THREADS,
                 params=MAPPED_PARAMS,
-                shared_bytes=tile.shared_bytes,
+                shared_bytes=tile.shared_bytes(desc),
                 cluster=cluster,
             ),
         )
@@ -185,10 +217,26 @@ class Int4WgmmaProgram(Program):
         *values, _, output_aligned = portable.int4_values(call)
         yield Launch(
             spec,
-            Grid(tile.tiles(desc) * spec.cluster, tile.shared_bytes),
-            (act_map, weight_map, *values, int(mapped), output_aligned),
+            Grid(tile.tiles(desc) * spec.cluster, spec.shared_bytes),
+            (act_map, weight_map, *self._factor_maps(call), *values, int(mapped), output_aligned),
             written=("output",),
-            ring_bytes=tile.stages * tile.stage_bytes,
+            ring_bytes=tile.stages * tile.stage_bytes(call.selected),
+        )
+
+    def _factor_maps(self, call: Call) -> tuple[TensorMap | None, TensorMap | None]:
+        """Return the maps of scales and zero points: beyond the groups that K has, no padding but zeros."""
+        desc, args, groups = call.desc, call.args, self.tile.groups(call.selected)
+        if not groups:
+            return None, None
+
+        def of(operand: str, view: TensorView, columns: int) -> TensorMap:
+            whole = TensorMap.of(operand, view, box=(groups, columns))
+            return attrs.evolve(whole, shape=(ceil_div(desc.k, desc.group_size), *whole.shape[1:]))
+
+        zeros, columns = args.weight_zero_point, self.tile.bn
+        return (
+            of("weight_scale", args.weight_scale, columns),
+            None if zeros is None else of("weight_zero_point", zeros, columns // _CODES_OF_WORD),
         )
 
 

@@ -45,6 +45,7 @@ MARLIN_N = 64
 _WARP = 32
 _ISSUED = 4  # instructions of an SM in a cycle
 _UNPACKING = 48  # instructions that make fragments of a tile of weights, 16 rows by 64 columns, loads included
+_SECTOR = 32  # bytes that L2 gives at least
 _SUMS_THAT_KEEP_BUSY = 16  # tiles of 16 x 8 that a warp adds to in turn
 
 
@@ -56,6 +57,11 @@ def group_rows(desc: Desc) -> int:
 def fold_rows(desc: Desc) -> int:
     """Return the rows after which a warp multiplies its sums by their scale; 0 for all of its share."""
     return min(group_rows(desc), RUN)
+
+
+def gathered(desc: Desc) -> float:
+    """Return the bytes that come for each one of activations: with act-order, each element's whole sector."""
+    return _SECTOR / desc.act_element.itemsize if desc.act_order else 1
 
 
 @attrs.frozen
@@ -136,6 +142,7 @@ class Int4Tile:
             cycles=multiplied / busy + issued,
             row_bytes=desc.act_element.itemsize,
             column_bytes=0.5,
+            gathered=gathered(desc),
         )
         return expected_seconds(desc, gpu, tile)
 

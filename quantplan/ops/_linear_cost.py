@@ -42,12 +42,16 @@ class Tile:
         What the tile takes of an SM for each step along K.
     row_bytes, column_bytes : float
         What each step along K has of a row of activations, and of a column of the weight.
+    gathered : float
+        Bytes that come to an SM for each one of a row: more where a row's elements lie apart.
     split : int
         Blocks that share the K of one tile.
     below : int
         Blocks whose tiles lie one below the other, and which load the weight for each other.
     persistent : bool
         Whether a block goes from tile to tile.
+    sms : int, optional
+        SMs that find blocks at once, where it may be fewer than all.
     """
 
     bm: int
@@ -58,9 +62,11 @@ class Tile:
     cycles: float
     row_bytes: float = 1
     column_bytes: float = 1
+    gathered: float = 1
     split: int = 1
     below: int = 1
     persistent: bool = False
+    sms: int | None = None
 
 
 def expected_seconds(desc: Desc, gpu: Chip, tile: Tile) -> float:
@@ -84,20 +90,21 @@ def expected_seconds(desc: Desc, gpu: Chip, tile: Tile) -> float:
     blocks = ceil_div(desc.m, together) * tile.below * ceil_div(desc.n, tile.bn) * tile.split
     fit = max(1, gpu.shared_bytes // (tile.shared_bytes + _RESERVED))
     rows, columns = min(tile.bm, desc.m) * tile.row_bytes, min(tile.bn, desc.n) * tile.column_bytes
-    copied = rows + columns * (_MULTICAST if tile.below > 1 and tile.bm < desc.m else 1)
+    copied = rows * tile.gathered + columns * (_MULTICAST if tile.below > 1 and tile.bm < desc.m else 1)
 
     depth = ceil_div(desc.k, tile.bk) * tile.bk / tile.split
-    in_turn = ceil_div(blocks, gpu.sms)
+    sms = min(gpu.sms, tile.sms or gpu.sms)
+    in_turn = ceil_div(blocks, sms)
     math = in_turn * depth * tile.cycles / gpu.clock
     arriving = in_turn * depth * copied / (gpu.sm_bytes * gpu.clock)
-    cached = blocks // tile.split * (rows + columns / tile.below) * desc.k / gpu.l2_bandwidth
+    cached = blocks // tile.split * (rows * tile.gathered + columns / tile.below) * desc.k / gpu.l2_bandwidth
 
     ring = (rows + columns) * min(tile.bk * tile.stages, depth)
-    under_way = max(1.0, min(blocks, fit * gpu.sms) * ring)
+    under_way = max(1.0, min(blocks, fit * sms) * ring)
     needed = (desc.m * tile.row_bytes + desc.n * tile.column_bytes) * desc.k
     written = desc.m * desc.n * desc.output_element.itemsize
     memory = needed / min(gpu.bandwidth, under_way / _LATENCY) + written / gpu.bandwidth
 
     turn = _TILE_TURN if tile.persistent else _TURN if fit == 1 else _SHARED_TURN
-    turns = max(0, ceil_div(blocks, fit * gpu.sms) - 1)  # other SMs use the memory meanwhile
+    turns = max(0, ceil_div(blocks, fit * sms) - 1)  # other SMs use the memory meanwhile
     return float(_START + max(max(math, arriving) + turns * turn, cached, memory))

@@ -1,4 +1,4 @@
-"""Fused multiply-adds of pairs, as they are emulated: one rounding of the exact result, for f16 and bf16."""
+"""Arithmetic of pairs, as it is emulated: fused multiply-adds of f16 and bf16 round the exact result once."""
 
 from fractions import Fraction
 
@@ -55,3 +55,11 @@ def test_nan_and_infinity(bench):
     index = INSTRUCTIONS.index("fused_f16x2")
     bench.run(ELEMENTWISE, arrays, outputs=("out",), scalars=(4, index), checked=False)
     assert [hex(code) for code in out] == ["0x7c007c00", "0x7fff7fff", "0x7fff7fff", "0x7c007c00"]
+
+
+def test_bits_are_masked_and_set(bench):
+    both, b = (np.ascontiguousarray(words[:COUNT]) for words in fused_operands("fused_bits"))
+    out = np.zeros_like(b)
+    arrays = {"a": both, "b": b, "out": out}
+    bench.run(ELEMENTWISE, arrays, outputs=("out",), scalars=(COUNT, INSTRUCTIONS.index("fused_bits")), checked=False)
+    np.testing.assert_array_equal(out, (both & b & np.uint64(0xFFFFFFFF)) | both >> np.uint64(32))

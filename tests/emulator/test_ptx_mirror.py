@@ -197,6 +197,7 @@ def test_what_is_refused_does_not_exist_there(nvrtc, function):
 
 MNEMONICS = {
     "sm_80": {
+        "and_or": "LOP3.LUT",
         "cp_async<4>": "LDGSTS.E",
         "cp_async<8>": "LDGSTS.E.64",
         "cp_async<16>": "LDGSTS.E.BYPASS.128",

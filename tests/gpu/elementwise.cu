@@ -10,7 +10,7 @@ struct P { const Word *a, *b; Word* out; long long count, which; };
 
 enum Instruction {
   widen_f16, to_f16_from_f32, to_f16_from_f64, to_bf16, min_f32, max_f32, min_f16x2, max_f16x2, min_bf16x2, max_bf16x2,
-  fused_f16x2, fused_bf16x2, to_e4m3x2, to_e5m2x2, move_16, move_8, move_4, move_2
+  fused_f16x2, fused_bf16x2, fused_bits, to_e4m3x2, to_e5m2x2, move_16, move_8, move_4, move_2
 };
 
 __device__ inline float as_float(Word a) { return __uint_as_float(unsigned(a)); }
@@ -40,6 +40,7 @@ __device__ inline Word compute(long long which, Word a, Word b) {
     case max_bf16x2: return max_nan_bf16x2((unsigned)a, (unsigned)b);
     case fused_f16x2: return one_nan_of_halves(fma_f16x2((unsigned)a, (unsigned)b, (unsigned)(a >> 32)), 0x7c00);
     case fused_bf16x2: return one_nan_of_halves(fma_bf16x2((unsigned)a, (unsigned)b, (unsigned)(a >> 32)), 0x7f80);
+    case fused_bits: return and_or((unsigned)a, (unsigned)b, (unsigned)(a >> 32));
 #if __CUDA_ARCH__ >= 890
     case to_e4m3x2: return one_nan_x2(e4m3x2_from_f32(as_float(a), as_float(b)), 0x7e);
     case to_e5m2x2: return one_nan_x2(e5m2x2_from_f32(as_float(a), as_float(b)), 0x7c);

@@ -5,7 +5,7 @@ import pytest
 import quantplan as qp
 from quantplan.disassembly import disassemble
 from quantplan.kernels import compile_cubin
-from tests.kernels.code import hold
+from tests.kernels.code import hold, serialized
 from tests.test_footprint import ARCHS
 
 SIZES = {"m": 8, "n": 4096, "k": 4096}
@@ -66,3 +66,11 @@ def test_enough_bytes_are_under_way_where_memory_is_the_bound(arch):
         for kernel in row.kernels:
             assert kernel.bytes_in_flight >= least, f"{row.sku} on {arch}: {kernel.bytes_in_flight}"
             assert kernel.occupancy.blocks >= (2 if "wgmma_swapped" in kernel.kernel else 1), row.sku
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("desc", SAMPLE, ids=[desc.scaling.value for desc in SAMPLE])
+def test_products_are_made_in_the_background(desc):
+    for report in qp.Fp8GemmPlan.why_not("sm_90a", desc):
+        if report.supported and report.name.startswith("wgmma"):
+            assert not serialized(VARIANTS[report.name].kernels(desc)), report.name

@@ -3,7 +3,7 @@
 import pytest
 
 import quantplan as qp
-from tests.kernels.code import compiled, hold
+from tests.kernels.code import compiled, hold, serialized
 from tests.test_footprint import ARCHS, inexact
 
 SIZES = {"m": 8, "n": 4096, "k": 4096}
@@ -28,7 +28,7 @@ def found(request):
 
 def test_instructions_and_registers(found):
     arch, kernels = found
-    assert len({name for name, _ in kernels}) == (10 if arch == "sm_90a" else 5)
+    assert len({name for name, _ in kernels}) == (11 if arch == "sm_90a" else 5)
     for variant, kernel in kernels:
         where = f"{variant}: {kernel.kernel} on {arch}: {kernel}"
         hold(kernel.code, WANTED[kernel.kernel.partition("<")[0]], where)
@@ -48,3 +48,16 @@ def test_nothing_is_approximated(variant):
     """Sums are rounded as the error bound says, and the rest is exact."""
     (own,) = (v for v in qp.Int4MarlinGemmPlan.variants if v.name == variant)
     assert not inexact(own.kernels(SAMPLE[2]), "sm_90a")
+
+
+HOPPER = [v for v in qp.Int4MarlinGemmPlan.variants if v.name.startswith("wgmma")]
+
+
+@pytest.mark.parametrize(
+    "variant", [v if v is HOPPER[0] else pytest.param(v, marks=pytest.mark.slow) for v in HOPPER], ids=lambda v: v.name
+)
+@pytest.mark.parametrize("zero_point", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("group_size", [-1, 32, 64, 128])
+def test_weights_are_unpacked_while_others_are_multiplied(variant, zero_point, group_size):
+    desc = qp.Int4MarlinGemmDescriptor(**SIZES, group_size=group_size, zero_point=zero_point)
+    assert not serialized(variant.kernels(desc))

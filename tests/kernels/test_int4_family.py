@@ -195,17 +195,19 @@ class TestEach:
 
     def test_what_the_padding_holds_changes_nothing(self, twin, variant):
         """Not even where it is NaN: scales of columns and groups that do not exist meet no sum."""
-        desc = described(**SAME).replace(k=130, n=67)
-        arrays = operands(twin.lab, desc)
-        spoilt = {name: array.copy() for name, array in arrays.items()}
         real = np.isin(
             np.arange(128), [column // 64 * 64 + 8 * (column % 8) + column % 64 // 8 for column in range(67)]
         )
-        spoilt["weight_scale"][:, ~real] = np.nan
-        spoilt["weight_q"][9:] = -1
-        expected = twin.run("cpu", desc, arrays)
-        got = twin.run(f"emulated:{ARCH[variant]}", desc, spoilt, variant=variant)
-        np.testing.assert_array_equal(got["output"], expected["output"])
+        for group_size in (64, 32):  # five of 32 rows, and a sixth that is padding
+            desc = described(**SAME).replace(k=130, n=67, group_size=group_size)
+            arrays = operands(twin.lab, desc)
+            spoilt = {name: array.copy() for name, array in arrays.items()}
+            spoilt["weight_scale"][:, ~real] = np.nan
+            spoilt["weight_scale"][-(-130 // group_size) :] = np.nan
+            spoilt["weight_q"][9:] = -1
+            expected = twin.run("cpu", desc, arrays)
+            got = twin.run(f"emulated:{ARCH[variant]}", desc, spoilt, variant=variant)
+            np.testing.assert_array_equal(got["output"], expected["output"])
 
     def test_an_infinite_scale_meets_sums_of_rows_that_exist(self, twin, variant):
         """A warp that has no rows of a group adds nothing: not 0 · ∞."""
@@ -254,14 +256,13 @@ def test_many_tiles_are_each_written_once(twin):
 
 class TestSelection:
     def test_few_rows_and_many_rows_have_kernels_of_their_own(self):
-        names = {}
-        for arch in ("sm_80", "sm_90a"):
-            for m in (1, 16, 32, 64, 4096):
-                plan = qp.Int4MarlinGemmPlan.select(arch, qp.Int4MarlinGemmDescriptor(m=m, n=8192, k=8192))
-                names[arch, m] = plan.sku.name.split(".")[1]
-        assert [names["sm_90a", m] for m in (1, 16, 32, 64, 4096)] == list(WGMMA)
-        assert names["sm_80", 1] == "mma-8x64"
-        assert names["sm_80", 4096] == "mma-128x128"
+        def chosen(arch, m, n=14336, k=4096):
+            return qp.Int4MarlinGemmPlan.select(arch, qp.Int4MarlinGemmDescriptor(m=m, n=n, k=k)).sku.name.split(".")[1]
+
+        assert [chosen("sm_90a", m) for m in (1, 16, 32, 64, 4096)] == list(WGMMA)[:5]
+        assert chosen("sm_90a", 128, n=8192, k=8192) == "wgmma-128x128-split"
+        assert chosen("sm_80", 1) == "mma-8x64"
+        assert chosen("sm_80", 4096) == "mma-128x128"
 
     def test_candidates_are_ranked_by_cost(self):
         reports = qp.Int4MarlinGemmPlan.why_not("sm_90a", qp.Int4MarlinGemmDescriptor(m=100, n=4096, k=4096))
@@ -276,10 +277,20 @@ class TestSelection:
                 clusters = {tile.cluster(qp.Int4MarlinGemmDescriptor(m=m, n=n, k=k)) for m in (1, 5, 500)}
                 assert len(clusters) == 1
         few = WGMMA["wgmma-8x256"]
-        assert few.cluster(qp.Int4MarlinGemmDescriptor(m=1, n=4096, k=4096)) == 8
+        assert few.cluster(qp.Int4MarlinGemmDescriptor(m=1, n=3840, k=4096)) == 8
+        assert few.cluster(qp.Int4MarlinGemmDescriptor(m=1, n=4096, k=4096)) == 4  # 16 of 8 might not fit at once
+        assert few.cluster(qp.Int4MarlinGemmDescriptor(m=1, n=8192, k=8192)) == 2  # nor 32 of 4
         assert few.cluster(qp.Int4MarlinGemmDescriptor(m=1, n=28672, k=8192)) == 1
         assert few.cluster(qp.Int4MarlinGemmDescriptor(m=1, n=4096, k=130)) == 1
-        assert WGMMA["wgmma-128x128"].cluster(qp.Int4MarlinGemmDescriptor(m=1, n=64, k=8192)) == 1
+        many = qp.Int4MarlinGemmDescriptor(m=128, n=8192, k=8192)
+        assert WGMMA["wgmma-128x128"].cluster(many) == 1
+        assert WGMMA["wgmma-128x128-split"].cluster(many) == 2
+
+    def test_activations_in_act_order_have_their_price(self):
+        for name, tile in VARIANTS.items():
+            capability = (8, 0) if name in PORTABLE else (9, 0)
+            desc = qp.Int4MarlinGemmDescriptor(m=64, n=4096, k=4096)
+            assert tile.cost(desc.replace(act_order=True), capability) > tile.cost(desc, capability), name
 
     @pytest.mark.parametrize("fields, reason", [({"k": 0}, "K=0"), ({"n": 2**30}, "tensor maps count up to")])
     def test_what_tensor_maps_cannot_describe_has_other_kernels(self, fields, reason):

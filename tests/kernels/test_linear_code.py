@@ -3,7 +3,7 @@
 import pytest
 
 import quantplan as qp
-from tests.kernels.code import compiled, hold
+from tests.kernels.code import compiled, hold, serialized
 from tests.test_footprint import ARCHS, inexact
 
 SIZES = {"n": 4096, "k": 4096}
@@ -69,3 +69,11 @@ def test_nothing_is_approximated_where_bits_are_promised(variant):
     specs = VARIANTS[variant].kernels(SAMPLE[1])[:1]
     assert specs
     assert not inexact(specs, "sm_90a")
+
+
+HOPPER = [name for name in VARIANTS if name.startswith("wgmma")]
+
+
+@pytest.mark.parametrize("variant", [v if v in TYPICAL else pytest.param(v, marks=pytest.mark.slow) for v in HOPPER])
+def test_products_are_made_in_the_background(variant):
+    assert not serialized(VARIANTS[variant].kernels(SAMPLE[1])[:1])

@@ -60,8 +60,8 @@ template <> struct Fragment<f16> {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const unsigned codes = word >> 8 * i;
-      a[i] = ptx::fma_f16x2((codes & 0x000f000fu) | 0x64006400u, 0x3c003c00u, from_low[i]);
-      a[i + 2] = ptx::fma_f16x2((codes & 0x00f000f0u) | 0x64006400u, 0x2c002c00u, from_high[i]);  // 1/16
+      a[i] = ptx::fma_f16x2(ptx::and_or(codes, 0x000f000fu, 0x64006400u), 0x3c003c00u, from_low[i]);
+      a[i + 2] = ptx::fma_f16x2(ptx::and_or(codes, 0x00f000f0u, 0x64006400u), 0x2c002c00u, from_high[i]);  // 1/16
     }
   }
 };
@@ -73,8 +73,8 @@ template <> struct Fragment<bf16> {
   __device__ void of(unsigned word, unsigned (&a)[4]) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      a[i] = ptx::fma_bf16x2((word >> 8 * i & 0x000f000fu) | 0x43004300u, 0x3f803f80u, from[i]);
-      a[i + 2] = ptx::fma_bf16x2((word >> (8 * i + 4) & 0x000f000fu) | 0x43004300u, 0x3f803f80u, from[i]);
+      a[i] = ptx::fma_bf16x2(ptx::and_or(word >> 8 * i, 0x000f000fu, 0x43004300u), 0x3f803f80u, from[i]);
+      a[i + 2] = ptx::fma_bf16x2(ptx::and_or(word >> (8 * i + 4), 0x000f000fu, 0x43004300u), 0x3f803f80u, from[i]);
     }
   }
 };

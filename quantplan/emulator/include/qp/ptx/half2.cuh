@@ -35,5 +35,6 @@ EMULATED_INSTRUCTION unsigned fma_f16x2(unsigned a, unsigned b, unsigned c) {
 EMULATED_INSTRUCTION unsigned fma_bf16x2(unsigned a, unsigned b, unsigned c) {
   return emulated::fma_x2<emulated::bf16_value, emulated::bf16_from_f64>(a, b, c);
 }
+EMULATED_INSTRUCTION unsigned and_or(unsigned a, unsigned b, unsigned c) { return (a & b) | c; }
 
 }  // namespace qp::ptx
