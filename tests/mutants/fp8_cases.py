@@ -91,6 +91,10 @@ def wgmma(twin):
         yield case(twin, desc, variant, "sm_90a", "padded", **LATE, **TRUNCATED)
         yield case(twin, desc, variant, "sm_90a", **EARLY)
         yield case(twin, desc, variant, "sm_90a", "misaligned", **LATE)
+    scaled = G(m=140, n=264, k=128 * 11, scaling="mx", output_element="f16")
+    yield case(twin, scaled, "wgmma-128x128", "sm_90a", **LATE)
+    yield case(twin, scaled, "wgmma-256x128", "sm_90a", "misaligned", **EARLY)
+    yield case(twin, scaled.replace(k=128 * 11 + 48), "wgmma-256x128", "sm_90a", **EARLY)  # scales of half a tile of K
     full = G(m=131, n=264, k=128 * 2, output_element="f32", scaling="token_channel")  # shared memory is
     yield case(twin, full, "wgmma-128x128", "sm_90a", "padded", **LATE)
     once = G(m=1, n=4, k=32, scaling="token_channel")  # what fills a tile beyond its rows is no number's business
