@@ -38,6 +38,7 @@ CLUSTERS = (1, 2, 4, 8)
 SCALE_WARPS = 2  # that bring scales, where stages have them beside operands: `scale_warps` of the kernels
 MOST_SHARED = 227 * 1024  # bytes of shared memory that a block may have
 HALF_SHARED = 113 * 1024  # the same where two share an SM
+_BUSY = 64 * 1024  # bytes that an SM has to have under way, to keep memory busy
 
 
 def copied_rows(tile: int, desc: Desc) -> int:
@@ -171,10 +172,16 @@ class SwappedTile:
         """Bytes of operands in a stage of the ring."""
         return (self.tokens + self.bn) * _BK
 
-    def ring(self, desc: Desc) -> Ring:  # noqa: ARG002 - the other tile looks at it
-        """Return the ring, beside sums that a cluster exchanges, and sums of the weight's rows: two share an SM."""
-        rest = self.tokens * (self.bn + 4) * 4 + 128 * 4
-        return Ring.filling(HALF_SHARED, rest, self.stage_bytes + self.beside)
+    def ring(self, desc: Desc) -> Ring:
+        """Return the ring, beside sums that a cluster exchanges, and sums of the weight's rows.
+
+        Two blocks share an SM. Where there are no two, and half of its shared memory holds too little of the weight to
+        keep memory busy, a block has all of it. As `cluster`, that is a function of N and K alone.
+        """
+        rest, each = self.tokens * (self.bn + 4) * 4 + 128 * 4, self.stage_bytes + self.beside
+        half = Ring.filling(HALF_SHARED, rest, each)
+        alone = ceil_div(desc.n, self.bn) * self.cluster(desc) <= SMS
+        return Ring.filling(MOST_SHARED, rest, each) if alone and half.stages * self.bn * _BK < _BUSY else half
 
     def limit(self, desc: Desc) -> str | None:
         """Return why there are too many rows, or too many tiles, or None."""

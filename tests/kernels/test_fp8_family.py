@@ -296,6 +296,16 @@ def test_a_block_is_summed_before_it_is_scaled(twin, variant):
     check(twin, desc, arrays, exact=True, arch=arch_of(variant), variant=variant)
 
 
+def test_a_short_ring_is_gone_through_as_a_long_one(twin):
+    """Where more blocks than an SM has come together, two share it, and have five stages instead of eleven."""
+    tile = WGMMA["wgmma-64x64"]
+    desc = qp.Fp8GemmDescriptor(m=33, n=64 * 133, k=128 * 7, scaling="mx", output_element="f16")
+    rings = {n: tile.cut(desc).ring(desc.replace(n=n)).stages for n in (64 * 132, 64 * 133)}
+    assert rings == {64 * 132: 11, 64 * 133: 5}
+    how = {"order": "random", "completion": "random", "seed": 3, "checked": False}
+    check(twin, desc, integers(twin, desc), exact=True, arch="sm_90a", variant=tile.name, **how)
+
+
 def test_fault_18_fast_loses_what_promoted_keeps(twin):
     """In 14 bits a sum of 2¹⁵ takes in no ones; f32 does. Each is within its bound, and FAST not within PROMOTED's."""
     promoted, fast = "wgmma-16x64", "wgmma-256x256-fast"
@@ -329,7 +339,7 @@ class TestSelection:
         assert [self.named("sm_89", m) for m in rows] == ["mma-16x32", "mma-16x32", "mma-64x64", "mma-128x128"]
         assert [self.named("sm_80", m) for m in (1, 4096)] == ["mma-f16-16x32", "mma-f16-64x64"]
         assert [self.named("sm_90a", m) for m in rows] == ["wgmma-8x64", "wgmma-16x64", "wgmma-64x64", "wgmma-256x128"]
-        assert self.named("sm_90a", 4096, scaling="block") == "wgmma-256x128"
+        assert all(self.named("sm_90a", 4096, scaling=scaling) == "wgmma-256x128" for scaling in ("block", "mx"))
 
     def test_fast_kernels_run_where_they_are_asked_for(self):
         pref = qp.PlanPreference(accumulation="fast")

@@ -94,7 +94,8 @@ def wgmma(twin):
     scaled = G(m=140, n=264, k=128 * 11, scaling="mx", output_element="f16")
     yield case(twin, scaled, "wgmma-128x128", "sm_90a", **LATE)
     yield case(twin, scaled, "wgmma-256x128", "sm_90a", "misaligned", **EARLY)
-    yield case(twin, scaled.replace(k=128 * 11 + 48), "wgmma-256x128", "sm_90a", **EARLY)  # scales of half a tile of K
+    tail = scaled.replace(k=128 * 11 + 48)  # scales of half a tile of K, and nothing behind them
+    yield case(twin, tail, "wgmma-256x128", "sm_90a", "padded", **EARLY)
     full = G(m=131, n=264, k=128 * 2, output_element="f32", scaling="token_channel")  # shared memory is
     yield case(twin, full, "wgmma-128x128", "sm_90a", "padded", **LATE)
     once = G(m=1, n=4, k=32, scaling="token_channel")  # what fills a tile beyond its rows is no number's business
@@ -103,7 +104,7 @@ def wgmma(twin):
 
 def swapped(twin):
     for scaling in ("token_channel", "block", "mx"):
-        for tokens, m, n, k in ((16, 15, 70, 128 * 30 + 48), (64, 41, 140, 128 * 45)):  # the latter beyond its rings
+        for tokens, m, n, k in ((16, 15, 70, 128 * 30 + 48), (64, 41, 61, 128 * 108)):  # the latter beyond its rings
             desc = G(m=m, n=n, k=k, output_element="f16", bias=True, scaling=scaling, act_element=E5M2)
             ones = integers(twin, desc)
             ones["act_q"][:, ::3] = 0  # sums stay below 2¹³
@@ -116,7 +117,7 @@ def swapped(twin):
     pair = fast.replace(k=272)  # two blocks share K, and the second one finishes a single row
     yield case(twin, pair, "wgmma-16x64-fast", "sm_90a", **EARLY)
     yield case(twin, pair.replace(scaling="mx", k=192), "wgmma-16x64", "sm_90a")  # scales of half a tile of K
-    long = G(m=3, n=64, k=128 * 208, output_element="f16")  # each of eight blocks goes through its ring five times
+    long = G(m=3, n=64, k=128 * 232, output_element="f16")  # each of eight blocks goes through its ring twice, and more
     yield case(twin, long, "wgmma-64x64-fast", "sm_90a", **EARLY)
 
 
