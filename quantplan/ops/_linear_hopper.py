@@ -247,7 +247,7 @@ def tensor_maps(tile: WgmmaTile | SwappedTile, call: Call) -> tuple[TensorMap, T
     return act, weight
 
 
-TILES = (
+TILES: tuple[WgmmaTile | SwappedTile, ...] = (
     *map(SwappedTile, (8, 16, 32, 64)),
     *(WgmmaTile(128), WgmmaTile(128, cluster=2), WgmmaTile(256, cluster=2)),
 )
