@@ -3,6 +3,7 @@
 //
 // Tensor cores keep 14 bits of sums, so these leave them every 128 of K, and every 32 where these have a scale: a thread
 // has two sets of registers, sums that wgmma makes, and totals that it adds them to in f32. Fast kernels have the sums only.
+// Scales that change along K come through the ring, too; stage_scales.cuh tells how.
 //
 // Where tensor maps cannot describe how the operands lie, threads copy the same tiles: bits do not depend on it.
 #pragma once
