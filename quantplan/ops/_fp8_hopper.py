@@ -74,11 +74,12 @@ class Fp8WgmmaTile:
 
 TILES = (
     *(Fp8WgmmaTile(SwappedTile(tokens)) for tokens in (8, 16, 32, 64)),
-    *(Fp8WgmmaTile(WgmmaTile(128, cluster=cluster)) for cluster in (1, 2)),
+    *map(Fp8WgmmaTile, (WgmmaTile(128), WgmmaTile(128, cluster=2), WgmmaTile(192, cluster=2))),
     *(Fp8WgmmaTile(tile, portable.FAST) for tile in (SwappedTile(16), SwappedTile(64))),
     *(Fp8WgmmaTile(tile, portable.FAST) for tile in (WgmmaTile(128), WgmmaTile(256, cluster=2))),
 )
 """For few rows and for many. Two sets of sums leave no registers for tiles of 256 columns: those are fast only."""
+_SCALED_COLUMNS = 128  # beside whose two sets of sums there are registers for scales
 
 
 @attrs.frozen
@@ -96,6 +97,8 @@ class Fp8WgmmaProgram:
 
     def limit(self, desc: Desc) -> str | None:
         """Return why the kernel cannot run the problem, or None."""
+        if portable.along_k(desc) and self.tile.tile.bn > _SCALED_COLUMNS:
+            return f"{desc.scaling.value} scales, for which two sets of sums of {self.tile.tile.bn} columns leave no registers"
         reason = mapped_limit(desc) or self.tile.tile.limit(desc)
         return reason or portable.one_block_limit(desc, self.tile.accumulation)
 

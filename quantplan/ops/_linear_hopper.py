@@ -76,7 +76,7 @@ class WgmmaTile:
     Parameters
     ----------
     bn : int
-        Columns of the output: 128 or 256.
+        Columns of the output: 128, 192 or 256.
     cluster : int
         Blocks whose tiles lie one below the other, and which load the weight for each other.
     beside : int

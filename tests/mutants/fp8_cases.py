@@ -99,6 +99,8 @@ def wgmma(twin):
     yield case(twin, tail, "wgmma-256x128", "sm_90a", "padded", **EARLY)
     full = G(m=131, n=264, k=128 * 2, output_element="f32", scaling="token_channel")  # shared memory is
     yield case(twin, full, "wgmma-128x128", "sm_90a", "padded", **LATE)
+    wider = G(m=131, n=205, k=128 * 2, output_element="fp8_e4m3", scaling="token_channel")  # than a line of outputs
+    yield case(twin, wider, "wgmma-256x192", "sm_90a", **LATE)
     once = G(m=1, n=4, k=32, scaling="token_channel")  # what fills a tile beyond its rows is no number's business
     yield case(twin, once, "wgmma-256x128", "sm_90a")
 

@@ -136,9 +136,10 @@ __device__ inline void store_tile(const Strip<Out>& own, const Params& p, int64 
                                   const OfColumns& of_columns, const Output& output) {
 #pragma unroll
   for (int from = 0; from < BN; from += Strip<Out>::columns) {
+    const int wide = min(BN - from, Strip<Out>::columns);
     __syncwarp();
 #pragma unroll
-    for (int j = from; j < from + Strip<Out>::columns; j += 8) {
+    for (int j = from; j < from + wide; j += 8) {
       const int at = j + lane % 4 * 2;
       const auto given = of_columns(at);
 #pragma unroll
@@ -150,7 +151,7 @@ __device__ inline void store_tile(const Strip<Out>& own, const Params& p, int64 
       }
     }
     __syncwarp();
-    own.store(p, row, rows, column + from, lane);
+    own.store(p, row, rows, column + from, wide, lane);
   }
 }
 
