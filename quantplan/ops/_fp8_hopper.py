@@ -98,7 +98,7 @@ class Fp8WgmmaProgram:
     def limit(self, desc: Desc) -> str | None:
         """Return why the kernel cannot run the problem, or None."""
         if portable.along_k(desc) and self.tile.tile.bn > _SCALED_COLUMNS:
-            return f"{desc.scaling.value} scales, for which two sets of sums of {self.tile.tile.bn} columns leave no registers"
+            return f"{desc.scaling.value} scales: beside two sets of sums of this tile there are no registers for them"
         reason = mapped_limit(desc) or self.tile.tile.limit(desc)
         return reason or portable.one_block_limit(desc, self.tile.accumulation)
 

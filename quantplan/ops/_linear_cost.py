@@ -95,8 +95,8 @@ def expected_seconds(desc: Desc, gpu: Chip, tile: Tile) -> float:
 
     of_group = min(together, desc.m) * tile.row_bytes + columns  # some of its blocks may have no rows
     ring = of_group * min(tile.bk * tile.stages, depth)
-    under_way = max(1.0, min(groups, fit * gpu.sms / tile.below) * ring)
     needed = (desc.m * tile.row_bytes + desc.n * tile.column_bytes) * desc.k
+    under_way = max(1.0, min(min(groups, fit * gpu.sms / tile.below) * ring, needed))  # no more than there is
     written = desc.m * desc.n * desc.output_element.itemsize
     memory = needed / min(gpu.bandwidth, under_way / _LATENCY) + written / gpu.bandwidth
 
