@@ -9,6 +9,7 @@ import attrs
 from quantplan.kernels import KernelSpec, ParamStruct
 from quantplan.ops import _fp8_kernels as portable
 from quantplan.ops._linear_hopper import SwappedTile, WgmmaTile, mapped_limit, tensor_maps
+from quantplan.ops._quantize_kernels import ceil_div
 from quantplan.programs import Launch, Program
 from quantplan.reference.fp8_kernel_bounds import Fp8KernelErrorBound
 from quantplan.types import Accumulation, ArchSku, Fp8Scaling
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 Desc: TypeAlias = Any
 """An Fp8GemmDescriptor."""
+
+_ALIGNED = 16  # bytes that a stage's scales are aligned to
 
 MAPPED_PARAMS = ParamStruct(
     "MappedFp8GemmParams", (("act_map", "T"), ("weight_map", "T"), *portable.GEMM_PARAMS.fields)
@@ -47,6 +50,18 @@ class Fp8WgmmaTile:
         """Name of the variant."""
         return f"{self.tile.name}{'-fast' if self.accumulation is Accumulation.FAST else ''}"
 
+    def cut(self, desc: Desc) -> WgmmaTile | SwappedTile:
+        """Return the tiles and ring for a problem: `StageScales` of the kernels lie beside operands."""
+        if not portable.along_k(desc):
+            return self.tile
+        rows, columns = (self.tile.tokens if isinstance(self.tile, SwappedTile) else self.tile.bm), self.tile.bn
+        scales = 4 * (rows + columns) if desc.scaling is Fp8Scaling.MX else rows + 1
+        return attrs.evolve(self.tile, beside=ceil_div(4 * scales, _ALIGNED) * _ALIGNED)
+
+    def cost(self, desc: Desc, capability: tuple[int, int]) -> float:
+        """Return the seconds that a problem is expected to take on a typical chip."""
+        return self.cut(desc).cost(desc, capability)
+
     def promise(self, desc: Desc) -> PrecisionGuarantee:
         """Return what the kernel promises: Hopper's sums of 32 products."""
         swapped = isinstance(self.tile, SwappedTile)
@@ -58,12 +73,13 @@ class Fp8WgmmaTile:
 
 
 TILES = (
-    *map(Fp8WgmmaTile, (SwappedTile(8, 12), SwappedTile(16, 10), SwappedTile(32, 8), SwappedTile(64, 5))),
-    *map(Fp8WgmmaTile, (WgmmaTile(128, 6), WgmmaTile(128, 6, cluster=2))),
-    *(Fp8WgmmaTile(tile, portable.FAST) for tile in (SwappedTile(16, 10), SwappedTile(64, 5))),
-    *(Fp8WgmmaTile(tile, portable.FAST) for tile in (WgmmaTile(128, 6), WgmmaTile(256, 4, cluster=2))),
+    *(Fp8WgmmaTile(SwappedTile(tokens)) for tokens in (8, 16, 32, 64)),
+    *map(Fp8WgmmaTile, (WgmmaTile(128), WgmmaTile(128, cluster=2), WgmmaTile(192, cluster=2))),
+    *(Fp8WgmmaTile(tile, portable.FAST) for tile in (SwappedTile(16), SwappedTile(64))),
+    *(Fp8WgmmaTile(tile, portable.FAST) for tile in (WgmmaTile(128), WgmmaTile(256, cluster=2))),
 )
 """For few rows and for many. Two sets of sums leave no registers for tiles of 256 columns: those are fast only."""
+_SCALED_COLUMNS = 128  # beside whose two sets of sums there are registers for scales
 
 
 @attrs.frozen
@@ -81,22 +97,23 @@ class Fp8WgmmaProgram(Program):
 
     def limit(self, desc: Desc) -> str | None:
         """Return why the kernel cannot run the problem, or None."""
-        if desc.scaling is Fp8Scaling.MX and isinstance(self.tile.tile, WgmmaTile):
-            return "mx scales of 128 columns, and beside two sets of sums there are no registers for them"
+        if portable.along_k(desc) and self.tile.tile.bn > _SCALED_COLUMNS:
+            return f"{desc.scaling.value} scales: beside two sets of sums of this tile there are no registers for them"
         reason = mapped_limit(desc) or self.tile.tile.limit(desc)
         return reason or portable.one_block_limit(desc, self.tile.accumulation)
 
     def specs(self, desc: Desc) -> tuple[KernelSpec, ...]:
         """Return the kernel."""
-        kind, shape, cluster = self.tile.tile.body(desc)
+        tile = self.tile.cut(desc)
+        kind, shape, cluster = tile.body(desc)
         parts = (*portable.template_arguments(desc, self.tile.accumulation), shape)
         return (
             KernelSpec(
                 source=self.source,
                 body=f"fp8_{kind}<{', '.join(parts)}>",
-                threads=self.tile.tile.threads,
+                threads=tile.threads,
                 params=MAPPED_PARAMS,
-                shared_bytes=self.tile.tile.shared_bytes,
+                shared_bytes=tile.ring(desc).shared_bytes,
                 cluster=cluster,
             ),
         )
@@ -104,10 +121,10 @@ class Fp8WgmmaProgram(Program):
     def launches(self, call: Call) -> Iterator[Launch]:
         """Yield the launch."""
         (spec,) = self.specs(call.selected)
-        tile = self.tile.tile
+        tile = self.tile.cut(call.selected)
         maps = tensor_maps(tile, call)
         values = (*(maps or (None, None)), *portable.gemm_values(call, mapped=maps is not None))
-        grid, ring_bytes = tile.grid(call.desc, call.selected), tile.stages * tile.stage_bytes
+        grid, ring_bytes = tile.grid(call.desc, call.selected), tile.ring(call.selected).stages * tile.stage_bytes
         yield Launch(spec, grid, values, written=("output",), ring_bytes=ring_bytes)
 
 
@@ -118,7 +135,7 @@ VARIANTS = tuple(
         tile.promise,
         arch=ArchSku.SM90A,
         accumulation=tile.accumulation,
-        price=tile.tile.cost,
+        price=tile.cost,
     )
     for tile in TILES
 )

@@ -87,7 +87,8 @@ def expected_seconds(desc: Desc, gpu: Chip, tile: Tile) -> float:
         How blocks work.
     """
     together = tile.bm * tile.below
-    blocks = ceil_div(desc.m, together) * tile.below * ceil_div(desc.n, tile.bn) * tile.split
+    groups = ceil_div(desc.m, together) * ceil_div(desc.n, tile.bn) * tile.split  # blocks below each other are one
+    blocks = groups * tile.below
     fit = max(1, gpu.shared_bytes // (tile.shared_bytes + _RESERVED))
     rows, columns = min(tile.bm, desc.m) * tile.row_bytes, min(tile.bn, desc.n) * tile.column_bytes
     copied = rows * tile.gathered + columns * (_MULTICAST if tile.below > 1 and tile.bm < desc.m else 1)
@@ -99,9 +100,10 @@ def expected_seconds(desc: Desc, gpu: Chip, tile: Tile) -> float:
     arriving = in_turn * depth * copied / (gpu.sm_bytes * gpu.clock)
     cached = blocks // tile.split * (rows * tile.gathered + columns / tile.below) * desc.k / gpu.l2_bandwidth
 
-    ring = (rows + columns) * min(tile.bk * tile.stages, depth)
-    under_way = max(1.0, min(blocks, fit * sms) * ring)
+    of_group = min(together, desc.m) * tile.row_bytes + columns  # some of its blocks may have no rows
+    ring = of_group * min(tile.bk * tile.stages, depth)
     needed = (desc.m * tile.row_bytes + desc.n * tile.column_bytes) * desc.k
+    under_way = max(1.0, min(min(groups, fit * sms / tile.below) * ring, needed))  # no more than there is
     written = desc.m * desc.n * desc.output_element.itemsize
     memory = needed / min(gpu.bandwidth, under_way / _LATENCY) + written / gpu.bandwidth
 

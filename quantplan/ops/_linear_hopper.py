@@ -35,11 +35,38 @@ MOST_ROWS = 2**31 - 512  # a copy's coordinates are signed, and the last tile ma
 BARRIERS = 2 * 8  # bytes of a stage's two mbarriers
 SMS = 132  # of an H100 or H200, which clusters are made to fill: they must not depend on the GPU at hand
 CLUSTERS = (1, 2, 4, 8)
+SCALE_WARPS = 2  # that bring scales, where stages have them beside operands: `scale_warps` of the kernels
+MOST_SHARED = 227 * 1024  # bytes of shared memory that a block may have
+HALF_SHARED = 113 * 1024  # the same where two share an SM
+_BUSY = 64 * 1024  # bytes that an SM has to have under way, to keep memory busy
 
 
 def copied_rows(tile: int, desc: Desc) -> int:
     """Return how many rows of activations are copied: `copied_rows` of the kernels."""
     return min(tile, max(1, ceil_div(desc.m, _SWIZZLED_ROWS)) * _SWIZZLED_ROWS)
+
+
+@attrs.frozen
+class Ring:
+    """A ring of stages in a block's shared memory.
+
+    Parameters
+    ----------
+    stages : int
+        How many there are.
+    shared_bytes : int
+        The block's shared memory.
+    """
+
+    stages: int
+    shared_bytes: int
+
+    @classmethod
+    def filling(cls, most: int, rest: int, stage_bytes: int) -> Ring:
+        """Return the longest ring that fits beside the ``rest`` of a block's shared memory."""
+        each = stage_bytes + BARRIERS
+        stages = (most - rest) // each
+        return cls(stages, rest + stages * each)
 
 
 @attrs.frozen
@@ -49,16 +76,16 @@ class WgmmaTile:
     Parameters
     ----------
     bn : int
-        Columns of the output: 128 or 256.
-    stages : int
-        Buffers of the ring.
+        Columns of the output: 128, 192 or 256.
     cluster : int
         Blocks whose tiles lie one below the other, and which load the weight for each other.
+    beside : int
+        Bytes of scales that a stage of the ring has beside its operands.
     """
 
     bn: int
-    stages: int
     cluster: int = 1
+    beside: int = 0
 
     bm = 128
     threads = 384
@@ -69,15 +96,14 @@ class WgmmaTile:
         return f"wgmma-{self.bm * self.cluster}x{self.bn}"
 
     @property
-    def shared_bytes(self) -> int:
-        """Shared memory of a block: ring and mbarriers, eight warps' staging, what columns give, sums of the weight."""
-        staging, columns = 8 * 16 * (128 + 16), self.bn * 2 * 8
-        return self.stages * (self.stage_bytes + BARRIERS) + staging + columns + 256 * 4
-
-    @property
     def stage_bytes(self) -> int:
-        """Bytes of a buffer of the ring."""
+        """Bytes of operands in a stage of the ring."""
         return (self.bm + self.bn) * _BK
+
+    def ring(self, desc: Desc) -> Ring:  # noqa: ARG002 - the other tile looks at it
+        """Return the ring, beside eight warps' staging, what columns give, and sums of the weight."""
+        rest = 8 * 16 * (128 + 16) + self.bn * 2 * 8 + 256 * 4
+        return Ring.filling(MOST_SHARED, rest, self.stage_bytes + self.beside)
 
     def limit(self, desc: Desc) -> str | None:
         """Return why there are too many tiles, or None."""
@@ -85,30 +111,30 @@ class WgmmaTile:
 
     def cost(self, desc: Desc, capability: tuple[int, int]) -> float:
         """Return the seconds that a problem is expected to take on a typical chip."""
-        gpu = chip(capability)
+        gpu, ring = chip(capability), self.ring(desc)
         tile = Tile(
             bm=self.bm,
             bn=self.bn,
             bk=_BK,
-            stages=self.stages,
-            shared_bytes=self.shared_bytes,
+            stages=ring.stages,
+            shared_bytes=ring.shared_bytes,
             cycles=self.bm * self.bn / gpu.wgmma_macs,
             below=self.cluster,
             persistent=True,
         )
         return expected_seconds(desc, gpu, tile)
 
-    def body(self, desc: Desc) -> tuple[str, str, int]:  # noqa: ARG002 - the other tile looks at it
+    def body(self, desc: Desc) -> tuple[str, str, int]:
         """Return the end of the kernel's name, its shape, and the blocks of a cluster."""
-        return "wgmma", f"WgmmaShape<{self.bn}, {self.cluster}, {self.stages}>", self.cluster
+        return "wgmma", f"WgmmaShape<{self.bn}, {self.cluster}, {self.ring(desc).stages}>", self.cluster
 
     def boxes(self, desc: Desc) -> tuple[int, int]:
         """Return how many rows of activations and of the weight are copied at once."""
         return copied_rows(self.bm, desc), self.bn // self.cluster
 
-    def grid(self, desc: Desc, selected: Desc) -> Grid:  # noqa: ARG002 - the other tile looks at it
+    def grid(self, desc: Desc, selected: Desc) -> Grid:
         """Return the launch's extent: blocks go from tile to tile."""
-        return Grid(self._tiles(desc), self.shared_bytes, resident=1)
+        return Grid(self._tiles(desc), self.ring(selected).shared_bytes, resident=1)
 
     def _tiles(self, desc: Desc) -> int:
         return ceil_div(desc.m, self.bm * self.cluster) * self.cluster * ceil_div(desc.n, self.bn)
@@ -122,15 +148,14 @@ class SwappedTile:
     ----------
     tokens : int
         Rows of the output: 8 to 64.
-    stages : int
-        Buffers of the ring.
+    beside : int
+        Bytes of scales that a stage of the ring has beside its operands.
     """
 
     tokens: int
-    stages: int
+    beside: int = 0
 
     bn = 64
-    threads = 160
 
     @property
     def name(self) -> str:
@@ -138,14 +163,25 @@ class SwappedTile:
         return f"wgmma-{self.tokens}x{self.bn}"
 
     @property
-    def shared_bytes(self) -> int:
-        """Shared memory of a block: the ring, sums that a cluster exchanges, sums of the weight's rows, mbarriers."""
-        return self.stages * (self.stage_bytes + BARRIERS) + self.tokens * (self.bn + 4) * 4 + 128 * 4
+    def threads(self) -> int:
+        """Threads of a block: four warps multiply, one copies."""
+        return 32 * (4 + 1 + (SCALE_WARPS if self.beside else 0))
 
     @property
     def stage_bytes(self) -> int:
-        """Bytes of a buffer of the ring."""
+        """Bytes of operands in a stage of the ring."""
         return (self.tokens + self.bn) * _BK
+
+    def ring(self, desc: Desc) -> Ring:
+        """Return the ring, beside sums that a cluster exchanges, and sums of the weight's rows.
+
+        Two blocks share an SM. Where there are no two, and half of its shared memory holds too little of the weight to
+        keep memory busy, a block has all of it. As `cluster`, that is a function of N and K alone.
+        """
+        rest, each = self.tokens * (self.bn + 4) * 4 + 128 * 4, self.stage_bytes + self.beside
+        half = Ring.filling(HALF_SHARED, rest, each)
+        alone = ceil_div(desc.n, self.bn) * self.cluster(desc) <= SMS
+        return Ring.filling(MOST_SHARED, rest, each) if alone and half.stages * self.bn * _BK < _BUSY else half
 
     def limit(self, desc: Desc) -> str | None:
         """Return why there are too many rows, or too many tiles, or None."""
@@ -164,13 +200,13 @@ class SwappedTile:
 
     def cost(self, desc: Desc, capability: tuple[int, int]) -> float:
         """Return the seconds that a problem is expected to take on a typical chip."""
-        gpu = chip(capability)
+        gpu, ring = chip(capability), self.ring(desc)
         tile = Tile(
             bm=self.tokens,
             bn=self.bn,
             bk=_BK,
-            stages=self.stages,
-            shared_bytes=self.shared_bytes,
+            stages=ring.stages,
+            shared_bytes=ring.shared_bytes,
             cycles=max(self.tokens, 16) * self.bn / gpu.wgmma_macs,
             split=self.cluster(desc),
         )
@@ -179,7 +215,7 @@ class SwappedTile:
     def body(self, desc: Desc) -> tuple[str, str, int]:
         """Return the end of the kernel's name, its shape, and the blocks of a cluster."""
         cluster = self.cluster(desc)
-        return "wgmma_swapped", f"SwappedShape<{self.tokens}, {cluster}, {self.stages}>", cluster
+        return "wgmma_swapped", f"SwappedShape<{self.tokens}, {cluster}, {self.ring(desc).stages}>", cluster
 
     def boxes(self, desc: Desc) -> tuple[int, int]:
         """Return how many rows of activations and of the weight are copied at once."""
@@ -187,7 +223,7 @@ class SwappedTile:
 
     def grid(self, desc: Desc, selected: Desc) -> Grid:
         """Return the launch's extent: a cluster for each tile."""
-        return Grid(ceil_div(desc.n, self.bn) * self.cluster(selected), self.shared_bytes)
+        return Grid(ceil_div(desc.n, self.bn) * self.cluster(selected), self.ring(selected).shared_bytes)
 
 
 def mapped_limit(desc: Desc) -> str | None:
@@ -211,9 +247,9 @@ def tensor_maps(tile: WgmmaTile | SwappedTile, call: Call) -> tuple[TensorMap, T
     return act, weight
 
 
-TILES = (
-    *(SwappedTile(8, 12), SwappedTile(16, 10), SwappedTile(32, 8), SwappedTile(64, 5)),
-    *(WgmmaTile(128, 6), WgmmaTile(128, 6, cluster=2), WgmmaTile(256, 4, cluster=2)),
+TILES: tuple[WgmmaTile | SwappedTile, ...] = (
+    *map(SwappedTile, (8, 16, 32, 64)),
+    *(WgmmaTile(128), WgmmaTile(128, cluster=2), WgmmaTile(256, cluster=2)),
 )
 
 
@@ -246,7 +282,7 @@ class WgmmaProgram(Program):
             body=f"int8_{kind}<{', '.join(parts)}>",
             threads=self.tile.threads,
             params=MAPPED_PARAMS,
-            shared_bytes=self.tile.shared_bytes,
+            shared_bytes=self.tile.ring(desc).shared_bytes,
             cluster=cluster,
         )
         return own, *self._otherwise(desc).specs(desc)
@@ -258,8 +294,8 @@ class WgmmaProgram(Program):
             yield from self._otherwise(call.selected).launches(call)
             return
         values = (*maps, *portable.linear_values(call))
-        grid = self.tile.grid(call.desc, call.selected)
-        own, ring_bytes = self.specs(call.selected)[0], self.tile.stages * self.tile.stage_bytes
+        grid, ring = self.tile.grid(call.desc, call.selected), self.tile.ring(call.selected)
+        own, ring_bytes = self.specs(call.selected)[0], ring.stages * self.tile.stage_bytes
         yield Launch(own, grid, values, written=("output",), ring_bytes=ring_bytes)
 
     @staticmethod

@@ -27,6 +27,8 @@ FEWER = [  # in the normal run
     ("sm_80", "mma-f16-16x32", PLAIN),
     ("sm_89", "mma-16x32", PLAIN),
     ("sm_90a", "wgmma-128x128", SAMPLE[1]),
+    ("sm_90a", "wgmma-256x128", SAMPLE[2]),
+    ("sm_90a", "wgmma-64x64", SAMPLE[2]),
     ("sm_90a", "wgmma-256x256-fast", PLAIN),
 ]
 
@@ -60,12 +62,13 @@ def test_instructions_and_registers_of_every_kernel(arch, desc):
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["sm_80", "sm_89", "sm_90a"])
 def test_enough_bytes_are_under_way_where_memory_is_the_bound(arch):
-    """64 KB of an SM keep a Hopper GPU's memory busy, Ada's needs less. Two blocks for few rows share an SM."""
+    """64 KB of an SM keep a Hopper GPU's memory busy, Ada's needs less. Two blocks for up to 32 rows share an SM."""
     least = {"sm_89": 40}.get(arch, 64) * 1024
     for row in qp.resources(arch, [PLAIN]):
         for kernel in row.kernels:
             assert kernel.bytes_in_flight >= least, f"{row.sku} on {arch}: {kernel.bytes_in_flight}"
-            assert kernel.occupancy.blocks >= (2 if "wgmma_swapped" in kernel.kernel else 1), row.sku
+            shared = "wgmma_swapped" in kernel.kernel and "<64, " not in kernel.kernel
+            assert kernel.occupancy.blocks >= (2 if shared else 1), row.sku
 
 
 @pytest.mark.slow

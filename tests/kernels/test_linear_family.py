@@ -15,6 +15,7 @@ import quantplan as qp
 from quantplan.ops import _linear as linear
 from quantplan.ops import _linear_hopper as hopper
 from quantplan.ops import _linear_kernels as portable
+from quantplan.plan import plan_type
 from tests.kernels.pairwise import pairwise
 from tests.kernels.test_memory import sparse
 from tests.kernels.twin import ARCHS, preload
@@ -72,8 +73,10 @@ def sound(case):
 def extents(variant):
     """Return rows and columns of a variant's tile, the bytes of K in a stage, and the stages."""
     tile = VARIANTS[variant]
-    rows = tile.tokens if variant in SWAPPED else tile.bm
-    return rows, tile.bn, tile.bk if variant in PORTABLE else 128, tile.stages
+    if variant in PORTABLE:
+        return tile.bm, tile.bn, tile.bk, tile.stages
+    few = qp.SmoothQuantLinearDescriptor(m=1, n=tile.bn, k=128)
+    return tile.tokens if variant in SWAPPED else tile.bm, tile.bn, 128, tile.ring(few).stages
 
 
 def descriptor(case):
@@ -365,6 +368,16 @@ class TestSelection:
             4096: "wgmma-256x256",
         }
 
+    @pytest.mark.parametrize(
+        "kind", [qp.SmoothQuantLinearDescriptor, qp.QuantizedLinearDescriptor, qp.Fp8GemmDescriptor]
+    )
+    def test_few_rows_get_no_tile_of_many(self, kind):
+        """Two blocks of a cluster, one of which has no rows, load no more of the weight than one."""
+        for m, n, k in product((1, 8, 64, 128), (8, 64, 128, 512, 4096, 14336), (64, 128, 512, 4096, 14336)):
+            desc = kind(m=m, n=n, k=k)
+            name = plan_type(desc).select("sm_90a", desc).sku.name
+            assert "wgmma-256" not in name, (m, n, k)
+
     @pytest.mark.parametrize("k", [0, 8, 1000])
     def test_tensor_maps_want_rows_of_16_bytes(self, k):
         desc = qp.SmoothQuantLinearDescriptor(m=1, n=64, k=k)
@@ -386,6 +399,16 @@ class TestSelection:
                 assert len({tile.cluster(desc) for desc in plans}) == 1
         assert SWAPPED["wgmma-8x64"].cluster(qp.SmoothQuantLinearDescriptor(m=1, n=1024, k=4096)) == 8
         assert SWAPPED["wgmma-8x64"].cluster(qp.SmoothQuantLinearDescriptor(m=1, n=14336, k=4096)) == 1
+
+    def test_a_block_that_is_alone_on_its_sm_has_a_long_ring_where_a_short_one_is_too_short(self):
+        stages = {}
+        for n, k in ((4096, 4096), (14336, 4096)):  # 128 blocks, and 224
+            rings = [
+                [tile.ring(qp.QuantizedLinearDescriptor(m=m, n=n, k=k)) for m in (1, 5, 8)] for tile in SWAPPED.values()
+            ]
+            assert all(len(set(ring)) == 1 for ring in rings)
+            stages[n] = [ring[0].stages for ring in rings]
+        assert stages == {4096: [12, 10, 8, 13], 14336: [12, 10, 8, 5]}
 
     def test_a_grid_that_is_too_large_is_no_candidate(self):
         desc = qp.SmoothQuantLinearDescriptor(m=2**31 - 1, n=2**30, k=1)

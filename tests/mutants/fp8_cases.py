@@ -7,6 +7,7 @@ import ml_dtypes
 import numpy as np
 
 import quantplan as qp
+from quantplan.ops import _linear_hopper as hopper
 from tests.mutants.suite import Case
 
 G = qp.Fp8GemmDescriptor
@@ -14,7 +15,7 @@ E4M3, E5M2 = ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2
 LATE, EARLY = {"completion": "late", "order": "descending"}, {"completion": "early"}
 TRUNCATED = {"accumulation": "truncated"}
 
-CONSTANTS = {}
+CONSTANTS = {"fp8_gemm_sm90a.cu": {"scale_warps": hopper.SCALE_WARPS}}
 
 
 def integers(twin, desc):
@@ -91,15 +92,22 @@ def wgmma(twin):
         yield case(twin, desc, variant, "sm_90a", "padded", **LATE, **TRUNCATED)
         yield case(twin, desc, variant, "sm_90a", **EARLY)
         yield case(twin, desc, variant, "sm_90a", "misaligned", **LATE)
+    scaled = G(m=140, n=264, k=128 * 11, scaling="mx", output_element="f16")
+    yield case(twin, scaled, "wgmma-128x128", "sm_90a", **LATE)
+    yield case(twin, scaled, "wgmma-256x128", "sm_90a", "misaligned", **EARLY)
+    tail = scaled.replace(k=128 * 11 + 48)  # scales of half a tile of K, and nothing behind them
+    yield case(twin, tail, "wgmma-256x128", "sm_90a", "padded", **EARLY)
     full = G(m=131, n=264, k=128 * 2, output_element="f32", scaling="token_channel")  # shared memory is
     yield case(twin, full, "wgmma-128x128", "sm_90a", "padded", **LATE)
+    wider = G(m=131, n=205, k=128 * 2, output_element="fp8_e4m3", scaling="token_channel")  # than a line of outputs
+    yield case(twin, wider, "wgmma-256x192", "sm_90a", **LATE)
     once = G(m=1, n=4, k=32, scaling="token_channel")  # what fills a tile beyond its rows is no number's business
     yield case(twin, once, "wgmma-256x128", "sm_90a")
 
 
 def swapped(twin):
     for scaling in ("token_channel", "block", "mx"):
-        for tokens, m, n, k in ((16, 15, 70, 128 * 30 + 48), (64, 41, 140, 128 * 45)):  # the latter beyond its rings
+        for tokens, m, n, k in ((16, 15, 70, 128 * 30 + 48), (64, 41, 61, 128 * 108)):  # the latter beyond its rings
             desc = G(m=m, n=n, k=k, output_element="f16", bias=True, scaling=scaling, act_element=E5M2)
             ones = integers(twin, desc)
             ones["act_q"][:, ::3] = 0  # sums stay below 2¹³
@@ -112,7 +120,7 @@ def swapped(twin):
     pair = fast.replace(k=272)  # two blocks share K, and the second one finishes a single row
     yield case(twin, pair, "wgmma-16x64-fast", "sm_90a", **EARLY)
     yield case(twin, pair.replace(scaling="mx", k=192), "wgmma-16x64", "sm_90a")  # scales of half a tile of K
-    long = G(m=3, n=64, k=128 * 208, output_element="f16")  # each of eight blocks goes through its ring five times
+    long = G(m=3, n=64, k=128 * 232, output_element="f16")  # each of eight blocks goes through its ring twice, and more
     yield case(twin, long, "wgmma-64x64-fast", "sm_90a", **EARLY)
 
 

@@ -97,7 +97,7 @@ def swapped_16(twin):
 
 
 def swapped_64(twin):
-    yield from few_tokens(41, 70, 128 * 44 + 16, tile=64)  # more of K than each block's ring holds
+    yield from few_tokens(41, 61, 128 * 108 + 16, tile=64)  # more of K than each block's ring holds
 
 
 # ---- the epilogue

@@ -39,14 +39,15 @@ __device__ inline ColumnFactor<W> column_factor(const Fp8GemmParams& p, int64 co
           p.bias ? p.bias[column] : W(-0.0)};
 }
 
+template <Scaling S> struct ScaleElementOf { using type = f32; };
+template <> struct ScaleElementOf<Scaling::mx> { using type = e8m0; };
+template <Scaling S> using scale_element = typename ScaleElementOf<S>::type;  // of scales that change along K
+
 // The scale of a row's block. There is none beyond the last row, which is stored nowhere, and beyond the last block of a
 // tile of K, which holds zeros.
 template <Scaling S>
 __device__ inline f32 block_scale(const void* scales, int64 stride, bool there, int64 row, int block) {
-  if (!there) return 0;
-  const int64 at = row * stride + block;
-  if constexpr (S == Scaling::mx) return widen<f32>(static_cast<const e8m0*>(scales)[at]);
-  else return static_cast<const f32*>(scales)[at];
+  return there ? widen<f32>(static_cast<const scale_element<S>*>(scales)[row * stride + block]) : 0;
 }
 
 // Scales for one block of K of the sums that a thread holds, as mma.sync and wgmma leave them: two neighbours in every
@@ -59,27 +60,47 @@ struct ThreadScales {
 
   f32 act[acts], weight[weights];
 
-  // The thread's sums begin at (row, column) of the output.
+  // From memory. The thread's sums begin at (row, column) of the output.
   __device__ void load(const Fp8GemmParams& p, int64 row, int64 column, int block) {
-    const auto every_eighth = [](int i) { return 8 * i; };
-    const auto pairs = [](int i) { return 8 * (i / 2) + i % 2; };
+    static_assert(!Swapped, "kernels with mma.sync swap nothing");
     const bool there = block * scaled_depth<S> < p.k;
 #pragma unroll
     for (int i = 0; i < acts; ++i) {
-      const int64 at = row + (Swapped ? pairs(i) : every_eighth(i));
+      const int64 at = row + 8 * i;
       act[i] = block_scale<S>(p.act_block_scale, p.act_block_stride, there && at < p.m, at, block);
     }
 #pragma unroll
     for (int i = 0; i < weights; ++i) {
-      const int64 at = column + (Swapped ? every_eighth(i) : pairs(i));
+      const int64 at = column + 8 * (i / 2) + i % 2;
       const int64 of_at = S == Scaling::block ? at / rows_of_a_block : at;
       weight[i] = block_scale<S>(p.weight_block_scale, p.weight_block_stride, there && at < p.n, of_at, block);
     }
+  }
+  // From the StageScales of a tile of K. The thread's sums begin at (row, column) of the tile.
+  template <class Stage>
+  __device__ void take(const Stage& stage, int row, int column, int block) {
+    pick<Swapped>(act, &stage.act[block][row]);
+    if constexpr (S == Scaling::block) weight[0] = stage.weight[block][0];
+    else pick<!Swapped>(weight, &stage.weight[block][column]);
   }
   // Of sum `i` of the 16 rows that are the `n`-th.
   __device__ f32 of(int i, int n = 0) const {
     const int down = 2 * n + i / 2 % 2, across = i / 4 * 2 + i % 2;
     return multiply(act[Swapped ? across : down], weight[S == Scaling::block ? 0 : Swapped ? down : across]);
+  }
+
+ private:
+  template <bool Pairs, int count>
+  __device__ static void pick(f32 (&scales)[count], const f32* shared) {
+#pragma unroll
+    for (int i = 0; i < count; i += Pairs ? 2 : 1) {
+      if constexpr (Pairs) {
+        const auto two = *reinterpret_cast<const Vec<f32, 2>*>(shared + 4 * i);
+        scales[i] = two.item[0], scales[i + 1] = two.item[1];
+      } else {
+        scales[i] = shared[8 * i];
+      }
+    }
   }
 };
 

@@ -31,6 +31,7 @@ struct Ring {
 
   __device__ explicit Ring(void* shared)
       : full(static_cast<unsigned long long*>(shared)), empty(static_cast<unsigned long long*>(shared) + Stages) {}
+  __device__ void* end() const { return empty + Stages; }  // of what the mbarriers take of shared memory
 
   // For the warps of a block that consume, and for so many arrivals that make a buffer full: that of announce(), and of
   // who fills a part of it otherwise. By one thread; a barrier of all that use the ring must follow.

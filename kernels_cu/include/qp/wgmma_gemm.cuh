@@ -110,8 +110,8 @@ __device__ inline void carry_tile(unsigned char* tile, const void* matrix, int64
 }
 
 // Does what copy_tiles() does, where no tensor map describes an operand: slowly, and with the same tiles and sums. A block
-// loads all of the weight's tile itself. By all threads of the warp group.
-template <class Shape, class Params>
+// loads all of the weight's tile itself. By so many threads of the warp group.
+template <int threads, class Shape, class Params>
 __device__ inline void carry_tiles(const Params& p, const TileWalk<Shape>& walk,
                                    const Ring<Shape::Stages, Shape::Cluster>& ring, unsigned char* shared, int depth) {
   const int thread = threadIdx.x;
@@ -121,9 +121,9 @@ __device__ inline void carry_tiles(const Params& p, const TileWalk<Shape>& walk,
       unsigned char *const stage = shared + at.stage * Shape::stage_bytes, *const weight = stage + Shape::act_bytes;
       const int64 act_row = int64(tile_m) * Shape::BM, weight_row = int64(tile_n) * Shape::BN;
       ring.wait_empty(at);
-      carry_tile<Shape::BM>(stage, p.act_q, p.act_stride, act_row, p.m, part * wgmma_bk, p.k, thread, 128);
-      carry_tile<Shape::BN>(weight, p.weight_q, p.weight_stride, weight_row, p.n, part * wgmma_bk, p.k, thread, 128);
-      ptx::bar_sync(2, 128);
+      carry_tile<Shape::BM>(stage, p.act_q, p.act_stride, act_row, p.m, part * wgmma_bk, p.k, thread, threads);
+      carry_tile<Shape::BN>(weight, p.weight_q, p.weight_stride, weight_row, p.n, part * wgmma_bk, p.k, thread, threads);
+      ptx::bar_sync(2, threads);
       if (thread == 0) ptx::mbarrier_arrive(&ring.full[at.stage]);
     }
   });
@@ -136,9 +136,10 @@ __device__ inline void store_tile(const Strip<Out>& own, const Params& p, int64 
                                   const OfColumns& of_columns, const Output& output) {
 #pragma unroll
   for (int from = 0; from < BN; from += Strip<Out>::columns) {
+    const int wide = min(BN - from, Strip<Out>::columns);
     __syncwarp();
 #pragma unroll
-    for (int j = from; j < from + Strip<Out>::columns; j += 8) {
+    for (int j = from; j < from + wide; j += 8) {
       const int at = j + lane % 4 * 2;
       const auto given = of_columns(at);
 #pragma unroll
@@ -150,7 +151,7 @@ __device__ inline void store_tile(const Strip<Out>& own, const Params& p, int64 
       }
     }
     __syncwarp();
-    own.store(p, row, rows, column + from, lane);
+    own.store(p, row, rows, column + from, wide, lane);
   }
 }
 
@@ -252,17 +253,18 @@ __device__ inline RingPlace<Shape::Stages> multiply_tiles(Sum (&sums)[columns / 
 }
 
 // Goes through a part of K, tile by tile of the ring, where sums leave the tensor cores every `Interval` instructions:
-// `promote(sums, part, step)` takes what was summed from `step` of a tile on. `begin(part)` comes before the tile is waited
-// for. No other instructions of this warp group are under way meanwhile; those of another one are.
-template <class Shape, ptx::MatrixElement A, ptx::MatrixElement B, int columns, int Interval, class Begin, class Promote>
+// `promote(sums)` takes what was summed from `step` of a tile on, and `prepare(stage, step)` what it wants of the stage
+// besides: while the instructions are under way, or where they leave no registers for that, behind them. No others of this
+// warp group are under way meanwhile; those of another one are.
+template <class Shape, ptx::MatrixElement A, ptx::MatrixElement B, int columns, int Interval, bool Behind, class Prepare,
+          class Promote>
 __device__ inline void multiply_promoted(const Ring<Shape::Stages, Shape::RingCluster>& ring,
                                          RingPlace<Shape::Stages>& at, int parts, const unsigned char* shared, int a, int b,
-                                         int lane, const Begin& begin, const Promote& promote) {
+                                         int lane, const Prepare& prepare, const Promote& promote) {
   float sums[columns / 2] = {};
   for (int part = 0; part < parts; ++part, at.advance()) {
     const unsigned char* const stage = shared + at.stage * Shape::stage_bytes;
     const ptx::MatrixDescriptor of_a = describe_tile(stage + a), of_b = describe_tile(stage + b);
-    begin(part);
     ring.wait_full(at);
 #pragma unroll
     for (int first = 0; first < wgmma_steps; first += Interval) {
@@ -272,10 +274,12 @@ __device__ inline void multiply_promoted(const Ring<Shape::Stages, Shape::RingCl
       for (int step = first; step < first + Interval; ++step)
         ptx::wgmma<A, B, columns>(sums, of_a.advanced(32 * step), of_b.advanced(32 * step), step > first);
       ptx::wgmma_commit_group();
+      if constexpr (!Behind) prepare(at.stage, first);
       ptx::wgmma_wait_group<0>();
       ptx::wgmma_fence_operand(sums);
+      if constexpr (Behind) prepare(at.stage, first);
       if (first + Interval == wgmma_steps) ring.release(at, lane);
-      promote(sums, part, first);
+      promote(sums);
     }
   }
 }

@@ -99,10 +99,10 @@ struct Strip {
   __device__ void put(int row, int column, const Vec<Out, 2>& two) const {
     *reinterpret_cast<Vec<Out, 2>*>(&rows[row][column]) = two;
   }
-  // Stores the rows that exist of columns that begin at (row, column).
+  // Stores the rows that exist of up to `wide` columns that begin at (row, column).
   template <class Params>
-  __device__ void store(const Params& p, int64 row, int count, int64 column, int lane) const {
-    const int first = lane % across * V, width = left(static_cast<int>(min(p.n - column, int64(columns))) - first, V);
+  __device__ void store(const Params& p, int64 row, int count, int64 column, int wide, int lane) const {
+    const int first = lane % across * V, width = left(static_cast<int>(min(p.n - column, int64(wide))) - first, V);
     if (width == 0) return;
 #pragma unroll
     for (int i = lane / across; i < 16; i += 32 / across)

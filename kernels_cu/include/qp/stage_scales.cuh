@@ -1,0 +1,85 @@
+// Scales that change along K, on their way through a ring: warps of their own load them, widen them, and leave them beside a
+// stage's operands, where each thread that multiplies finds those of its sums.
+//
+// A thread has sums of up to 64 columns. If it loaded scales itself, it would wait for them between two instructions, with
+// nothing else to do; from shared memory they come while the tensor cores work.
+#pragma once
+
+#include <qp/fp8_gemm.cuh>
+#include <qp/pipeline.cuh>
+#include <qp/wgmma_tile.cuh>
+
+namespace qp {
+
+template <Scaling S> constexpr bool staged = S != Scaling::whole;
+template <Scaling S> constexpr int scaled_blocks = wgmma_bk / scaled_depth<S>;  // of K, in a tile
+
+template <Scaling S, int Acts, int Weights>
+struct alignas(16) StageScales {
+  static constexpr int acts = Acts, weights = S == Scaling::block ? 1 : Weights;
+
+  f32 act[scaled_blocks<S>][acts], weight[scaled_blocks<S>][weights];
+};
+
+// A warp's scales of so many rows and a tile of K, between memory and a stage. Lanes have neighbouring rows.
+template <Scaling S, int Rows>
+struct ScalesUnderWay {
+  using T = scale_element<S>;
+  static constexpr int V = scaled_blocks<S>, each = (Rows + 31) / 32;
+
+  Chunk<T, V> chunk[each];
+
+  // Of rows from `row` on, of which there are `rows` in all; others have scales of some kind, which nothing depends on.
+  __device__ ScalesUnderWay(const void* scales, int64 stride, int64 row, int64 rows, int part, int k, int lane) {
+    const int count = left((k + scaled_depth<S> - 1) / scaled_depth<S> - part * V, V);
+    const T* const first = static_cast<const T*>(scales) + (row + lane) * stride + part * V;
+    const bool aligned = V == 1 || (reinterpret_cast<unsigned long long>(scales) | stride) % V == 0;
+    const auto there = [&](int i) { return 32 * i + lane < Rows && row + 32 * i + lane < rows; };
+    if (aligned && count == V) {
+#pragma unroll
+      for (int i = 0; i < each; ++i) chunk[i] = load_whole<T, V>(first + 32 * i * stride, there(i));
+    } else {
+#pragma unroll
+      for (int i = 0; i < each; ++i) {
+        Vec<T, V> some = {};
+#pragma unroll
+        for (int j = 0; j < V; ++j)
+          if (j < count && there(i)) some.item[j] = first[32 * i * stride + j];
+        chunk[i] = reinterpret<Chunk<T, V>>(some);
+      }
+    }
+  }
+  __device__ void store(f32 (&stage)[V][Rows], int lane) const {
+#pragma unroll
+    for (int i = 0; i < each; ++i) {
+      const Vec<f32, V> wide = widen_all<f32, T, V>(chunk[i]);
+#pragma unroll
+      for (int j = 0; j < V; ++j)
+        if (32 * i + lane < Rows) stage[j][32 * i + lane] = wide.item[j];
+    }
+  }
+};
+
+// Brings the scales of a tile of the output and of a part of K. By warp `warp` of `warps`, each of which has stages of its
+// own: the loads of one are under way while another one stores, and all begin before the stage is empty.
+template <Scaling S, int Acts, int Weights, int Stages, int Cluster>
+__device__ inline void bring_scales(const Fp8GemmParams& p, StageScales<S, Acts, Weights>* stages,
+                                    const Ring<Stages, Cluster>& ring, RingPlace<Stages>& at, int64 row, int64 column,
+                                    int first, int last, int warp, int warps, int lane) {
+  using Stage = StageScales<S, Acts, Weights>;
+  const int64 of_column = S == Scaling::block ? column / rows_of_a_block : column;
+  const int64 columns = S == Scaling::block ? (p.n + rows_of_a_block - 1) / rows_of_a_block : p.n;
+  for (int part = first; part < last; ++part, at.advance()) {
+    if (at.stage % warps != warp) continue;
+    const ScalesUnderWay<S, Stage::acts> act(p.act_block_scale, p.act_block_stride, row, p.m, part, p.k, lane);
+    const ScalesUnderWay<S, Stage::weights> weight(p.weight_block_scale, p.weight_block_stride, of_column, columns, part, p.k,
+                                                   lane);
+    ring.wait_empty(at);
+    act.store(stages[at.stage].act, lane);
+    weight.store(stages[at.stage].weight, lane);
+    __syncwarp();
+    if (lane == 0) ptx::mbarrier_arrive(&ring.full[at.stage]);
+  }
+}
+
+}  // namespace qp
