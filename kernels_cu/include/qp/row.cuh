@@ -19,6 +19,10 @@ constexpr int run_length = 8;
 constexpr int row_threads = 256;  // of a block that has several rows
 template <int Lanes> constexpr int row_block = Lanes > 32 ? Lanes : row_threads;
 
+// The parameters of a kernel of which an SM shall hold two blocks.
+template <class Params> struct Paired : Params {};
+template <class Params> constexpr int least_blocks<Paired<Params>> = 2;
+
 // ---- runs: moved 16 bytes at a time where rows are aligned so, else element by element
 
 template <class T, bool Aligned>
