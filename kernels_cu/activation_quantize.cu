@@ -25,7 +25,8 @@ struct ActivationParams {
 
 template <> constexpr int least_blocks<ActivationParams> = 1;  // loads under way at once count for more than blocks do
 
-template <class In, class Out, class Scale, RowScale S, Activation A, bool Gated, bool Aligned, int Lanes, int Keep>
+template <class In, class Out, class Scale, RowScale S, Activation A, bool Gated, bool Aligned, bool Longer, int Lanes,
+          int Keep>
 __device__ void activation_quantize(const ActivationParams& p) {
   using Values = Vec<f32, run_length>;
   using Loaded = Run<In, Aligned>;
@@ -72,7 +73,7 @@ __device__ void activation_quantize(const ActivationParams& p) {
     for (int i = 0; i < Keep; ++i) values[i] = finish(i, loaded[i]);
   }
   const RowTarget target = {p.output, p.scale, p.output_stride, p.scale_stride, p.host_scale};
-  store_row<Out, Scale, S, Aligned, Lanes, Keep>(
+  store_row<Out, Scale, S, Aligned, Longer, Lanes, Keep>(
       target, place, p.k, values, [&](int i) { return finish(i, load(i)); },
       reinterpret_cast<Magnitude<f32>*>(ptx::shared_memory()));
 }

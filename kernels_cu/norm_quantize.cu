@@ -153,7 +153,8 @@ struct NormalizedRow {
   }
 };
 
-template <class In, class Out, class Scale, RowScale S, Norm N, Residual R, bool Aligned, int Lanes, int Keep>
+template <class In, class Out, class Scale, RowScale S, Norm N, Residual R, bool Aligned, bool Longer, int Lanes,
+          int Keep>
 __device__ void norm_quantize(const NormParams& p) {
   const RowOfThreads<Lanes> place(p.m);
   if (!place.present) return;  // with its whole warp
@@ -168,7 +169,7 @@ __device__ void norm_quantize(const NormParams& p) {
 #pragma unroll
     for (int i = 0; i < Keep; ++i) values[i] = row.update(i, loaded[i]);
   }
-  if constexpr (Lanes == longest_row_lanes && R != Residual::none)
+  if constexpr (Longer && R != Residual::none)
 #pragma unroll 1
     for (int i = Keep; i * Lanes * run_length < p.k; ++i) row.update(i, row.load(i));
 
@@ -177,7 +178,7 @@ __device__ void norm_quantize(const NormParams& p) {
     Total total = {term(values[0], 0)};
 #pragma unroll
     for (int i = 1; i < Keep; ++i) total.merge({term(values[i], i)});
-    if constexpr (Lanes == longest_row_lanes)
+    if constexpr (Longer)
 #pragma unroll 1
       for (int i = Keep; i * Lanes * run_length < p.k; ++i) total.merge({term(row.again(i), i)});
     return __fadd_rn(reduce<Lanes>(total, reinterpret_cast<Total*>(states)).sum, 0.0f);  // −0 as 0, whoever added zeros
@@ -192,7 +193,7 @@ __device__ void norm_quantize(const NormParams& p) {
 #pragma unroll
   for (int i = 0; i < Keep; ++i) values[i] = row.finish(values[i], i);
   const RowTarget target = {p.output, p.scale, p.output_stride, p.scale_stride, p.host_scale};
-  store_row<Out, Scale, S, Aligned, Lanes, Keep>(
+  store_row<Out, Scale, S, Aligned, Longer, Lanes, Keep>(
       target, place, p.k, values, [&](int i) { return row.finish(row.again(i), i); },
       reinterpret_cast<Magnitude<f32>*>(shared + Lanes / 16));
 }

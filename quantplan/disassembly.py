@@ -6,6 +6,7 @@ Two of NVIDIA's tools read a cubin: ``cuobjdump`` for its resources, ``nvdisasm`
 from __future__ import annotations
 
 import collections
+import heapq
 import re
 from functools import cache
 
@@ -18,6 +19,7 @@ _RESOURCES = re.compile(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)")
 _SECTION = re.compile(r"^\s*\.section\s+\.text\.([^,\s]+)", re.MULTILINE)
 _LINE = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*);|^(\.L_\w+):", re.MULTILINE)
 _LABEL = re.compile(r"`\((\.L_\w+)\)")
+_PREDICATE = re.compile(r"\bP\d\b")
 _REGISTER = re.compile(r"\bR(\d+)(\.64)?")
 _TOLD = (
     *("LDG", "STG", "LDL", "STL", "LDS", "STS", "LDGSTS", "UBLKCP", "UTMALDG", "LDSM", "BAR", "SYNCS"),
@@ -143,29 +145,39 @@ class _Body:
         return cls(tuple(lines), labels)
 
     def loads_in_flight(self, load_bytes: int) -> int:
-        """Follow every path from every load of a width until one of its registers is named."""
-        each, most = -(-load_bytes // 4), 0
+        """Follow the paths from every load of a width until one of its registers is named.
+
+        Of paths from one load that meet, only the one goes on that has issued most: each pair of branches, such as a
+        wide load and what stands for it where a row ends, would double what there is to follow.
+        """
+        each = -(-load_bytes // 4)
         loads = {
             i for i, (_, name, _) in enumerate(self.lines) if name.startswith("LDG.") and _width(name) == load_bytes
         }
-        # where a path is, the registers that are on their way, and the predicate under which the last load was issued
-        ahead = [(at, frozenset[int](), "") for at in sorted(loads)]
-        seen = set(ahead)
-        while ahead:
-            at, waiting, condition = ahead.pop()
-            predicate, _, operands = self.lines[at]
-            if not condition or predicate != _opposite(condition):
-                named = [(int(base), 2 if pair else 1) for base, pair in _REGISTER.findall(operands)]
-                if any(waiting.intersection(range(first, first + count)) for first, count in named):
+        named = [_named(operands) for _, _, operands in self.lines]
+        after = [self._after(at) for at in range(len(self.lines))]
+        most = 0
+        for first in loads:
+            # in their order, so that paths meet before they go on: where one is, less how many loads it has issued, the
+            # registers on their way, as bits, and the predicate under which the last of them was issued
+            ahead = [(first, 0, 0, "")]
+            issued: dict[tuple[int, str], int] = {}
+            while ahead:
+                at, fewer, waiting, condition = heapq.heappop(ahead)
+                if -fewer <= issued.get((at, condition), -1):
                     continue
-                if condition.strip("@!") in re.findall(r"\bP\d\b", operands):
-                    condition = ""  # the predicate may have another value from here on
-                if at in loads:
-                    waiting, condition = waiting.union(range(named[0][0], named[0][0] + each)), predicate
-                    most = max(most, len(waiting) // each)
-            new = {(following, waiting, condition) for following in self._after(at)} - seen
-            seen |= new
-            ahead += new
+                issued[at, condition] = -fewer
+                predicate, _, operands = self.lines[at]
+                if not condition or predicate != _opposite(condition):
+                    if waiting & named[at]:
+                        continue
+                    if condition and condition.strip("@!") in _PREDICATE.findall(operands):
+                        condition = ""  # the predicate may have another value from here on
+                    if at in loads:
+                        waiting, condition = waiting | _loaded(operands, each), predicate
+                        most = max(most, waiting.bit_count() // each)
+                for following in after[at]:
+                    heapq.heappush(ahead, (following, -(waiting.bit_count() // each), waiting, condition))
         return most
 
     def _after(self, at: int) -> list[int]:
@@ -175,6 +187,17 @@ class _Body:
         goes_on = predicate or not (target or name.startswith(("EXIT", "RET")))
         following = [at + 1] if goes_on and at + 1 < len(self.lines) else []
         return following + ([self.labels[target[1]]] if target and target[1] in self.labels else [])
+
+
+def _named(operands: str) -> int:
+    """Return the registers that an instruction names, as bits."""
+    return sum({1 << int(base) + i for base, pair in _REGISTER.findall(operands) for i in range(2 if pair else 1)})
+
+
+def _loaded(operands: str, count: int) -> int:
+    """Return the registers that a load fills, as bits: as many as are wide, from the first that it names on."""
+    first = _REGISTER.search(operands)
+    return ((1 << count) - 1) << int(first[1]) if first else 0
 
 
 def _opposite(predicate: str) -> str:

@@ -129,6 +129,28 @@ def test_the_other_side_of_a_predicate_uses_nothing():
     assert in_flight(wide[0], wide[1].replace("!", ""), second) == 1
 
 
+def test_each_load_has_its_own_count():
+    """The first load is waited for before the last two are issued; the second one is not."""
+    loads = [f"LDG.E.128 R{4 * i}, desc[UR6][R60.64]" for i in range(4)]
+    use = "IADD3 R40, R{}, R40, RZ"
+    assert in_flight(*loads[:2], use.format(0), *loads[2:], use.format(4)) == 3
+
+
+def test_paths_that_part_and_meet_are_followed_once():
+    """As many pairs of branches as this would otherwise be two to the power of that many paths."""
+    lines = []
+    for i in range(48):
+        lines += [
+            f"@P0 BRA `(.L_x_{2 * i})",
+            f"LDG.E.128 R{4 + 4 * i}, desc[UR6][R2.64]",
+            f"BRA `(.L_x_{2 * i + 1})",
+            f".L_x_{2 * i}:",
+            f"LDG.E.U16 R{4 + 4 * i}, desc[UR6][R2.64]",
+            f".L_x_{2 * i + 1}:",
+        ]
+    assert in_flight(*lines, "@P1 BRA `(.L_x_0)", "EXIT") == 48
+
+
 def test_what_is_told_leaves_out_what_says_little():
     told = parse(RESOURCES, SASS)["qp_first"].told
     assert told == {

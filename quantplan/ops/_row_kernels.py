@@ -51,7 +51,7 @@ ACTIVATION_PARAMS = ParamStruct(
 
 _THREADS = 256  # of a block that has several rows
 _MOST_KEPT = 8  # runs of a lane in registers: rows of up to 32768 elements are read once
-_MOST_KEPT_APART = 4  # the same where elements are loaded one by one: more would be spilled
+_FEWER_KEPT = 4  # the same where elements have 32 bits or are loaded one by one: more would be spilled
 _BYTES_AT_ONCE = 16
 _ALL_ROWS = 2**31 - 1
 
@@ -80,20 +80,20 @@ class _Rows:
 
 
 def _specs(
-    source: str, body: str, parts: tuple[str, ...], params: ParamStruct, k: int
+    source: str, body: str, parts: tuple[str, ...], params: ParamStruct, desc: Desc
 ) -> tuple[KernelSpec, KernelSpec]:
     """Return a problem's kernel for aligned operands, and for others."""
-    rows = _Rows.of(k)
-    aligned, other = (
-        KernelSpec(
-            source=source,
-            body=f"{body}<{', '.join((*parts, flag(one), str(rows.lanes), str(min(rows.runs, most))))}>",
-            threads=rows.threads,
-            params=params,
+    rows = _Rows.of(desc.k)
+
+    def spec(*, aligned: bool) -> KernelSpec:
+        many = aligned and desc.input_element is not ElementKind.F32
+        kept = min(rows.runs, _MOST_KEPT if many else _FEWER_KEPT)
+        shape = (flag(aligned), flag(rows.runs > kept), str(rows.lanes), str(kept))
+        return KernelSpec(
+            source=source, body=f"{body}<{', '.join((*parts, *shape))}>", threads=rows.threads, params=params
         )
-        for one, most in ((True, _MOST_KEPT), (False, _MOST_KEPT_APART))
-    )
-    return aligned, other
+
+    return spec(aligned=True), spec(aligned=False)
 
 
 def _stored(desc: Desc) -> tuple[str, ...]:
@@ -143,7 +143,7 @@ class NormProgram(Program):
         """Return the kernel for aligned operands, and for others."""
         stream = "Residual::gated" if desc.gated else "Residual::added" if desc.residual else "Residual::none"
         parts = (*_stored(desc), f"Norm::{desc.norm.value}", stream)
-        return _specs(self.source, "norm_quantize", parts, NORM_PARAMS, desc.k)
+        return _specs(self.source, "norm_quantize", parts, NORM_PARAMS, desc)
 
     def launches(self, call: Call) -> Iterator[Launch]:
         """Yield the launch."""
@@ -177,7 +177,7 @@ class ActivationProgram(Program):
         """Return the kernel for aligned operands, and for others."""
         gated = desc.gating is not GatingKind.NONE
         parts = (*_stored(desc), f"Activation::{desc.epilogue.value}", flag(gated))
-        return _specs(self.source, "activation_quantize", parts, ACTIVATION_PARAMS, desc.k)
+        return _specs(self.source, "activation_quantize", parts, ACTIVATION_PARAMS, desc)
 
     def launches(self, call: Call) -> Iterator[Launch]:
         """Yield the launch."""

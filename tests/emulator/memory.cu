@@ -227,6 +227,13 @@ __device__ void misaligned_instruction(const P& p) {
   p.out[threadIdx.x] = int(v.x);
 }
 
+// The launch may write all of out, whether it does or not.
+__device__ void constant(const P& p) {
+  const int* const from = p.flaw ? p.out : p.in;
+  const unsigned v = qp::ptx::load_4(from + threadIdx.x);  // @constant
+  if (!p.flaw) p.out[threadIdx.x] = int(v);
+}
+
 // What promises no alignment may be anywhere: bytes, packed structs, structs of smaller members.
 struct __attribute__((packed)) Packed { char c; long long n; };
 struct Pair { long long a, b; };

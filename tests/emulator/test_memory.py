@@ -93,6 +93,15 @@ FAULTS = [
     ("misaligned_struct", 2, {"shared": 2048}, MISALIGNED, "misaligned_struct", None, "'struct uint4'"),
     ("misaligned_instruction", 1, {}, MISALIGNED, "instruction", None, "no multiple of 16"),
     ("misaligned_instruction", 1, {"checked": False}, MISALIGNED, "instruction", None, "no multiple of 16"),
+    (
+        "constant",
+        1,
+        ZEROS,
+        FaultKind.INVALID,
+        "constant",
+        None,
+        "thread 0 reads byte 0 of row 0 of out as memory that is",
+    ),
 ]
 
 # kernels that have no flaw, or need another launch to be sound than to fault: kernel, launch, what they write
@@ -132,6 +141,7 @@ SOUND = [
     ("misaligned", {"out": 0}, []),
     ("misaligned_struct", {"out": 0}, []),
     ("misaligned_instruction", {}, np.zeros(64)),
+    ("constant", {}, SIXTY_FOUR),
     ("unaligned", {"shared": 2048}, 2 * SIXTY_FOUR),
     ("pairs", {"shared": 2048}, SIXTY_FOUR + 1),
 ]

@@ -211,6 +211,8 @@ MNEMONICS = {
         "mbarrier_arrive": "ATOMS.ARRIVE.64",
         "bar_sync": "BAR.SYNC.DEFER_BLOCKING",
         "bar_arrive": "BAR.ARV",
+        "ex2_approx": "MUFU.EX2",
+        "rcp_approx": "MUFU.RCP",
         "ldmatrix_x1": "LDSM.16.M88",
         "ldmatrix_x2": "LDSM.16.M88.2",
         "ldmatrix_x4": "LDSM.16.M88.4",

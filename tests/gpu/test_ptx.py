@@ -126,6 +126,40 @@ def test_elementwise_instructions(both, needs, name):
         np.testing.assert_array_equal(got, a)
 
 
+APPROXIMATE = """
+#include <qp/ptx/approximate.cuh>
+struct P { const float* x; float *power, *inverse; long long count; };
+__device__ void body(const P& p) {
+  for (long long i = blockIdx.x * blockDim.x + threadIdx.x; i < p.count; i += gridDim.x * blockDim.x) {
+    p.power[i] = qp::ptx::ex2_approx(p.x[i]);
+    p.inverse[i] = qp::ptx::rcp_approx(p.x[i]);
+  }
+}
+"""
+
+
+def flushed(x):
+    return np.where(np.abs(x) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), x), x)
+
+
+def test_approximations_are_as_close_as_ptx_states(both):
+    drawn = np.random.default_rng(9).uniform(-130, 130, 100_000).astype(np.float32)
+    x = np.concatenate([f32_values(), drawn])
+    arrays = {"x": x, "power": np.empty_like(x), "inverse": np.empty_like(x)}
+    launch = {"outputs": ("power", "inverse"), "scalars": (x.size,), "grid": (8,), "block": (256,)}
+    with np.errstate(all="ignore"):
+        wide = flushed(x).astype(np.float64)
+        exact = {"power": np.exp2(wide), "inverse": 1 / wide}
+        for results in both.run(APPROXIMATE, arrays, **launch):
+            for name, ulps in (("power", 2), ("inverse", 1)):
+                got, near = results[name], flushed(exact[name].astype(np.float32))
+                within = np.abs(got - exact[name]) <= ulps * np.spacing(np.abs(near)).astype(np.float64)
+                edge = np.abs(exact[name]) < 1.01 * np.finfo(np.float32).tiny  # flushed, or not quite
+                edge |= np.abs(exact[name]) > 0.99 * np.finfo(np.float32).max
+                assert (within | edge | (bits(got) == bits(near)) | (np.isnan(got) & np.isnan(near))).all(), name
+                assert (got[flushed(x) == 0] == near[flushed(x) == 0]).all(), name
+
+
 # ---- copies, matrices, barriers
 
 SM_80, SM_90 = (8, 0), (9, 0)

@@ -14,6 +14,9 @@ SAMPLE = [
     qp.NormQuantizeDescriptor(m=4096, k=28672, **ADALN, **BLOCK),
     qp.NormQuantizeDescriptor(m=4096, k=8192, input_element="f32", residual=True, scope="tensor"),
     qp.ActivationQuantizeDescriptor(m=4096, k=8192, epilogue="gelu_tanh", **BLOCK),
+    qp.ActivationQuantizeDescriptor(m=4096, k=32768, input_element="f32", epilogue="gelu_erf"),
+    qp.NormQuantizeDescriptor(m=4096, k=32768, bias=True, **ADALN),
+    qp.NormQuantizeDescriptor(m=4096, k=32768, input_element="f32", **ADALN),
 ]
 FEWER = {"sm_90a": SAMPLE[:2]}  # in the normal run
 EVERYTHING = [pytest.param((arch, SAMPLE), id=f"{arch}-all", marks=pytest.mark.slow) for arch in ARCHS]

@@ -70,7 +70,7 @@ SAMPLE += [(activation_descriptor, case) for case in pairwise(ACTIVATIONS, seed=
 
 ROWS = [
     qp.NormQuantizeDescriptor(m=9 if k < 600 else 2, k=k, norm=norm, input_element=element, residual=True, bias=True)
-    for norm, (element, ks) in itertools.product(("rms", "layer"), (("bf16", LENGTHS), ("f32", (9, 1025))))
+    for norm, (element, ks) in itertools.product(("rms", "layer"), (("bf16", LENGTHS), ("f32", (9, 1025, 16_385))))
     for k in ks
 ]
 ACTIVATION_ROWS = [

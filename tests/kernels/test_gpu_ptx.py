@@ -55,6 +55,10 @@ def test_elementwise_instructions(both, needs, name):
     test_ptx.test_elementwise_instructions(both, needs, name)
 
 
+def test_approximations(both):
+    test_ptx.test_approximations_are_as_close_as_ptx_states(both)
+
+
 @pytest.mark.parametrize("row", [0, 1, -4, -1])
 def test_scenarios(both, needs, row):
     test_ptx.test_scenarios(both, needs, *test_ptx.SCENARIOS[row])

@@ -16,7 +16,6 @@ CONSTANTS = {
     "include/qp/row.cuh": {
         "run_length": row_sums.RUN,
         "row_threads": host._THREADS,
-        "longest_row_lanes": row_sums.row_lanes(1 << 24),
     }
 }
 

@@ -49,6 +49,8 @@ __device__ inline f64 to_nearest_integer(f64 x) { return rint(x); }
 
 template <class T> constexpr T smallest_normal = T(0x1p-126);
 template <> constexpr f64 smallest_normal<f64> = 0x1p-1022;
+template <class T> constexpr T largest_finite = T(0x1.fffffep127);
+template <> constexpr f64 largest_finite<f64> = 0x1.fffffffffffffp1023;
 
 // ---- widening: exact
 

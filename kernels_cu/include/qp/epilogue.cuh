@@ -2,6 +2,7 @@
 // quantplan/reference/epilogue.py holds the same rules in NumPy.
 #pragma once
 
+#include <qp/ptx/approximate.cuh>
 #include <qp/quantize.cuh>
 
 namespace qp {
@@ -11,17 +12,19 @@ enum class Activation : int { identity, relu, gelu_tanh, gelu_erf, silu };
 __device__ inline unsigned add(unsigned a, unsigned b) { return a + b; }
 __device__ inline f32 add(f32 a, f32 b) { return __fadd_rn(a, b); }
 __device__ inline f64 add(f64 a, f64 b) { return __dadd_rn(a, b); }
-__device__ inline f32 exponential(f32 x) { return expf(x); }
-__device__ inline f64 exponential(f64 x) { return exp(x); }
 __device__ inline f32 erf_complement(f32 x) { return erfcf(x); }
 __device__ inline f64 erf_complement(f64 x) { return erfc(x); }
 
 // x / (1 + exp(−t)) without overflow: the exponential of −|t| is at most 1.
-template <class W>
-__device__ inline W times_logistic(W x, W t) {
-  const bool negative = t < W(0);
-  const W small = exponential(negative ? t : -t);
-  return divide(negative ? x * small : x, W(1) + small);
+__device__ inline f64 times_logistic(f64 x, f64 t) {
+  const f64 small = exp(-fabs(t));
+  return divide(t < 0.0 ? multiply(x, small) : x, add(1.0, small));
+}
+// The same by approximations, and without a branch. The error bound is relative to |x|, of which an exponential that is
+// flushed to zero would have been nothing.
+__device__ inline f32 times_logistic(f32 x, f32 t) {
+  const f32 small = ptx::ex2_approx(multiply(fabsf(t), -1.4426950408889634f));  // 1 / ln 2
+  return multiply(t < 0.0f ? multiply(x, small) : x, ptx::rcp_approx(add(1.0f, small)));
 }
 
 // GELU and SiLU are within a few roundings of the exact values, which their error bound allows for; the others are exact.
@@ -29,16 +32,17 @@ template <Activation A, class W>
 __device__ inline W activate(W y) {
   if constexpr (A == Activation::identity) return y;
   if constexpr (A == Activation::relu) return y > W(0) || is_nan(y) ? y : W(0);
-  if (!is_finite(y) && y < W(0)) return W(-0.0);
+  W result;
   if constexpr (A == Activation::gelu_tanh) {  // (1 + tanh t) / 2 is the logistic function of 2t
     constexpr W slope = W(1.5957691216057308), cubic = W(0.044715);  // 2·√(2/π)
-    return times_logistic(y, slope * (y + cubic * (y * y * y)));
+    result = times_logistic(y, slope * (y + cubic * (y * y * y)));
   } else if constexpr (A == Activation::gelu_erf) {
     constexpr W root = W(0.7071067811865476);  // √½
-    return W(0.5) * y * erf_complement(-y * root);
+    result = W(0.5) * y * erf_complement(-y * root);
   } else {
-    return times_logistic(y, y);
+    result = times_logistic(y, y);
   }
+  return y < -largest_finite<W> ? W(-0.0) : result;
 }
 
 // An s8 output is symmetric, and requantized with a scale; NaN becomes 0.

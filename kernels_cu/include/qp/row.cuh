@@ -1,7 +1,7 @@
 // Rows of real values on their way to the next GEMM: read once, held in registers, and stored quantized or rounded.
 //
 // A row is cut into runs of 8 neighbours. Run j belongs to lane j % Lanes of the row's threads, which keeps Keep of them
-// in registers; what is left of a longer row is read, or made, again.
+// in registers; what is left of a longer row (Longer) is read, or made, again.
 //
 //   row  │run 0│run 1│ … │Lanes−1│Lanes│ …        Lanes = 32: a warp has a row, and a block eight of them
 //         lane 0, 1, …            lane 0, …         else: a block of Lanes threads has one row
@@ -17,8 +17,11 @@ namespace qp {
 
 constexpr int run_length = 8;
 constexpr int row_threads = 256;  // of a block that has several rows
-constexpr int longest_row_lanes = 512;  // only then can a row be longer than what is kept
 template <int Lanes> constexpr int row_block = Lanes > 32 ? Lanes : row_threads;
+
+// The parameters of a kernel of which an SM shall hold two blocks.
+template <class Params> struct Paired : Params {};
+template <class Params> constexpr int least_blocks<Paired<Params>> = 2;
 
 // ---- runs: moved 16 bytes at a time where rows are aligned so, else element by element
 
@@ -143,14 +146,14 @@ __device__ inline Vec<Out, run_length> quantize_run(const Vec<f32, run_length>& 
 
 // Stores a row: the Keep runs of each lane that are at hand, and those beyond, which `make(i)` makes once more each time.
 // All lanes of a row take part, also those whose runs are behind its end and hold zeros. `shared` is not in use.
-template <class Out, class Scale, RowScale S, bool Aligned, int Lanes, int Keep, class Make>
+template <class Out, class Scale, RowScale S, bool Aligned, bool Longer, int Lanes, int Keep, class Make>
 __device__ inline void store_row(const RowTarget& target, const RowOfThreads<Lanes>& place, int k,
                                  const Vec<f32, run_length> (&kept)[Keep], const Make& make, Magnitude<f32>* shared) {
   Out* const output = static_cast<Out*>(target.output) + place.row * target.output_stride;
   const auto each = [&](auto use) {  // every run of the lane, and zeros where other lanes still have one
 #pragma unroll
     for (int i = 0; i < Keep; ++i) use(i, kept[i]);
-    if constexpr (Lanes == longest_row_lanes)
+    if constexpr (Longer)
 #pragma unroll 1
       for (int i = Keep; i * Lanes * run_length < k; ++i) use(i, make(i));
   };

@@ -214,6 +214,17 @@ bool check_operands(uintptr_t address, size_t bytes, Access kind, Site site) {
   return false;
 }
 
+void check_constant(uintptr_t address, Site site) {
+  Place place;
+  for (const auto& [region, cells] : watched) {
+    if (!region->writable || !find(*region, address, place) || place.at >= region->row_bytes) continue;
+    Text what;
+    name_byte({region, place.row, place.at}, what);
+    fail(Fault::invalid, site, 0, "thread %u reads %s as memory that is constant, but the launch may write it",
+         current.linear, what);
+  }
+}
+
 size_t arena_bytes() { return (block.cluster - 1) * block.window + block.shared_bytes; }
 
 bool within(uintptr_t address, size_t bytes, uintptr_t begin, size_t size) {
@@ -352,6 +363,11 @@ void touch(const void* pointer, size_t bytes, Access kind, size_t alignment, Whe
     fail_misaligned(address, what, alignment, site_of(where));
   }
   if (checked()) access(address, bytes, kind, site_of(where));
+}
+
+void touch_constant(const void* pointer, size_t bytes, Where where) {
+  check_constant(reinterpret_cast<uintptr_t>(pointer), site_of(where));
+  touch(pointer, bytes, Access::read, bytes, where);
 }
 
 }  // namespace emulated

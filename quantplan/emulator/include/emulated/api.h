@@ -48,6 +48,8 @@ unsigned shared_bytes();
 
 // Announces an access that the compiler's instrumentation cannot see; `alignment` is checked in every build.
 void touch(const void* pointer, size_t bytes, Access access, size_t alignment, Where where);
+// The same of a load for which memory is constant: what the launch may write is not.
+void touch_constant(const void* pointer, size_t bytes, Where where);
 bool is_shared(const void* pointer);
 
 // A read-modify-write that no other thread can interrupt.

@@ -1,11 +1,12 @@
-// Emulation of kernels_cu/include/qp/ptx/memory.cuh: misalignment is a fault in every build, as on a GPU.
+// Emulation of kernels_cu/include/qp/ptx/memory.cuh: misalignment is a fault in every build, as on a GPU. Loads of what the
+// launch may write are one where accesses are checked: the cache that they go through sees no writes.
 #pragma once
 
 namespace emulated {
 
 template <class T>
 EMULATED_INSTRUCTION T load(const void* pointer, Where where) {
-  touch(pointer, sizeof(T), Access::read, sizeof(T), where);
+  touch_constant(pointer, sizeof(T), where);
   T value;
   memcpy(&value, pointer, sizeof value);
   return value;
