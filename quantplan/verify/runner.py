@@ -12,7 +12,7 @@ import attrs
 from quantplan.devices.device import open_device
 from quantplan.devices.target import Target, TargetKind
 from quantplan.emulator.schedule import Accumulation, schedule
-from quantplan.errors import InvalidProblem, QuantPlanError, Unsupported
+from quantplan.errors import DriverError, InvalidProblem, QuantPlanError, Unsupported
 from quantplan.ops import PLANS
 from quantplan.plan import plan_type as plan_type_of
 from quantplan.types import BackendKind, KernelSku, PlanPreference, QuantizeKind, ScopeKind
@@ -307,6 +307,8 @@ class _Trial:
         tally.cases += 1
         try:
             self._judge(plan, case, tally)
+        except DriverError as error:  # another launch's fault may come up with this one
+            raise RuntimeError(f"{plan.sku.name}, {case.name}: {error}") from error
         except QuantPlanError as error:
             tally.blame("refuses a sound problem", f"{case.name}: {error}")
         except _CrashError as error:

@@ -17,7 +17,7 @@ import quantplan.ops.quantize
 import quantplan.ops.quantized_linear
 import quantplan.ops.smoothquant_linear
 from quantplan.devices.target import Target
-from quantplan.errors import InvalidProblem, Unsupported
+from quantplan.errors import DriverError, InvalidProblem, Unsupported
 from quantplan.ops import PLANS
 from quantplan.ops.dequantize import DequantizeDescriptor, DequantizePlan
 from quantplan.ops.dynamic_range_quantize import DynamicRangeQuantizeDescriptor, DynamicRangeQuantizePlan
@@ -554,6 +554,14 @@ def test_a_fault_that_a_gpu_tells_of_late_names_the_sku_and_the_case(monkeypatch
         verify("cpu", "quantize", STATIC[:1], begin=begun.append)
     assert str(error.value) == f"{begun[-1]}: cudaErrorIllegalAddress: an illegal memory access was encountered"
     assert begun[-1].startswith("quantize.reference.")
+
+
+def test_what_the_driver_says_of_a_launch_is_no_refusal_of_a_plan(monkeypatch):
+    def fault(*_):
+        raise DriverError("CUDA_ERROR_LAUNCH_FAILED", op="launch", code=719, name="CUDA_ERROR_LAUNCH_FAILED")
+
+    with pytest.raises(RuntimeError, match=r"^quantize\.reference\..*, ties: .*CUDA_ERROR_LAUNCH_FAILED"):
+        hold(monkeypatch, QuantizePlan, disturbed(before=fault), STATIC[0])
 
 
 def test_only_a_variant_that_is_named_is_attacked():
