@@ -67,12 +67,11 @@ __device__ inline void bring_scales(const Fp8GemmParams& p, StageScales<S, Acts,
                                     const Ring<Stages, Cluster>& ring, RingPlace<Stages>& at, int64 row, int64 column,
                                     int first, int last, int warp, int warps, int lane) {
   using Stage = StageScales<S, Acts, Weights>;
-  const int64 of_column = S == Scaling::block ? column / rows_of_a_block : column;
-  const int64 columns = S == Scaling::block ? (p.n + rows_of_a_block - 1) / rows_of_a_block : p.n;
+  const int64 first_weight = S == Scaling::block ? column / rows_of_a_block : column;
   for (int part = first; part < last; ++part, at.advance()) {
     if (at.stage % warps != warp) continue;
     const ScalesUnderWay<S, Stage::acts> act(p.act_block_scale, p.act_block_stride, row, p.m, part, p.k, lane);
-    const ScalesUnderWay<S, Stage::weights> weight(p.weight_block_scale, p.weight_block_stride, of_column, columns, part, p.k,
+    const ScalesUnderWay<S, Stage::weights> weight(p.weight_block_scale, p.weight_block_stride, first_weight, p.n, part, p.k,
                                                    lane);
     ring.wait_empty(at);
     act.store(stages[at.stage].act, lane);
