@@ -15,7 +15,7 @@ namespace qp {
 struct ActivationParams {
   const void* gate;  // x, where nothing is gated
   const void* up;  // null: K elements behind the gate
-  const f32* multiplier;  // null: none
+  const f32* multiplier;  // where there is one
   void* output;
   void* scale;
   int64 m, gate_stride, up_stride, output_stride, scale_stride;
@@ -25,8 +25,8 @@ struct ActivationParams {
 
 template <> constexpr int least_blocks<ActivationParams> = 1;  // loads under way at once count for more than blocks do
 
-template <class In, class Out, class Scale, RowScale S, Activation A, bool Gated, bool Aligned, bool Longer, int Lanes,
-          int Keep>
+template <class In, class Out, class Scale, RowScale S, Activation A, bool Gated, bool Multiplied, bool Aligned,
+          bool Longer, int Lanes, int Keep>
 __device__ void activation_quantize(const ActivationParams& p) {
   using Values = Vec<f32, run_length>;
   using Loaded = Run<In, Aligned>;
@@ -39,10 +39,10 @@ __device__ void activation_quantize(const ActivationParams& p) {
     Loaded gate, up;
   };
   const auto load = [&](int i) {
-    const int column = place.column(i), count = left(p.k - column, run_length);
+    const int count = left(p.k - place.column(i), run_length);
     Operands loaded;
-    loaded.gate = Loaded::stream(gate + column, count);
-    if constexpr (Gated) loaded.up = Loaded::stream(up + column, count);
+    loaded.gate = Loaded::stream(place.run(gate, i), count);
+    if constexpr (Gated) loaded.up = Loaded::stream(place.run(up, i), count);
     return loaded;
   };
   // Of zeros comes zero: what lies behind the end of the row stays so.
@@ -55,9 +55,9 @@ __device__ void activation_quantize(const ActivationParams& p) {
 #pragma unroll
       for (int j = 0; j < run_length; ++j) y.item[j] = multiply(y.item[j], factor.item[j]);
     }
-    if (p.multiplier) {
-      const int column = place.column(i);
-      const Values factor = Run<f32, Aligned>::load(p.multiplier + column, left(p.k - column, run_length)).widen();
+    if constexpr (Multiplied) {
+      const int count = left(p.k - place.column(i), run_length);
+      const Values factor = Run<f32, Aligned>::load(place.run(p.multiplier, i), count).widen();
 #pragma unroll
       for (int j = 0; j < run_length; ++j) y.item[j] = multiply(y.item[j], factor.item[j]);
     }

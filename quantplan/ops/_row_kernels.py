@@ -1,7 +1,7 @@
 """The host side of norm_quantize.cu and activation_quantize.cu: how rows are dealt out to threads, and their launches.
 
-Each kernel comes twice: for operands whose rows all begin at multiples of 16 bytes, and for any others. Both give the
-same bits, for the order of sums depends on the length of a row alone.
+Each kernel comes twice: for operands whose rows all begin at multiples of 16 bytes and have a multiple of 8 elements,
+and for any others. Both give the same bits, for the order of sums depends on the length of a row alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from quantplan.ops import _fused as fused
 from quantplan.ops._quantize_kernels import ceil_div, element_name, flag, row_pitch
 from quantplan.programs import Launch, Program
 from quantplan.reference.row_sums import RUN, WARP, row_lanes
-from quantplan.types import GatingKind
+from quantplan.types import EpilogueKind, GatingKind, NormKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,20 +80,31 @@ class _Rows:
 
 
 def _specs(
-    source: str, body: str, parts: tuple[str, ...], params: ParamStruct, desc: Desc
+    source: str, body: str, parts: tuple[str, ...], params: ParamStruct, desc: Desc, *, light: bool, slim: bool
 ) -> tuple[KernelSpec, KernelSpec]:
-    """Return a problem's kernel for aligned operands, and for others."""
+    """Return a problem's kernel for aligned operands, and for others.
+
+    One that is ``light`` has registers for many runs. One that is ``slim`` needs no more than 64 registers as long as
+    it keeps few. Others would be spilled.
+    """
     rows = _Rows.of(desc.k)
 
     def spec(*, aligned: bool) -> KernelSpec:
-        many = aligned and desc.input_element is not ElementKind.F32
-        kept = min(rows.runs, _MOST_KEPT if many else _FEWER_KEPT)
+        narrow = aligned and desc.input_element is not ElementKind.F32
+        kept = min(rows.runs, _MOST_KEPT if narrow and light else _FEWER_KEPT)
         shape = (flag(aligned), flag(rows.runs > kept), str(rows.lanes), str(kept))
         return KernelSpec(
-            source=source, body=f"{body}<{', '.join((*parts, *shape))}>", threads=rows.threads, params=params
+            source=source,
+            body=f"{body}<{', '.join((*parts, *shape))}>",
+            threads=rows.threads,
+            params=_slim(params) if narrow and slim and rows.runs <= _FEWER_KEPT else params,
         )
 
     return spec(aligned=True), spec(aligned=False)
+
+
+def _slim(params: ParamStruct) -> ParamStruct:
+    return attrs.evolve(params, name=f"Slim<{params.name}>")
 
 
 def _stored(desc: Desc) -> tuple[str, ...]:
@@ -103,8 +114,10 @@ def _stored(desc: Desc) -> tuple[str, ...]:
     return (*map(element_name, elements), f"RowScale::{kind[fused.granularity(desc)]}")
 
 
-def _aligned(*views: TensorView | None) -> bool:
-    """Whether the runs of all rows are aligned to what moves at once."""
+def _aligned(k: int, *views: TensorView | None) -> bool:
+    """Whether the runs of all rows are whole, and aligned to what moves at once."""
+    if k % RUN:
+        return False
     for view in views:
         if view is None:
             continue
@@ -142,8 +155,14 @@ class NormProgram(Program):
     def specs(self, desc: Desc) -> tuple[KernelSpec, ...]:
         """Return the kernel for aligned operands, and for others."""
         stream = "Residual::gated" if desc.gated else "Residual::added" if desc.residual else "Residual::none"
-        parts = (*_stored(desc), f"Norm::{desc.norm.value}", stream)
-        return _specs(self.source, "norm_quantize", parts, NORM_PARAMS, desc)
+        asked = {"by_weight": desc.weight, "by_bias": desc.bias}
+        asked |= {"by_modulation": desc.modulated, "by_multiplier": desc.multiplier}
+        factors = " | ".join(name for name, there in asked.items() if there) or "0"
+        parts = (*_stored(desc), f"Norm::{desc.norm.value}", stream, factors)
+        light = not desc.gated and not desc.modulated
+        plain = desc.norm is NormKind.RMS and not desc.bias and not desc.multiplier
+        slim = light and plain and desc.input_element is ElementKind.BF16
+        return _specs(self.source, "norm_quantize", parts, NORM_PARAMS, desc, light=light, slim=slim)
 
     def launches(self, call: Call) -> Iterator[Launch]:
         """Yield the launch."""
@@ -160,7 +179,7 @@ class NormProgram(Program):
             *(desc.k, desc.rows_per_condition or _ALL_ROWS, float(desc.epsilon), _host_scale(desc)),
         )
         yield Launch(
-            aligned if _aligned(*streams, *conditions, *vectors) else other,
+            aligned if _aligned(desc.k, *streams, *conditions, *vectors) else other,
             _Rows.of(desc.k).grid(desc.m, reductions=3),
             values,
             written=(*_written(desc), "residual_output") if desc.residual else _written(desc),
@@ -176,25 +195,24 @@ class ActivationProgram(Program):
     def specs(self, desc: Desc) -> tuple[KernelSpec, ...]:
         """Return the kernel for aligned operands, and for others."""
         gated = desc.gating is not GatingKind.NONE
-        parts = (*_stored(desc), f"Activation::{desc.epilogue.value}", flag(gated))
-        return _specs(self.source, "activation_quantize", parts, ACTIVATION_PARAMS, desc)
+        parts = (*_stored(desc), f"Activation::{desc.epilogue.value}", flag(gated), flag(desc.multiplier))
+        light = desc.epilogue is not EpilogueKind.GELU_ERF
+        slim = light and desc.scope is not None
+        return _specs(self.source, "activation_quantize", parts, ACTIVATION_PARAMS, desc, light=light, slim=slim)
 
     def launches(self, call: Call) -> Iterator[Launch]:
         """Yield the launch."""
         desc, args = call.desc, call.args
         aligned, other = self.specs(call.selected)
-        merged = desc.gating is GatingKind.MERGED
         name = {GatingKind.NONE: "x", GatingKind.MERGED: "gate_up", GatingKind.SPLIT: "gate"}[desc.gating]
         gate = getattr(args, name)
-        # the merged halves are aligned alike only if the first ends with whole runs
-        halves = not merged or desc.k * desc.input_element.itemsize % _BYTES_AT_ONCE == 0
         values = (
             *(name, "up", "multiplier", "output", "scale"),
             *(desc.m, *map(_pitch, (gate, args.up, args.output)), _scale_pitch(args.scale)),
             *(desc.k, _host_scale(desc)),
         )
         yield Launch(
-            aligned if halves and _aligned(gate, args.up, args.output, args.multiplier) else other,
+            aligned if _aligned(desc.k, gate, args.up, args.output, args.multiplier) else other,
             _Rows.of(desc.k).grid(desc.m, reductions=1),
             values,
             written=_written(desc),

@@ -44,6 +44,25 @@ def test_enough_bytes_are_under_way(found):
         assert kernel.bytes_in_flight >= least, f"{variant} on {arch}: {kernel.bytes_in_flight}"
 
 
+SLIM = [
+    qp.NormQuantizeDescriptor(m=4096, k=14336),
+    qp.NormQuantizeDescriptor(m=4096, k=14336, residual=True, output_element="fp8_e4m3"),
+    qp.NormQuantizeDescriptor(m=4096, k=4096, residual=True, **BLOCK),
+    qp.ActivationQuantizeDescriptor(m=4096, k=14336, output_element="fp8_e4m3"),
+    qp.ActivationQuantizeDescriptor(m=4096, k=8192, epilogue="gelu_tanh", multiplier=True, scope="tensor"),
+]
+
+
+@pytest.mark.parametrize("arch", [a if a == "sm_90a" else pytest.param(a, marks=pytest.mark.slow) for a in ARCHS])
+def test_the_most_common_kernels_leave_room_for_another_block(arch):
+    """One loads while another computes. Their rows fit into registers, and nothing is there for longer ones."""
+    for variant, kernel in compiled(arch, SLIM):
+        where = f"{variant}: {kernel.kernel} on {arch}: {kernel}"
+        hold(kernel.code, [("LDG", "128")], where)
+        assert kernel.code.registers <= 64, where
+        assert kernel.occupancy.blocks * kernel.threads >= 1024, where
+
+
 def test_nothing_of_a_norm_is_approximated():
     """Its bits are the reference's; only GELU and SiLU have instructions that are not exact."""
     (own,) = (v for v in qp.NormQuantizePlan.variants if v.backend is qp.BackendKind.BESPOKE)

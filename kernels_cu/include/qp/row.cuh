@@ -19,11 +19,11 @@ constexpr int run_length = 8;
 constexpr int row_threads = 256;  // of a block that has several rows
 template <int Lanes> constexpr int row_block = Lanes > 32 ? Lanes : row_threads;
 
-// The parameters of a kernel of which an SM shall hold two blocks.
-template <class Params> struct Paired : Params {};
-template <class Params> constexpr int least_blocks<Paired<Params>> = 2;
+// The parameters of a kernel that has enough of 64 registers: an SM holds 1024 of its threads.
+template <class Params> struct Slim : Params {};
+template <class Params> constexpr int least_threads<Slim<Params>> = 1024;
 
-// ---- runs: moved 16 bytes at a time where rows are aligned so, else element by element
+// ---- runs: moved 16 bytes at a time where all of them are whole and aligned so (Aligned), else element by element
 
 template <class T, bool Aligned>
 struct Run {
@@ -34,24 +34,15 @@ struct Run {
   __device__ static Run stream(const T* p, int count) {
     Run run;
 #pragma unroll
-    for (int i = 0; i < pieces; ++i) run.part[i] = qp::load<T, piece>(p + i * piece, left(count - i * piece, piece));
+    for (int i = 0; i < pieces; ++i) run.part[i] = load_whole<T, piece>(p + i * piece, i * piece < count);
     return run;
   }
   // The same from memory that many rows read, or that this thread has written.
   __device__ static Run load(const T* p, int count) {
     Run run;
 #pragma unroll
-    for (int i = 0; i < pieces; ++i) {
-      const int rest = left(count - i * piece, piece);
-      if (rest == piece) {
-        run.part[i] = *reinterpret_cast<const Chunk<T, piece>*>(p + i * piece);
-      } else {
-        Vec<T, piece> v = {};
-#pragma unroll
-        for (int j = 0; j < piece; ++j) if (j < rest) v.item[j] = p[i * piece + j];
-        run.part[i] = reinterpret<Chunk<T, piece>>(v);
-      }
-    }
+    for (int i = 0; i < pieces; ++i)
+      run.part[i] = i * piece < count ? reinterpret_cast<const Chunk<T, piece>*>(p)[i] : Chunk<T, piece>{};
     return run;
   }
   __device__ Vec<f32, run_length> widen() const {
@@ -75,7 +66,7 @@ __device__ inline void store_run(T* p, const Vec<T, run_length>& values, int cou
     Vec<T, piece> some;
 #pragma unroll
     for (int j = 0; j < piece; ++j) some.item[j] = values.item[i + j];
-    if (count > i) store<T, piece>(p + i, some, left(count - i, piece));
+    if (i < count) store_whole<T, piece>(p + i, reinterpret<Chunk<T, piece>>(some));
   }
 }
 
@@ -92,8 +83,10 @@ struct RowOfThreads {
     row = int64(blockIdx.x) * per_block + threadIdx.x / Lanes;
     present = per_block == 1 || row < m;
   }
-  // Where the lane's run i begins.
+  // Where the lane's run i begins, and where in memory. In 64 bits, runs lie a constant behind one address.
   __device__ int column(int i) const { return (i * Lanes + lane) * run_length; }
+  template <class T>
+  __device__ T* run(T* begin, int i) const { return begin + int64(lane) * run_length + int64(i) * (Lanes * run_length); }
 };
 
 // ---- sums
@@ -127,21 +120,27 @@ struct RowTarget {
   f32 host_scale;
 };
 
-// Rounds a run whose largest magnitude led to `chosen`.
-template <class Out, class Scale>
-__device__ inline Vec<Out, run_length> quantize_run(const Vec<f32, run_length>& y, const Chosen<Scale, f32>& chosen) {
+// Calls `use` with what rounds the runs of a segment, whose largest magnitude led to `chosen`.
+template <class Out, class Scale, class Use>
+__device__ inline void with_rounding(const Chosen<Scale, f32>& chosen, const Use& use) {
+  using Values = Vec<f32, run_length>;
   constexpr int limit = 127;
   const Codes<f32> codes(-limit, limit, 0);
   if (is_ordinary<Out, false>(chosen, -limit, limit)) {
     const auto divisor = own_divisor<f32, false>(chosen);
-    Vec<f32, run_length> quotient;
+    use([&](Values y) {
 #pragma unroll
-    for (int i = 0; i < run_length; ++i) quotient.item[i] = divisor.divide_within(y.item[i]);
-    return unpack<Out, run_length>(round_ordinary<Out, true, false>(quotient, codes));
+      for (int i = 0; i < run_length; ++i) y.item[i] = divisor.divide_within(y.item[i]);
+      return unpack<Out, run_length>(round_ordinary<Out, true, false>(y, codes));
+    });
+  } else {
+    const DivisorOf<Scale, f32> divisor(chosen.scale);
+    use([&](const Values& y) {
+      return quantize_chunk<Out, true>(
+          y, [&](int, f32 value) { return divisor.divide_within(value); },
+          [&](int, f32 quotient) { return codes(quotient); });
+    });
   }
-  const DivisorOf<Scale, f32> divisor(chosen.scale);
-  return quantize_chunk<Out, true>(
-      y, [&](int, f32 value) { return divisor.divide_within(value); }, [&](int, f32 quotient) { return codes(quotient); });
 }
 
 // Stores a row: the Keep runs of each lane that are at hand, and those beyond, which `make(i)` makes once more each time.
@@ -158,7 +157,7 @@ __device__ inline void store_row(const RowTarget& target, const RowOfThreads<Lan
       for (int i = Keep; i * Lanes * run_length < k; ++i) use(i, make(i));
   };
   const auto put = [&](int i, const Vec<Out, run_length>& values) {
-    store_run<Aligned>(output + place.column(i), values, k - place.column(i));
+    store_run<Aligned>(place.run(output, i), values, k - place.column(i));
   };
 
   if constexpr (S == RowScale::none) {
@@ -187,7 +186,9 @@ __device__ inline void store_row(const RowTarget& target, const RowOfThreads<Lan
       each([&](int, const Vec<f32, run_length>& y) { gather.add(y); });
       const auto chosen = choose(reduce<Lanes>(gather.state(), shared));
       if (place.lane == 0) *scale = chosen.stored;
-      each([&](int i, const Vec<f32, run_length>& y) { put(i, quantize_run<Out>(y, chosen)); });
+      with_rounding<Out>(chosen, [&](auto round) {
+        each([&](int i, const Vec<f32, run_length>& y) { put(i, round(y)); });
+      });
     } else {
       constexpr int lanes = group_lanes<S>;
       each([&](int i, const Vec<f32, run_length>& y) {
@@ -196,7 +197,7 @@ __device__ inline void store_row(const RowTarget& target, const RowOfThreads<Lan
         const auto chosen = choose(reduce_lanes<lanes>(gather.state()));
         if (place.lane % lanes == 0 && place.column(i) < k)
           scale[(i * Lanes + place.lane) / lanes] = chosen.stored;
-        put(i, quantize_run<Out>(y, chosen));
+        with_rounding<Out>(chosen, [&](auto round) { put(i, round(y)); });
       });
     }
   }

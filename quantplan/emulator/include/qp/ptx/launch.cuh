@@ -10,6 +10,7 @@ EMULATED_INSTRUCTION unsigned char* shared_memory() { return static_cast<unsigne
 namespace qp {
 
 template <class Params> constexpr int least_blocks = 0;
+template <class Params> constexpr int least_threads = 0;
 
 }  // namespace qp
 
