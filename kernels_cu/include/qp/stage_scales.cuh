@@ -21,7 +21,8 @@ struct alignas(16) StageScales {
   f32 act[scaled_blocks<S>][acts], weight[scaled_blocks<S>][weights];
 };
 
-// A warp's scales of so many rows and a tile of K, between memory and a stage. Lanes have neighbouring rows.
+// A warp's scales of so many rows and a tile of K, between memory and a stage. Lanes have neighbouring rows. The scales of
+// several tiles of K are in one sector, so that these loads, unlike others, leave what they brought in L1.
 template <Scaling S, int Rows>
 struct ScalesUnderWay {
   using T = scale_element<S>;
@@ -37,7 +38,8 @@ struct ScalesUnderWay {
     const auto there = [&](int i) { return 32 * i + lane < Rows && row + 32 * i + lane < rows; };
     if (aligned && count == V) {
 #pragma unroll
-      for (int i = 0; i < each; ++i) chunk[i] = load_whole<T, V>(first + 32 * i * stride, there(i));
+      for (int i = 0; i < each; ++i)
+        chunk[i] = there(i) ? *reinterpret_cast<const Chunk<T, V>*>(first + 32 * i * stride) : Chunk<T, V>{};
     } else {
 #pragma unroll
       for (int i = 0; i < each; ++i) {
