@@ -76,7 +76,7 @@ __device__ void fp8_wgmma(const MappedFp8GemmParams& p) {
   const TileWalk<Shape> walk(gemm.m, gemm.n);
   if (threadIdx.x == 0) {
     if (gemm.mapped) ptx::prefetch_tensor_map(&p.act_map), ptx::prefetch_tensor_map(&p.weight_map);
-    ring.init(Shape::consumers / 32, staged<S> ? 2 : 1);
+    ring.init(Shape::consumers / 32, 1 + scale_warps<S>);
   }
   const int act_rows = gemm.mapped ? copied_rows<BM>(gemm.m) : BM;
   clear_others<BM, Stages, Shape::stage_bytes>(shared, act_rows);
@@ -87,7 +87,7 @@ __device__ void fp8_wgmma(const MappedFp8GemmParams& p) {
     if (staged<S> && threadIdx.x >= carriers) {
       RingPlace<Stages> at;
       walk.through([&](unsigned tile_m, unsigned tile_n) {
-        bring_scales(gemm, scales, ring, at, int64(tile_m) * BM, int64(tile_n) * BN, 0, depth, threadIdx.x / 32 - 1, 3,
+        bring_scales(gemm, scales, ring, at, int64(tile_m) * BM, int64(tile_n) * BN, 0, depth, threadIdx.x / 32 - 1,
                      threadIdx.x % 32);
       });
     } else if (!gemm.mapped) {
@@ -131,8 +131,6 @@ __device__ void fp8_wgmma(const MappedFp8GemmParams& p) {
   if constexpr (Cluster > 1) meet<Cluster>();  // the others fill this block's ring, and release it, until then
 }
 
-constexpr int scale_warps = 2;  // with more, two blocks for 64 rows would not find the registers
-
 template <class Act, class Weight, class Out, Activation A, Scaling S, bool Fast, class Shape>
 __device__ void fp8_wgmma_swapped(const MappedFp8GemmParams& p) {
   constexpr int BN = Shape::BN, Tokens = Shape::Tokens, Cluster = Shape::Cluster, Stages = Shape::Stages;
@@ -146,7 +144,7 @@ __device__ void fp8_wgmma_swapped(const MappedFp8GemmParams& p) {
   const ShareOfK<Shape> k((gemm.k + wgmma_bk - 1) / wgmma_bk);
   if (threadIdx.x == 0) {
     if (gemm.mapped) ptx::prefetch_tensor_map(&p.weight_map), ptx::prefetch_tensor_map(&p.act_map);
-    ring.init(Shape::consumers / 32, staged<S> ? 2 : 1);
+    ring.init(Shape::consumers / 32, 1 + scale_warps<S>);
   }
   const int act_rows = gemm.mapped ? copied_rows<Tokens>(gemm.m) : Tokens;
   clear_others<Tokens, Stages, Shape::stage_bytes>(shared + Shape::weight_bytes, act_rows);
@@ -162,7 +160,7 @@ __device__ void fp8_wgmma_swapped(const MappedFp8GemmParams& p) {
     const int producer = warp - Shape::consumers / 32;
     if (staged<S> && producer > 0) {
       RingPlace<Stages> at;
-      bring_scales(gemm, scales, ring, at, 0, column, k.first, k.last, producer - 1, scale_warps, lane);
+      bring_scales(gemm, scales, ring, at, 0, column, k.first, k.last, producer - 1, lane);
     } else if (!gemm.mapped) {
       carry_share(gemm, k, ring, shared, column, lane);
     } else if (lane == 0) {

@@ -7,7 +7,6 @@ import ml_dtypes
 import numpy as np
 
 import quantplan as qp
-from quantplan.ops import _linear_hopper as hopper
 from tests.mutants.suite import Case
 
 G = qp.Fp8GemmDescriptor
@@ -15,7 +14,7 @@ E4M3, E5M2 = ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2
 LATE, EARLY = {"completion": "late", "order": "descending"}, {"completion": "early"}
 TRUNCATED = {"accumulation": "truncated"}
 
-CONSTANTS = {"fp8_gemm_sm90a.cu": {"scale_warps": hopper.SCALE_WARPS}}
+CONSTANTS = {}
 
 
 def integers(twin, desc):

@@ -12,6 +12,7 @@
 namespace qp {
 
 template <Scaling S> constexpr bool staged = S != Scaling::whole;
+template <Scaling S> constexpr int scale_warps = staged<S> ? 2 : 0;  // one for each operand; each makes a stage full, too
 template <Scaling S> constexpr int scaled_blocks = wgmma_bk / scaled_depth<S>;  // of K, in a tile
 
 template <Scaling S, int Acts, int Weights>
@@ -21,7 +22,8 @@ struct alignas(16) StageScales {
   f32 act[scaled_blocks<S>][acts], weight[scaled_blocks<S>][weights];
 };
 
-// A warp's scales of so many rows and a tile of K, between memory and a stage. Lanes have neighbouring rows.
+// A warp's scales of so many rows and a tile of K, between memory and a stage. Lanes have neighbouring rows. The scales of
+// several tiles of K are in one sector, so that these loads, unlike others, leave what they brought in L1.
 template <Scaling S, int Rows>
 struct ScalesUnderWay {
   using T = scale_element<S>;
@@ -37,7 +39,8 @@ struct ScalesUnderWay {
     const auto there = [&](int i) { return 32 * i + lane < Rows && row + 32 * i + lane < rows; };
     if (aligned && count == V) {
 #pragma unroll
-      for (int i = 0; i < each; ++i) chunk[i] = load_whole<T, V>(first + 32 * i * stride, there(i));
+      for (int i = 0; i < each; ++i)
+        chunk[i] = there(i) ? *reinterpret_cast<const Chunk<T, V>*>(first + 32 * i * stride) : Chunk<T, V>{};
     } else {
 #pragma unroll
       for (int i = 0; i < each; ++i) {
@@ -60,25 +63,34 @@ struct ScalesUnderWay {
   }
 };
 
-// Brings the scales of a tile of the output and of a part of K. By warp `warp` of `warps`, each of which has stages of its
-// own: the loads of one are under way while another one stores, and all begin before the stage is empty.
-template <Scaling S, int Acts, int Weights, int Stages, int Cluster>
-__device__ inline void bring_scales(const Fp8GemmParams& p, StageScales<S, Acts, Weights>* stages,
-                                    const Ring<Stages, Cluster>& ring, RingPlace<Stages>& at, int64 row, int64 column,
-                                    int first, int last, int warp, int warps, int lane) {
-  using Stage = StageScales<S, Acts, Weights>;
-  const int64 first_weight = S == Scaling::block ? column / rows_of_a_block : column;
+// Brings the scales of one operand and a part of K, of rows from `row` on: `in_stage(stage)` is where they belong. By one
+// warp, whose loads begin before the stage is empty.
+template <Scaling S, int Rows, int Stages, int Cluster, class InStage>
+__device__ inline void bring_scales(const void* scales, int64 stride, int64 row, int64 rows, int k,
+                                    const Ring<Stages, Cluster>& ring, RingPlace<Stages>& at, int first, int last, int lane,
+                                    const InStage& in_stage) {
   for (int part = first; part < last; ++part, at.advance()) {
-    if (at.stage % warps != warp) continue;
-    const ScalesUnderWay<S, Stage::acts> act(p.act_block_scale, p.act_block_stride, row, p.m, part, p.k, lane);
-    const ScalesUnderWay<S, Stage::weights> weight(p.weight_block_scale, p.weight_block_stride, first_weight, p.n, part, p.k,
-                                                   lane);
+    const ScalesUnderWay<S, Rows> some(scales, stride, row, rows, part, k, lane);
     ring.wait_empty(at);
-    act.store(stages[at.stage].act, lane);
-    weight.store(stages[at.stage].weight, lane);
+    some.store(in_stage(at.stage), lane);
     __syncwarp();
     if (lane == 0) ptx::mbarrier_arrive(&ring.full[at.stage]);
   }
+}
+
+// The same of both operands, by a warp for each: 0 for the activations, 1 for the weight.
+template <Scaling S, int Acts, int Weights, int Stages, int Cluster>
+__device__ inline void bring_scales(const Fp8GemmParams& p, StageScales<S, Acts, Weights>* stages,
+                                    const Ring<Stages, Cluster>& ring, RingPlace<Stages>& at, int64 row, int64 column,
+                                    int first, int last, int warp, int lane) {
+  using Stage = StageScales<S, Acts, Weights>;
+  if (warp == 0)
+    bring_scales<S, Stage::acts>(p.act_block_scale, p.act_block_stride, row, p.m, p.k, ring, at, first, last, lane,
+                                 [&](int stage) -> auto& { return stages[stage].act; });
+  else if (warp == 1)
+    bring_scales<S, Stage::weights>(p.weight_block_scale, p.weight_block_stride,
+                                    S == Scaling::block ? column / rows_of_a_block : column, p.n, p.k, ring, at, first, last,
+                                    lane, [&](int stage) -> auto& { return stages[stage].weight; });
 }
 
 }  // namespace qp
