@@ -100,7 +100,7 @@ FAULTS = [
         FaultKind.INVALID,
         "constant",
         None,
-        "thread 0 reads byte 0 of row 0 of out as memory that is",
+        "byte 0 of row 0 of out as memory that is",
     ),
 ]
 

@@ -14,9 +14,6 @@ SAMPLE = [
     qp.NormQuantizeDescriptor(m=4096, k=28672, **ADALN, **BLOCK),
     qp.NormQuantizeDescriptor(m=4096, k=8192, input_element="f32", residual=True, scope="tensor"),
     qp.ActivationQuantizeDescriptor(m=4096, k=8192, epilogue="gelu_tanh", **BLOCK),
-    qp.ActivationQuantizeDescriptor(m=4096, k=32768, input_element="f32", epilogue="gelu_erf"),
-    qp.NormQuantizeDescriptor(m=4096, k=32768, bias=True, **ADALN),
-    qp.NormQuantizeDescriptor(m=4096, k=32768, input_element="f32", **ADALN),
 ]
 FEWER = {"sm_90a": SAMPLE[:2]}  # in the normal run
 EVERYTHING = [pytest.param((arch, SAMPLE), id=f"{arch}-all", marks=pytest.mark.slow) for arch in ARCHS]
@@ -42,6 +39,21 @@ def test_enough_bytes_are_under_way(found):
     least = {"sm_86": 40, "sm_89": 40, "sm_120a": 40}.get(arch, 64) * 1024
     for variant, kernel in kernels:
         assert kernel.bytes_in_flight >= least, f"{variant} on {arch}: {kernel.bytes_in_flight}"
+
+
+LONG = [
+    qp.ActivationQuantizeDescriptor(m=4096, k=32768, input_element="f32", epilogue="gelu_erf"),
+    qp.ActivationQuantizeDescriptor(m=4096, k=32768, epilogue="gelu_erf", **BLOCK),
+    qp.NormQuantizeDescriptor(m=4096, k=32768, bias=True, **ADALN),
+    qp.NormQuantizeDescriptor(m=4096, k=32768, input_element="f32", residual=True),
+    qp.NormQuantizeDescriptor(m=4096, k=32768, input_element="f32", **ADALN),
+]
+
+
+@pytest.mark.parametrize("arch", [a if a == "sm_90a" else pytest.param(a, marks=pytest.mark.slow) for a in ARCHS])
+def test_long_rows_are_not_spilled(arch):
+    for variant, kernel in compiled(arch, LONG):
+        hold(kernel.code, [("LDG", "128"), ("STG", "64")], f"{variant}: {kernel.kernel} on {arch}: {kernel}")
 
 
 SLIM = [
