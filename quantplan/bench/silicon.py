@@ -223,6 +223,9 @@ def _below(results: Sequence[Data], data: Data) -> Iterator[str]:
     copied = f", copy bandwidth {bandwidth / 1e12:.2f} TB/s" if bandwidth else ""
     yield f"Measured {data['date']} on {data['machine']['device']['name']}{copied}, in CUDA graphs."
     yield "Where operations bound a product instead of bytes, they are told a second."
+    now = runs.sources()
+    if any(now.get(source) != digest for source, digest in data["sources"].items()):
+        yield "Sources of kernels have changed since."
     timed = {name for point in data["points"].values() for name in point.get("us", {})}
     named = (name for point in data["points"].values() for name in point.get("absent", {}))
     absent = [name for name in dict.fromkeys(named) if name not in timed]

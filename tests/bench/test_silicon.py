@@ -87,6 +87,13 @@ def test_the_readme_says_what_has_no_figure():
     assert "`dynamic_range_quantize`" not in ops
 
 
+def test_the_readme_says_whether_kernels_are_still_what_was_measured():
+    data = synthetic.run()
+    assert "have changed since" not in silicon.summary([data])
+    data["sources"] = {**data["sources"], "quantize.cu": "another digest"}
+    assert "Sources of kernels have changed since." in silicon.summary([data])
+
+
 def test_what_its_operations_bound_has_them_a_second_and_no_fraction():
     data = synthetic.run()
     given = data["points"]["quantized_linear int8 | 8192 × 8192 | 16"]
