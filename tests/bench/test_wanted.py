@@ -11,23 +11,33 @@ ARCH = qp.Target.parse("sm_90a")
 SOME = [row("quantize s8 token"), row("norm_quantize bf16")]
 
 
+FEW = [line for line in ROWS if line.op in ("quantize", "fp8_gemm", "repack_marlin")]
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(ROWS, marks=pytest.mark.slow, id="all"), pytest.param(FEW, id="few")]
+)
+def rows(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def kernels():
-    return wanted.kernels(ARCH, ROWS, {})
+def kernels(rows):
+    return wanted.kernels(ARCH, rows, {})
 
 
 def selected(desc):
     return set(qp.plan.plan_type(desc).choose(ARCH, desc).kernels(desc))
 
 
-def test_what_tests_exercises_and_benchmarks_run_is_among_them(kernels):
+def test_what_tests_exercises_and_benchmarks_run_is_among_them(kernels, rows):
     known = set(kernels)
     assert len(known) == len(kernels)
-    for line in ROWS:
+    for line in rows:
         for m, shape in ((67, line.small), (0, problems.Shape("no columns", 0, 64)), (300, line.compared)):
             if shape.n or not line.small.n:
                 assert selected(line.descriptor(m, shape)) <= known
-    for point in problems.points(ROWS[:12]):
+    for point in problems.points(rows[:12]):
         assert selected(point.descriptor) <= known
 
 

@@ -233,7 +233,7 @@ class TestBits:
             how = {"order": "random", "completion": "random", "seed": seed}
             assert np.array_equal(bits(run(twin, desc, placed, variant, **how)), bits(wanted)), layout
 
-    def test_fault_20_a_rows_bits_depend_on_that_row_alone(self, twin, variant):
+    def test_a_rows_bits_depend_on_that_row_alone(self, twin, variant):
         m = extents(variant)[0] + (0 if variant in SWAPPED else 2)
         desc = problem(variant, m=m)
         arrays = twin.lab.operands(desc)
@@ -251,7 +251,7 @@ class TestBits:
         arrays["bias"][5] = np.inf
         check(twin, desc, arrays, exact=True, arch=arch_of(variant), variant=variant, accumulation="truncated")
 
-    def test_fault_21_nothing_to_sum_or_to_write(self, twin, variant):
+    def test_nothing_to_sum_or_to_write(self, twin, variant):
         for m, n, k in ((3, 4, 0), (0, 4, 16), (3, 0, 16)):
             if k == 0 and variant in WGMMA:
                 continue
@@ -306,7 +306,7 @@ def test_a_short_ring_is_gone_through_as_a_long_one(twin):
     check(twin, desc, integers(twin, desc), exact=True, arch="sm_90a", variant=tile.name, **how)
 
 
-def test_fault_18_fast_loses_what_promoted_keeps(twin):
+def test_fast_loses_what_promoted_keeps(twin):
     """In 14 bits a sum of 2¹⁵ takes in no ones; f32 does. Each is within its bound, and FAST not within PROMOTED's."""
     promoted, fast = "wgmma-16x64", "wgmma-256x256-fast"
     desc = qp.Fp8GemmDescriptor(m=1, n=1, k=1232, scaling="token_channel")

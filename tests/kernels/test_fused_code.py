@@ -50,7 +50,8 @@ LONG = [
 ]
 
 
-@pytest.mark.parametrize("arch", [a if a == "sm_90a" else pytest.param(a, marks=pytest.mark.slow) for a in ARCHS])
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHS)
 def test_long_rows_are_not_spilled(arch):
     for variant, kernel in compiled(arch, LONG):
         hold(kernel.code, [("LDG", "128"), ("STG", "64")], f"{variant}: {kernel.kernel} on {arch}: {kernel}")

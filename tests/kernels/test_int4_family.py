@@ -160,7 +160,7 @@ class TestEach:
             arrays[name] = twin.rng.standard_normal(arrays[name].shape).astype(arrays[name].dtype)
         assert 0 < self.differ(twin, variant, desc, arrays, accumulation=accumulation) <= 1
 
-    def test_fault_20_a_rows_bits_depend_on_that_row_alone(self, twin, variant):
+    def test_a_rows_bits_depend_on_that_row_alone(self, twin, variant):
         m = VARIANTS[variant].tokens + 2
         desc = described(**SAME).replace(m=m)
         arrays = operands(twin.lab, desc)
@@ -173,7 +173,7 @@ class TestEach:
             part["output"][...] = 0
             np.testing.assert_array_equal(twin.run(target, alone, part, variant=variant)["output"], expected)
 
-    def test_fault_21_nothing_to_sum_or_to_write(self, twin, variant):
+    def test_nothing_to_sum_or_to_write(self, twin, variant):
         for m, n, k in ((3, 4, 0), (0, 4, 16), (3, 0, 16)):
             if k == 0 and variant in WGMMA:
                 continue
@@ -312,7 +312,7 @@ class TestSelection:
 
 @pytest.mark.parametrize("name", ["weight_q", "weight_scale", "weight_zero_point"])
 @pytest.mark.parametrize("target", ["cpu", "emulated:sm_80"])
-def test_fault_27_what_is_packed_must_be_aligned(twin, name, target):
+def test_what_is_packed_must_be_aligned(twin, name, target):
     desc = described(**SAME)
     arrays = operands(twin.lab, desc)
     arrays[name] = twin.lab.misaligned(arrays[name])

@@ -215,7 +215,7 @@ class TestExtremes:
     def built(self, variant):
         build_extremes(variant)
 
-    def test_fault_7_operands_of_minus_128(self, twin, variant):
+    def test_operands_of_minus_128(self, twin, variant):
         desc = qp.SmoothQuantLinearDescriptor(m=3, n=5, k=144, act_scale=1.0)
         given = {"act_q": np.full((3, 144), -128, np.int8), "weight_q": np.full((5, 144), -128, np.int8)}
         given["weight_scale"] = np.ones(5, np.float32)
@@ -223,7 +223,7 @@ class TestExtremes:
         assert np.all(got["output"] == 128 * 128 * 144)
 
     @pytest.mark.parametrize("act, k", [("s8", 131071), ("u8", 65793)])
-    def test_fault_16_the_largest_k(self, twin, variant, act, k):
+    def test_the_largest_k(self, twin, variant, act, k):
         """No sum leaves S32; one more column might, and no plan takes it."""
         k -= k % 16 if variant in WGMMA else 0
         desc = qp.SmoothQuantLinearDescriptor(m=1, n=2, k=k, act_element=act, act_scale=1.0, output_element="f64")
@@ -233,14 +233,14 @@ class TestExtremes:
         got = twin.check(desc, given, variant=variant, checked=False)
         assert got["output"].tolist() == [[extreme * -128 * k] * 2]
 
-    def test_fault_17_f16_overflow_is_infinite(self, twin, variant):
+    def test_f16_overflow_is_infinite(self, twin, variant):
         desc = qp.SmoothQuantLinearDescriptor(m=1, n=2, k=64, act_scale=1.0, output_element="f16")
         given = {"act_q": np.full((1, 64), 127, np.int8), "weight_scale": np.ones(2, np.float32)}
         given["weight_q"] = np.array([[127] * 64, [-127] * 64], np.int8)
         assert twin.check(desc, given, variant=variant)["output"].tolist() == [[np.inf, -np.inf]]
 
     @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf, 0.0, 1e-45])
-    def test_fault_19_scales_of_every_kind(self, twin, variant, poison):
+    def test_scales_of_every_kind(self, twin, variant, poison):
         desc = qp.QuantizedLinearDescriptor(m=3, n=4, k=32, bias=True, epilogue="relu")
         act_scale = np.array([1.0, poison, 0.5], np.float32)
         weight_scale = np.array([0.25, 1e-38, poison, -3.0], np.float32)
@@ -253,7 +253,7 @@ class TestExtremes:
         )
         twin.check(desc, {"act_zero_point": np.array([zero_point, 3], np.int32)}, variant=variant)
 
-    def test_fault_21_nothing_to_sum_or_to_write(self, twin, variant):
+    def test_nothing_to_sum_or_to_write(self, twin, variant):
         for m, n, k in ((3, 4, 0), (0, 4, 16), (3, 0, 16)):
             if k == 0 and variant in WGMMA:
                 continue
@@ -275,7 +275,7 @@ class TestExtremes:
         twin.run("emulated:sm_90a", desc, arrays | far, variant=variant, checked=False)
         np.testing.assert_array_equal(far["output"], expected["output"])
 
-    def test_fault_20_a_rows_bits_depend_on_that_row_alone(self, twin, variant):
+    def test_a_rows_bits_depend_on_that_row_alone(self, twin, variant):
         m = extents(variant)[0] + (0 if variant in SWAPPED else 2)
         desc = qp.QuantizedLinearDescriptor(m=m, n=40, k=80, output_element="f16", bias=True)
         arrays = twin.lab.operands(desc)
@@ -309,7 +309,7 @@ def test_last_tile_of_a_large_product(twin):
         twin.check(desc, variant=variant, checked=False)
 
 
-def test_fault_23_more_rows_than_a_grid_has_in_y(twin):
+def test_more_rows_than_a_grid_has_in_y(twin):
     desc = qp.SmoothQuantLinearDescriptor(m=66_000, n=1, k=16, output_element="s8", act_scale=0.1, output_scale=1.0)
     for variant in ("mma-64x64", "wgmma-128x128"):
         twin.check(desc, variant=variant, checked=False)
