@@ -36,7 +36,7 @@ def run_day(
     out: Path,
     *,
     target: str = "cuda:0",
-    budget: float = options.BUDGET_S,
+    budget: float | None = None,
     only: Sequence[str] = (),
     ops: Sequence[str] = (),
     resume: bool = False,
@@ -52,8 +52,8 @@ def run_day(
         Folder of the result file.
     target : str
         ``cuda:0``, or an emulated device, where nothing is timed.
-    budget : float
-        Seconds for all stages.
+    budget : float, optional
+        Seconds for all stages; 480 by default, and 1200 for a smoke run.
     only, ops : sequence of str
         Only these stages, and only these ops; all of them by default.
     resume : bool
@@ -80,7 +80,7 @@ def run_day(
     smoke = smoke or kind is TargetKind.EMULATED
     earlier = runs.latest(out, target, smoke=smoke) if resume else None
     run = runs.Run(earlier, runs.read(earlier)) if earlier else runs.Run.begin(out, target, smoke=smoke)
-    limited = Budget(budget, clock)
+    limited = Budget(budget or (options.SMOKE_BUDGET_S if smoke else options.BUDGET_S), clock)
     day = Day(run, target, out / "gpu-day.log", smoke, say, tuple(ops), runs.ranks(_known(out)))
     wanted = [stage for stage in STAGES if stage.name in only or not only or stage.name == "machine"]
     try:

@@ -255,7 +255,7 @@ def test_a_day_that_is_asked_to_end_ends_what_it_has_started(tmp_path):
 
 @pytest.mark.slow
 def test_a_smoke_on_the_emulated_device_runs_every_stage(tmp_path):
-    process = command(tmp_path, "--budget", "1200")
+    process = command(tmp_path)
     out, _ = process.communicate(timeout=1200)
     assert process.returncode == 0, out
     (path,) = tmp_path.glob("smoke-*.json")
