@@ -29,6 +29,8 @@ def warps(twin):
     yield Case(N(m=19, k=261, rows_per_condition=4, **EVERYTHING), layout="strided")
     yield Case(N(m=19, k=37, rows_per_condition=4, **EVERYTHING), layout="padded")
     yield Case(N(m=9, k=40, output_element="f16", weight=False), {"x": twin.awkward(9, 40, "bf16")})
+    for k in (0, 1):  # of nothing there is no mean, and of one element it is that element
+        yield Case(N(m=3, k=k, weight=False))
 
 
 def blocks(twin):
