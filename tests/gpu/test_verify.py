@@ -7,6 +7,7 @@ from quantplan.cli import main
 from quantplan.ops import PLANS
 from quantplan.verify import verify
 from quantplan.verify.runner import sample
+from tests.gpu.twin import refusal
 
 
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["one", "every"])
@@ -16,7 +17,8 @@ def test_kernels_keep_every_promise(target, kernel, every):
     op, _, variant = kernel.partition(".")
     subjects = sample(op, target, 1, variant)
     if not subjects:
-        pytest.skip(f"nothing of {kernel} runs on {target.arch}")
+        reasons = (refusal(PLANS[op], variant, desc, target) for desc in PLANS[op].catalogue())
+        pytest.skip(next(filter(None, reasons)))
     descs = None if every else [subjects[0].desc]
     report = verify(target, op, descs, strength=None, variant=variant)
     assert report.problems == ()

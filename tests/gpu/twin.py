@@ -41,12 +41,10 @@ class GpuTwin(Twin):
 
     def plan(self, desc, variant):
         """Select a plan for the GPU, of a variant if it is named."""
-        try:
-            return plan_type(desc).select(self.target, desc, qp.PlanPreference(variant=variant))
-        except qp.Unsupported as error:
-            if variant is None:
-                raise
-            pytest.skip(str(error))
+        kind = plan_type(desc)
+        if variant is not None and (reason := refusal(kind, variant, desc, self.target)):
+            pytest.skip(reason)
+        return kind.select(self.target, desc, qp.PlanPreference(variant=variant))
 
     def send(self, desc, arrays):
         """Return the op's Args with copies of arrays, and the copies: of all the memory that an array is a part of."""
@@ -59,6 +57,13 @@ class GpuTwin(Twin):
                 pointer = int(copy.data.ptr) + view.pointer - root.ctypes.data
                 views[name] = attrs.evolve(view, pointer=pointer, location=self.location, owner=copy)
         return type(args)(**views), copies
+
+
+def refusal(kind, name, desc, target):
+    """Return why a variant runs a problem on other GPUs only; None where it runs on this one, or on none."""
+    (variant,) = (one for one in kind.variants if one.name == name)
+    reason = None if variant.limit(desc) else variant.why_not(desc, target)
+    return reason and f"{name}: {reason}"
 
 
 def _root(array):
